@@ -1,0 +1,1 @@
+//! Command-line conventions shared by both binaries: exit codes, output, confirmation, actor.

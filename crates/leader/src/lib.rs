@@ -1,0 +1,1 @@
+//! Leader election: a Redis lease makes one instance act, a term issued by PostgreSQL makes all others harmless.

@@ -1,0 +1,1 @@
+//! The PostgreSQL pool, migrations, leader terms, fenced statements and the audit trail.

@@ -1,0 +1,1 @@
+//! voiceai-scaler: keeps the fleets of Voice and API servers at the right size.

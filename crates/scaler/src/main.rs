@@ -1,0 +1,3 @@
+//! The voiceai-scaler binary.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! voiceai-tasker: the platform's background work on a Redis job queue.

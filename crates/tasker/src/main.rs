@@ -1,0 +1,3 @@
+//! The voiceai-tasker binary.
+
+fn main() {}

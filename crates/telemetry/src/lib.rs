@@ -1,0 +1,1 @@
+//! JSON logs, traces, metrics and logs by OTLP.

@@ -1,0 +1,1 @@
+//! Throwaway servers, databases and faults for tests.
