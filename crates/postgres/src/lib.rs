@@ -1,1 +1,42 @@
-//! The PostgreSQL pool, migrations, leader terms, fenced statements and the audit trail.
+//! PostgreSQL: the pool, the embedded migrations, leader terms and the audit trail.
+//!
+//! Rules for everything that writes through this crate:
+//! - a leader's write is **one statement** that reads its own term `FOR SHARE` and does nothing when it is not the
+//!   newest (see [`term`]); a paused leader can then neither write late nor block its successor;
+//! - no transaction is open while anything else is waited for, and `begin()` is never raced against a time limit: a
+//!   cancelled `begin` may leave a pooled connection inside a transaction.
+
+pub mod audit;
+mod connect;
+pub mod installation;
+mod migrate;
+mod migrations;
+mod settings;
+pub mod term;
+
+pub use connect::{ConnectError, connect};
+pub use migrate::{Component, MigrateError, Migrated, migrate};
+pub use migrations::{ALL, COMMON, SCALER, TASKER};
+pub use settings::PostgresSettings;
+/// Re-exported so that callers use the very version of this crate.
+pub use sqlx;
+pub use sqlx::PgPool;
+pub use term::{NotTrusted, Tenure, Term};
+
+/// True when the error says that the server is away, restarting or full, so that the same statement may succeed later.
+#[must_use]
+pub fn is_unavailable(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed
+        | sqlx::Error::Protocol(_) => true,
+        // 08: connection, 53: resources, 57P0x: shutdown and start-up, 25006: a demoted primary.
+        sqlx::Error::Database(db) => db.code().is_some_and(|c| {
+            c.starts_with("08") || c.starts_with("53") || c.starts_with("57P0") || c == "25006"
+        }),
+        _ => false,
+    }
+}

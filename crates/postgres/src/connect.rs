@@ -1,0 +1,85 @@
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, Executor, PgPool};
+use voiceai_runtime::{Backoff, boot_now, random_unit};
+
+use crate::{PostgresSettings, is_unavailable};
+
+/// No connection could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The address cannot be understood. The text does not repeat it.
+    #[error("DATABASE_URL is not a PostgreSQL address; expected postgres://user:password@host:5432/database")]
+    Address,
+    /// The server did not answer in time.
+    #[error("connect to PostgreSQL at {place}: no success within {within:?}")]
+    Unreachable {
+        /// Host and database, without user or password.
+        place: String,
+        /// The limit that passed.
+        within: Duration,
+        /// The last failure.
+        source: sqlx::Error,
+    },
+    /// The server answered and refused: wrong password, no such database, no right.
+    #[error("connect to PostgreSQL at {place}: refused")]
+    Refused {
+        /// Host and database, without user or password.
+        place: String,
+        /// What the server said.
+        source: sqlx::Error,
+    },
+}
+
+/// Opens a pool and proves it with one query, trying again for at most [`PostgresSettings::connect_deadline`].
+///
+/// # Errors
+/// [`ConnectError::Refused`] at once when trying again cannot help; else the last failure once the time is over.
+pub async fn connect(settings: &PostgresSettings) -> Result<PgPool, ConnectError> {
+    let options = PgConnectOptions::from_str(settings.url.expose())
+        .map_err(|_| ConnectError::Address)?
+        .application_name(&settings.application_name);
+    let place = format!("{}/{}", options.get_host(), options.get_database().unwrap_or_default());
+    // Set after connecting: a pooler in between refuses them as start-up parameters.
+    let session: &'static str = Box::leak(
+        format!(
+            "SET statement_timeout = {}; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = {}; \
+             SET client_min_messages = warning",
+            settings.statement_timeout.as_millis(),
+            settings.lock_timeout.as_millis(),
+            settings.idle_in_transaction_timeout.as_millis(),
+        )
+        .into_boxed_str(),
+    );
+    let pool = PgPoolOptions::new()
+        .max_connections(settings.max_connections)
+        .acquire_timeout(settings.acquire_timeout)
+        .idle_timeout(Duration::from_secs(300))
+        .after_connect(move |connection, _| {
+            Box::pin(async move { connection.execute(AssertSqlSafe(session)).await.map(|_| ()) })
+        })
+        .connect_lazy_with(options);
+    let until = boot_now().saturating_add(settings.connect_deadline);
+    let mut attempt = 0;
+    loop {
+        let Err(error) = sqlx::query("SELECT 1").execute(&pool).await else { return Ok(pool) };
+        if !is_unavailable(&error) {
+            return Err(ConnectError::Refused { place, source: error });
+        }
+        let wait = Backoff::RECONNECT.delay(attempt, random_unit());
+        if boot_now().saturating_add(wait) >= until {
+            return Err(ConnectError::Unreachable {
+                place,
+                within: settings.connect_deadline,
+                source: error,
+            });
+        }
+        if attempt == 0 {
+            tracing::warn!(%error, place, "PostgreSQL is not reachable yet");
+        }
+        attempt += 1;
+        tokio::time::sleep(wait).await;
+    }
+}

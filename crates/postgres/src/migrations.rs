@@ -1,0 +1,25 @@
+//! Every migration file, embedded. A file is frozen once it has landed: a change is a new file. A file whose name starts
+//! with `breaking_` after its number makes older binaries refuse the database.
+
+use crate::Component;
+
+macro_rules! component {
+    ($name:literal, $folder:literal, [$($file:literal),* $(,)?]) => {
+        Component {
+            name: $name,
+            files: &[$(($file, include_str!(concat!("../../../migrations/", $folder, "/", $file, ".sql")))),*],
+        }
+    };
+}
+
+/// Leader terms, audit, installation, outbox: run by both binaries.
+pub const COMMON: Component = component!("common", "common", ["0001_leadership"]);
+
+/// Servers, operations, decisions.
+pub const SCALER: Component = component!("scaler", "scaler", []);
+
+/// Schedules, job history, backups.
+pub const TASKER: Component = component!("tasker", "tasker", []);
+
+/// Every component, in the order in which they are run.
+pub const ALL: &[Component] = &[COMMON, SCALER, TASKER];
