@@ -1,0 +1,12 @@
+//! The testkit keeps its own promises, on real servers.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "these are tests, their helpers too"
+)]
+
+mod process;
+mod redis_server;
+mod shared;
+mod wait;
