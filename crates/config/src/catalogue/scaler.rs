@@ -1,0 +1,35 @@
+//! The control loop of voiceai-scaler.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use voiceai_runtime::Secret;
+
+use crate::setting::{Binaries, settings};
+use crate::value::kinds::{duration, list, millis, path, secret_url, text};
+
+settings! {
+    "Scaling", "The control loop of voiceai-scaler. Thresholds, sizes and cooldowns are the server group's own columns.";
+
+    /// How often the leader looks at every group and decides.
+    SCALING_EVALUATION_INTERVAL_MS: Duration = millis().default("30000").between(100, 3_600_000).only(Binaries::Scaler);
+    /// Folder with one folder per provider, which holds `scaleUp.sh`, `scalingStatus.sh` and `scaleDown.sh`.
+    PROVIDER_SCRIPTS_DIR: PathBuf = path().default("/opt/voiceai/providers").only(Binaries::Scaler);
+    /// Longest run of one provider script: then SIGTERM to its process group, and SIGKILL ten seconds later.
+    PROVIDER_SCRIPT_TIMEOUT_MS: Duration = millis().default("300000").between(1_000, 3_600_000).only(Binaries::Scaler);
+    /// Further variables of this process that provider scripts get; they get nothing else of its environment.
+    PROVIDER_ENV_PASS: Vec<String> = list().only(Binaries::Scaler);
+    /// Beginning of the Redis keys under which servers report their load.
+    HEARTBEAT_KEY_PREFIX: String = text().default("voiceai:heartbeat:").only(Binaries::Scaler);
+    /// How long a new server may take from its creation to its first heartbeat; then it is rolled back.
+    HEARTBEAT_WAIT_TIMEOUT: Duration = duration().default("5m").between(1_000, 86_400_000).only(Binaries::Scaler);
+    /// Longest wait for the running calls of a server that is taken away.
+    DRAIN_TIMEOUT: Duration = duration().default("60m").between(0, 604_800_000).only(Binaries::Scaler);
+    /// How often the status of a server that is being created or deleted is asked for.
+    SCALING_STATUS_POLL_INTERVAL_MS: Duration = millis().default("5000").between(50, 600_000).only(Binaries::Scaler);
+    /// Beginning of the Redis keys of Kamailio's dispatcher records.
+    DISPATCHER_KEY_PREFIX: String = text().default("dispatcher:entry::").only(Binaries::Scaler);
+    /// The Redis that Kamailio reads, with its database number.
+    DISPATCHER_REDIS_URL: Secret = secret_url().only(Binaries::Scaler)
+        .computed_default("database 1 of the main Redis; required with Redis Cluster");
+}

@@ -1,0 +1,86 @@
+use serde::Serialize;
+
+use crate::layer::LayerKind;
+use crate::mask::shown;
+use crate::resolve::{Candidate, Resolved};
+use crate::setting::Declaration;
+
+/// One line of `config print`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Printed {
+    /// The setting.
+    pub name: String,
+    /// Its value, masked when it is secret; absent when it is unset and has no default.
+    pub value: Option<String>,
+    /// True when the value is masked.
+    pub secret: bool,
+    /// The layer whose value counts; absent when there is no value.
+    pub layer: Option<&'static str>,
+    /// Where that layer reads.
+    pub origin: Option<String>,
+    /// The variable, where it is an alias.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alias: Option<String>,
+    /// Every value that lost, highest layer first; a default that lost is not listed.
+    pub overridden: Vec<Overridden>,
+}
+
+/// A value that lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Overridden {
+    /// Its layer.
+    pub layer: &'static str,
+    /// Where that layer reads.
+    pub origin: String,
+    /// The variable it stands under.
+    pub variable: String,
+    /// The value, masked when it is secret.
+    pub value: String,
+    /// True when it is the same text as the one that won: tells secrets apart without showing them.
+    pub same: bool,
+}
+
+impl Resolved {
+    /// Every setting of this binary with its value, the layer that won and every layer that lost, in the catalogue's order.
+    #[must_use]
+    pub fn print(&self) -> Vec<Printed> {
+        self.resolutions()
+            .map(|(name, found)| match &found.winner {
+                Some(winner) => printed(name, found.declaration, winner, &found.losers),
+                None => unset(name, found.declaration),
+            })
+            .collect()
+    }
+}
+
+fn printed(name: String, declaration: &Declaration, winner: &Candidate, losers: &[Candidate]) -> Printed {
+    let overridden = losers.iter().map(|loser| Overridden {
+        layer: loser.layer.name(),
+        origin: loser.origin.clone(),
+        variable: loser.variable.clone(),
+        value: shown(declaration, loser.value.expose()),
+        same: loser.value.expose() == winner.value.expose(),
+    });
+    Printed {
+        value: Some(shown(declaration, winner.value.expose())),
+        secret: declaration.is_secret(),
+        layer: Some(winner.layer.name()),
+        origin: Some(winner.origin.clone()),
+        alias: (winner.variable != name).then(|| winner.variable.clone()),
+        overridden: overridden.collect(),
+        name,
+    }
+}
+
+fn unset(name: String, declaration: &Declaration) -> Printed {
+    let default = declaration.default.or(declaration.computed_default);
+    Printed {
+        name,
+        value: default.map(str::to_owned),
+        secret: declaration.is_secret(),
+        layer: default.map(|_| LayerKind::Default.name()),
+        origin: default.map(|_| "the declaration".to_owned()),
+        alias: None,
+        overridden: Vec::new(),
+    }
+}
