@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Executor};
+use voiceai_postgres::Component;
 
 use crate::shared::{Part, address};
 
@@ -40,6 +41,28 @@ impl Database {
         run(&mut connection, sql).await;
         let _ = connection.close().await;
     }
+}
+
+/// A new database with every migration of this workspace.
+pub async fn database() -> Database {
+    postgres(voiceai_postgres::ALL).await
+}
+
+/// A new database with the migrations of these components.
+pub async fn postgres(components: &[Component]) -> Database {
+    // The files themselves, so that an edited migration is never tested against an older template.
+    let key: String = components
+        .iter()
+        .flat_map(|c| c.files.iter().flat_map(|(file, sql)| [c.name, "/", file, "\n", sql]))
+        .collect();
+    database_from(&key, async |url| {
+        let pool = PgPool::connect(url).await.unwrap_or_else(|error| panic!("connect to {url}: {error}"));
+        if let Err(error) = voiceai_postgres::migrate(&pool, components).await {
+            panic!("migrate a test's database: {error:?}");
+        }
+        pool.close().await;
+    })
+    .await
 }
 
 /// A new database without any table.

@@ -2,7 +2,7 @@
 //!
 //! # Shared servers: a database of one's own
 //!
-//! [`redis`], [`empty_database`], [`database_from`] and [`s3`] hand out a database number, a database and a bucket that no
+//! [`redis`], [`database`] (and [`postgres`], [`empty_database`], [`database_from`]) and [`s3`] hand out a database number, a database and a bucket that no
 //! other test uses, on servers that all tests share. `make test` starts those servers and stops them at its end
 //! (`scripts/stack/test-servers.sh run`); its addresses come by `VOICEAI_TEST_REDIS_URL`, `VOICEAI_TEST_DATABASE_URL` and
 //! `VOICEAI_TEST_S3_*`. Without them (a plain `cargo test` or `cargo nextest run`) the first test that asks starts the server
@@ -24,18 +24,26 @@
     reason = "a test helper fails the test by panicking; it is never part of a binary"
 )]
 
+mod cluster;
 mod database;
 mod ports;
+mod postgres_server;
 mod process;
+mod proxy;
 mod redis_server;
 mod s3;
+mod sentinel;
 mod shared;
 mod wait;
 
-pub use database::{Database, database_from, empty_database};
+pub use cluster::Cluster;
+pub use database::{Database, database, database_from, empty_database, postgres};
 pub use ports::Port;
+pub use postgres_server::PostgresServer;
 pub use process::{Exit, Process, Program};
+pub use proxy::TcpProxy;
 pub use redis_server::{RedisOptions, RedisServer};
 pub use s3::{S3, s3};
+pub use sentinel::{Sentinel, SentinelOptions};
 pub use shared::{RedisDb, redis};
 pub use wait::{wait_for, wait_until};

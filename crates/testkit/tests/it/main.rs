@@ -6,7 +6,10 @@
     reason = "these are tests, their helpers too"
 )]
 
+mod failover;
+mod postgres_server;
 mod process;
+mod proxy;
 mod redis_server;
 mod shared;
 mod wait;

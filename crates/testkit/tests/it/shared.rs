@@ -1,4 +1,4 @@
-use voiceai_testkit::{database_from, empty_database, redis, s3};
+use voiceai_testkit::{database, database_from, empty_database, postgres, redis, s3};
 
 #[tokio::test]
 async fn each_test_gets_a_redis_database_of_its_own() {
@@ -62,4 +62,33 @@ async fn tables(url: &str) -> Vec<String> {
         .unwrap();
     pool.close().await;
     names
+}
+
+#[tokio::test]
+async fn a_migrated_database_has_the_schema_of_its_components() {
+    let all = database().await;
+    let common = postgres(&[voiceai_postgres::COMMON]).await;
+    for database in [&all, &common] {
+        let mut connection = database.connect().await;
+        let terms: i64 = sqlx::query_scalar("SELECT count(*) FROM ops.leader_terms")
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
+        assert_eq!(terms, 0);
+    }
+    let histories = async |database: &voiceai_testkit::Database| -> Vec<String> {
+        let mut connection = database.connect().await;
+        sqlx::query_scalar("SELECT tablename FROM pg_tables WHERE schemaname = 'ops' AND tablename ~ '^migrations_' ORDER BY 1")
+            .fetch_all(&mut connection)
+            .await
+            .unwrap()
+    };
+    assert_eq!(histories(&common).await, ["migrations_common"]);
+    let mut expected: Vec<String> = voiceai_postgres::ALL
+        .iter()
+        .filter(|component| !component.files.is_empty())
+        .map(|component| format!("migrations_{}", component.name))
+        .collect();
+    expected.sort();
+    assert_eq!(histories(&all).await, expected);
 }
