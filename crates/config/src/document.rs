@@ -60,6 +60,7 @@ fn default(declaration: &Declaration) -> String {
         (None, Some(words), _) => words.to_owned(),
         (None, None, Required::Always) => "required".to_owned(),
         (None, None, Required::When(other, value)) => format!("required when `{other}={value}`"),
+        (None, None, Required::With(other)) => format!("required with `{other}`"),
         (None, None, Required::No) => "unset".to_owned(),
     }
 }

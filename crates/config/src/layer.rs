@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::future::Future;
 use std::io::Read;
@@ -94,8 +95,12 @@ pub struct Environment;
 
 impl Environment {
     pub(crate) fn content() -> Content {
+        Self::content_of(std::env::vars_os())
+    }
+
+    fn content_of(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Content {
         let mut content = Content::default();
-        for (name, value) in std::env::vars_os() {
+        for (name, value) in variables {
             let Ok(name) = name.into_string() else { continue };
             match value.into_string() {
                 Ok(value) => {
@@ -193,5 +198,45 @@ impl Layer for Fixed {
     fn read(&self) -> ReadLayer<'_> {
         let content = Content { values: self.values.clone(), unreadable: BTreeMap::new() };
         Box::pin(std::future::ready(Ok(content)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::unix::ffi::OsStringExt as _;
+
+    use super::*;
+
+    fn content(pairs: &[(&str, &str)]) -> Content {
+        Environment::content_of(pairs.iter().map(|(name, value)| (name.into(), value.into())))
+    }
+
+    #[test]
+    fn a_value_that_is_no_text_is_unreadable_and_not_changed_in_silence() {
+        let raw = OsString::from_vec(vec![b'p', 0xff, b'w']);
+        let content = Environment::content_of([("REDIS_PASSWORD".into(), raw)]);
+        assert!(content.values.is_empty());
+        assert_eq!(content.unreadable["REDIS_PASSWORD"], "it is not valid UTF-8");
+    }
+
+    #[test]
+    fn a_secret_may_stand_in_a_file() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b" hunter2 \r\n").unwrap();
+        let path = file.path().to_str().unwrap();
+        let read = content(&[("REDIS_PASSWORD_FILE", path), ("LOG_LEVEL_FILE", path)]);
+        assert_eq!(read.values["REDIS_PASSWORD"].expose(), " hunter2 ");
+        assert!(!read.values.contains_key("LOG_LEVEL"), "only secrets have a file form");
+        let both = content(&[("REDIS_PASSWORD_FILE", path), ("REDIS_PASSWORD", "x")]);
+        assert!(both.unreadable["REDIS_PASSWORD"].contains("both set"));
+        let absent = content(&[("REDIS_PASSWORD_FILE", "/nonexistent/secret")]);
+        assert!(absent.unreadable["REDIS_PASSWORD"].contains("No such file"));
+    }
+
+    #[test]
+    fn a_huge_secret_file_is_refused_before_it_fills_the_memory() {
+        let absent = content(&[("REDIS_PASSWORD_FILE", "/dev/zero")]);
+        assert!(absent.unreadable["REDIS_PASSWORD"].contains("larger than"));
     }
 }

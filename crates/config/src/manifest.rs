@@ -28,9 +28,13 @@ fn variable(text: &mut String, declaration: &Declaration) {
     };
     line("name", &quoted(declaration.name));
     match declaration.required {
+        // What is composed may be given as its parts.
+        Required::Always if declaration.template().is_some() => line("required", "false"),
         Required::No => line("required", "false"),
         Required::Always => line("required", "true"),
         Required::When(other, value) => line("required_when", &quoted(&format!("{other}={value}"))),
+        // The manifest's language has no word for it; the service checks it at start.
+        Required::With(_) => line("required", "false"),
     }
     if let Some(default) = declaration.default {
         line("default", &quoted(default));

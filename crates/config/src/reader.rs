@@ -217,16 +217,26 @@ fn check_all(reader: &Reader<'_>) {
             }
             continue;
         }
-        match declaration.required {
-            Required::Always => {
-                let expected = format!("a value: {} needs it", reader.binary().name());
-                reader.add(missing(declaration, &expected));
-            }
-            Required::When(other, value) if reader.resolved.effective(other) == Some(value) => {
-                reader.add(missing(declaration, &format!("a value, because {other} is {value}")));
-            }
-            Required::When(..) | Required::No => {}
+        let needed = needed_because(declaration, &|name| {
+            let found = reader.resolved.settings().get(name);
+            (found.is_some_and(|found| found.winner.is_some()), reader.resolved.effective(name))
+        });
+        if let Some(because) = needed {
+            reader.add(missing(declaration, &format!("a value, because {because}")));
         }
+    }
+}
+
+/// Why an unset setting must have a value. `look` gives whether a setting is given, and its effective value.
+fn needed_because<'v>(
+    declaration: &Declaration,
+    look: &dyn Fn(&str) -> (bool, Option<&'v str>),
+) -> Option<String> {
+    match declaration.required {
+        Required::Always => Some("nothing works without it".to_owned()),
+        Required::When(other, value) => (look(other).1 == Some(value)).then(|| format!("{other} is {value}")),
+        Required::With(other) => look(other).0.then(|| format!("{other} is set")),
+        Required::No => None,
     }
 }
 
@@ -239,4 +249,36 @@ pub(crate) fn failpoint_refused(resolved: &Resolved, has_failpoints: bool) -> Op
         remedy: "Unset it, or run a development build.".to_owned(),
         ..wrong(declaration, winner, "no failpoint: this build has none".to_owned())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::value::kinds::text;
+    use crate::{Binary, Setting};
+
+    #[test]
+    fn a_release_build_refuses_a_failpoint_and_a_development_build_takes_it() {
+        let resolved =
+            Resolved::from_pairs(Binary::Scaler, [("VOICEAI_FAILPOINT", "op.requested.before=abort")]);
+        let violation = failpoint_refused(&resolved, false).expect("a violation");
+        assert_eq!(violation.name, "VOICEAI_FAILPOINT");
+        assert!(failpoint_refused(&resolved, true).is_none());
+        let unset = Resolved::from_pairs(Binary::Scaler, [("VOICEAI_FAILPOINT", "")]);
+        assert!(failpoint_refused(&unset, false).is_none());
+    }
+
+    #[test]
+    fn what_is_required_depends_on_the_other_setting() {
+        static WHEN: Setting<String> = text().named("SMTP_HOST", "").required_when("TRANSPORT", "smtp");
+        static WITH: Setting<String> = text().named("SECRET_KEY", "").required_with("ACCESS_KEY");
+        let because = |setting: &Setting<String>, given, value| {
+            needed_because(&setting.declaration, &|_| (given, value))
+        };
+        assert_eq!(because(&WHEN, true, Some("smtp")).as_deref(), Some("TRANSPORT is smtp"));
+        assert_eq!(because(&WHEN, true, Some("ses")), None);
+        assert_eq!(because(&WHEN, false, None), None);
+        assert_eq!(because(&WITH, true, Some("x")).as_deref(), Some("ACCESS_KEY is set"));
+        assert_eq!(because(&WITH, false, Some("a default")), None);
+    }
 }

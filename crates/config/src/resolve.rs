@@ -136,6 +136,10 @@ impl Resolved {
         )
     }
 
+    pub(crate) const fn settings(&self) -> &BTreeMap<&'static str, Resolution> {
+        &self.settings
+    }
+
     pub(crate) fn resolution(&self, declaration: &Declaration) -> Option<&Resolution> {
         self.settings.get(declaration.name)
     }

@@ -87,6 +87,8 @@ pub enum Required {
     Always,
     /// Needed when the other setting has this value.
     When(&'static str, &'static str),
+    /// Needed when the other setting is given at all.
+    With(&'static str),
 }
 
 /// Who uses a value on a host.
@@ -250,9 +252,14 @@ impl<T> Setting<T> {
         self
     }
 
-    #[expect(dead_code, reason = "a step of the declaration language; the first user is a mail transport")]
+    #[cfg_attr(not(test), expect(dead_code, reason = "no setting of today depends on another's value"))]
     pub(crate) const fn required_when(mut self, other: &'static str, value: &'static str) -> Self {
         self.declaration.required = Required::When(other, value);
+        self
+    }
+
+    pub(crate) const fn required_with(mut self, other: &'static str) -> Self {
+        self.declaration.required = Required::With(other);
         self
     }
 
