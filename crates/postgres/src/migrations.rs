@@ -13,13 +13,14 @@ macro_rules! component {
 }
 
 /// Leader terms, audit, installation, outbox: run by both binaries.
-pub const COMMON: Component = component!("common", "common", ["0001_leadership"]);
+pub const COMMON: Component = component!("common", "common", ["0001_leadership", "0010_outbox"]);
 
 /// Servers, operations, decisions.
 pub const SCALER: Component = component!("scaler", "scaler", []);
 
 /// Schedules, job history, backups.
-pub const TASKER: Component = component!("tasker", "tasker", []);
+pub const TASKER: Component =
+    component!("tasker", "tasker", ["0001_schedules", "0002_job_history", "0020_replays"]);
 
 /// Every component, in the order in which they are run.
 pub const ALL: &[Component] = &[COMMON, SCALER, TASKER];

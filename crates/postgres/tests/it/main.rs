@@ -1,0 +1,5 @@
+//! The crate on a real PostgreSQL.
+
+mod connecting;
+mod migrating;
+mod terms;

@@ -1,0 +1,4 @@
+//! The crate on real Redis servers.
+
+mod calls;
+mod faults;
