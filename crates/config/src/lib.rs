@@ -35,9 +35,9 @@ mod value;
 
 pub use document::document;
 pub use duration::parse_duration;
-pub use general::{General, HostName};
+pub use general::{General, Instance, host_name};
 pub use layer::{Content, Environment, Fixed, Layer, LayerError, LayerKind, ReadLayer};
-pub use manifest::manifest;
+pub use manifest::{Manifest, Variable, manifest};
 pub use mask::{MASK, mask_url};
 pub use print::{Overridden, Printed};
 pub use reader::{Loaded, Reader};

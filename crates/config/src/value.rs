@@ -328,6 +328,9 @@ pub(crate) mod kinds {
     pub(crate) const fn duration() -> Setting<Duration> {
         Setting::of(Kind::Duration)
     }
+    pub(crate) const fn seconds() -> Setting<Duration> {
+        Setting::of(Kind::Seconds)
+    }
     pub(crate) const fn port() -> Setting<u16> {
         Setting::of(Kind::Port).between(1, 65_535)
     }

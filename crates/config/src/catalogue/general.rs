@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::setting::settings;
-use crate::value::kinds::{duration, path, text};
+use crate::value::kinds::{path, seconds, text};
 
 settings! {
     "General", "What both services need to know about themselves.";
@@ -18,10 +18,12 @@ settings! {
     /// Folder of the state file that `healthcheck` reads.
     RUNTIME_DIR: PathBuf = path().computed_default("`/run/voiceai`, else the system's temporary folder").bootstrap();
     /// From SIGTERM to the end: intake stops, running work is drained, leases are handed back, telemetry is flushed.
-    SHUTDOWN_TIMEOUT: Duration = duration().default("30s").aliases(&["MAIL_SHUTDOWN_TIMEOUT"]).between(1_000, 3_600_000);
+    SHUTDOWN_TIMEOUT: Duration = seconds().default("30s").aliases(&["MAIL_SHUTDOWN_TIMEOUT"]).between(1_000, 3_600_000);
     /// Least level of the log lines written: trace, debug, info, warn, error or off; or a comma list with targets, `info,fred=warn`.
     LOG_LEVEL: String = text().default("info")
         .check("trace, debug, info, warn, error or off, alone or as a list such as info,fred=warn", is_filter);
+    /// Who is named in the audit trail of a command that changes something, where `--as` is not given. In a container one of the two is required.
+    VOICEAI_OPERATOR: String = text().bootstrap();
     /// Development builds only: stops or aborts the process at a named point, for fault tests. A release build refuses to start with it.
     VOICEAI_FAILPOINT: String = text().bootstrap();
 }

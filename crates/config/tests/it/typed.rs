@@ -32,7 +32,7 @@ fn every_violation_is_reported_at_once_with_its_name() {
             ("DIAGNOSTIC_JOBS", "maybe"),
             ("DATABASE_URL", "mysql://u:canary@h/d"),
             ("S3_ACCESS_KEY", "canary"),
-            ("SHUTDOWN_TIMEOUT", "30"),
+            ("SHUTDOWN_TIMEOUT", "30000"),
             ("LOG_LEVEL", "loud"),
             ("REDIS_PORT", "70000"),
             ("DATABASE_SSLMODE", "sometimes"),
@@ -167,8 +167,13 @@ fn the_general_settings_and_their_edges() {
     let read = |pairs: &[(&str, &str)]| scaler_with(pairs).read(General::read).map(|loaded| loaded.settings);
     let general = read(&[]).unwrap();
     assert_eq!((general.environment.as_str(), general.log_level.as_str()), ("development", "info"));
-    assert!(!general.instance_id.is_empty());
+    assert!(!general.instance.id.is_empty());
+    assert_eq!(general.instance.state_files().len(), 2);
+    let folder = read(&[("RUNTIME_DIR", "/elsewhere"), ("INSTANCE_ID", "a-1")]).unwrap().instance;
+    assert_eq!(folder.state_file(), std::path::Path::new("/elsewhere/voiceai-scaler.a-1.json"));
+    assert_eq!(folder.state_files(), [folder.state_file()]);
     assert_eq!(read(&[("MAIL_SHUTDOWN_TIMEOUT", "5s")]).unwrap().shutdown_timeout, Duration::from_secs(5));
+    assert_eq!(read(&[("SHUTDOWN_TIMEOUT", "20")]).unwrap().shutdown_timeout, Duration::from_secs(20));
     assert_eq!(read(&[("LOG_LEVEL", "INFO,fred=warn")]).unwrap().log_level, "INFO,fred=warn");
     for (name, wrong) in [
         (&general::ENVIRONMENT, "pro duction"),
