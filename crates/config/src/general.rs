@@ -15,8 +15,10 @@ const RUNTIME_DIR_DEFAULT: &str = "/run/voiceai";
 pub struct General {
     /// `ENVIRONMENT`. Part of every server's name.
     pub environment: String,
-    /// Who this process is and where it says how it is.
-    pub instance: Instance,
+    /// `INSTANCE_ID`, else the host name. Two processes of one service on one host need two ids.
+    pub instance_id: String,
+    /// `RUNTIME_DIR`, when it is set.
+    pub runtime_dir: Option<PathBuf>,
     /// `SHUTDOWN_TIMEOUT`. From SIGTERM to the end.
     pub shutdown_timeout: Duration,
     /// `LOG_LEVEL`. A level, or directives such as `info,fred=warn`.
@@ -26,9 +28,11 @@ pub struct General {
 impl General {
     /// Reads them.
     pub fn read(reader: &Reader<'_>) -> Self {
+        let Instance { id, runtime_dir, .. } = Instance::read(reader);
         Self {
             environment: reader.get(&ENVIRONMENT),
-            instance: Instance::read(reader),
+            instance_id: id,
+            runtime_dir,
             shutdown_timeout: reader.get(&SHUTDOWN_TIMEOUT),
             log_level: reader.get(&LOG_LEVEL),
         }
@@ -51,22 +55,15 @@ impl Instance {
     pub fn read(reader: &Reader<'_>) -> Self {
         Self {
             service: reader.binary().name(),
-            id: reader.optional(&INSTANCE_ID).unwrap_or_else(host_name),
+            id: reader.optional(&INSTANCE_ID).unwrap_or_else(|| HostName::read().0),
             runtime_dir: reader.optional(&RUNTIME_DIR),
         }
     }
 
-    /// The file that a running process writes: under `RUNTIME_DIR`, else under `/run/voiceai` where this user may write
-    /// there (it is made when that is possible), else in the system's temporary folder.
+    /// The file that a running process writes.
     #[must_use]
     pub fn state_file(&self) -> PathBuf {
-        let folder = self.runtime_dir.clone().unwrap_or_else(|| {
-            let folder = PathBuf::from(RUNTIME_DIR_DEFAULT);
-            let usable = std::fs::create_dir_all(&folder).is_ok()
-                && access(&folder, Access::WRITE_OK | Access::EXEC_OK).is_ok();
-            if usable { folder } else { std::env::temp_dir() }
-        });
-        self.file_in(&folder)
+        self.file_in(&runtime_dir(self.runtime_dir.as_deref()))
     }
 
     /// Where a reader looks: the writer may be another user and so have chosen the other folder.
@@ -83,9 +80,33 @@ impl Instance {
     }
 }
 
-/// The name of this host as the kernel knows it; `localhost` where it has none.
+/// The folder of state files: `given` (`RUNTIME_DIR`), else `/run/voiceai` where this user may write there (it is made when
+/// that is possible), else the system's temporary folder.
 #[must_use]
-pub fn host_name() -> String {
-    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    if name.is_empty() { "localhost".to_owned() } else { name }
+pub fn runtime_dir(given: Option<&Path>) -> PathBuf {
+    given.map_or_else(
+        || {
+            let folder = PathBuf::from(RUNTIME_DIR_DEFAULT);
+            let usable = std::fs::create_dir_all(&folder).is_ok()
+                && access(&folder, Access::WRITE_OK | Access::EXEC_OK).is_ok();
+            if usable { folder } else { std::env::temp_dir() }
+        },
+        Path::to_owned,
+    )
+}
+
+/// The name of this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostName(
+    /// The name; `localhost` where the kernel has none.
+    pub String,
+);
+
+impl HostName {
+    /// Asks the kernel.
+    #[must_use]
+    pub fn read() -> Self {
+        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        Self(if name.is_empty() { "localhost".to_owned() } else { name })
+    }
 }

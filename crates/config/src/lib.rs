@@ -35,7 +35,7 @@ mod value;
 
 pub use document::document;
 pub use duration::parse_duration;
-pub use general::{General, Instance, host_name};
+pub use general::{General, HostName, Instance, runtime_dir};
 pub use layer::{Content, Environment, Fixed, Layer, LayerError, LayerKind, ReadLayer};
 pub use manifest::{Manifest, Variable, manifest};
 pub use mask::{MASK, mask_url};

@@ -25,6 +25,15 @@ pub struct Printed {
     pub overridden: Vec<Overridden>,
 }
 
+impl Printed {
+    /// Name, and value with its layer, for the line a service writes at start; nothing for a setting without a value.
+    #[must_use]
+    pub fn start_line(&self) -> Option<(String, String)> {
+        let value = self.value.as_ref()?;
+        Some((self.name.clone(), format!("{value} ({})", self.layer?)))
+    }
+}
+
 /// A value that lost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Overridden {

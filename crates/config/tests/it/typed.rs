@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use voiceai_config::catalogue::{general, leader, postgres, queue, redis, scaler, storage};
-use voiceai_config::{Binary, General, Rate, Reader, Report, Resolved};
+use voiceai_config::{Binary, General, Instance, Rate, Reader, Report, Resolved};
 
 fn scaler_with(pairs: &[(&str, &str)]) -> Resolved {
     Resolved::from_pairs(Binary::Scaler, pairs.iter().copied())
@@ -167,9 +167,10 @@ fn the_general_settings_and_their_edges() {
     let read = |pairs: &[(&str, &str)]| scaler_with(pairs).read(General::read).map(|loaded| loaded.settings);
     let general = read(&[]).unwrap();
     assert_eq!((general.environment.as_str(), general.log_level.as_str()), ("development", "info"));
-    assert!(!general.instance.id.is_empty());
-    assert_eq!(general.instance.state_files().len(), 2);
-    let folder = read(&[("RUNTIME_DIR", "/elsewhere"), ("INSTANCE_ID", "a-1")]).unwrap().instance;
+    assert!(!general.instance_id.is_empty());
+    let instance = |pairs: &[(&str, &str)]| scaler_with(pairs).read(Instance::read).unwrap().settings;
+    assert_eq!(instance(&[("LOG_LEVEL", "loud")]).state_files().len(), 2, "nothing else is looked at");
+    let folder = instance(&[("RUNTIME_DIR", "/elsewhere"), ("INSTANCE_ID", "a-1")]);
     assert_eq!(folder.state_file(), std::path::Path::new("/elsewhere/voiceai-scaler.a-1.json"));
     assert_eq!(folder.state_files(), [folder.state_file()]);
     assert_eq!(read(&[("MAIL_SHUTDOWN_TIMEOUT", "5s")]).unwrap().shutdown_timeout, Duration::from_secs(5));
@@ -185,6 +186,17 @@ fn the_general_settings_and_their_edges() {
         let name = name.declaration.name;
         assert_eq!(violations(&read(&[(name, wrong)]).unwrap_err()), [name], "{wrong}");
     }
+}
+
+#[test]
+fn the_start_line_names_each_value_with_its_layer_and_no_secret() {
+    let resolved = scaler_with(&[("REDIS_URL", "redis://:canary@h:1"), ("LEADER_LOCK_TTL_MS", "12000")]);
+    let lines: Vec<_> = resolved.print().iter().filter_map(voiceai_config::Printed::start_line).collect();
+    let find = |name: &str| lines.iter().find(|(have, _)| have == name).map(|(_, value)| value.as_str());
+    assert_eq!(find("REDIS_URL"), Some("redis://***@h:1 (environment)"));
+    assert_eq!(find("LEADER_LOCK_TTL_MS"), Some("12000 (environment)"));
+    assert_eq!(find("LEADER_HEARTBEAT_INTERVAL_MS"), Some("5000 (default)"));
+    assert_eq!(find("DATABASE_URL"), None);
 }
 
 #[test]
