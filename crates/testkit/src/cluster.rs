@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
+use crate::ports::Port;
 use crate::redis_server::{RedisOptions, RedisServer};
 use crate::wait::wait_for;
 
@@ -13,20 +14,28 @@ const READY_WITHIN: Duration = Duration::from_secs(90);
 #[derive(Debug)]
 pub struct Cluster {
     servers: Vec<RedisServer>,
+    /// The servers' ports for each other.
+    _buses: Vec<Port>,
 }
 
 impl Cluster {
     /// Starts the servers and waits until all of them call the cluster whole.
     pub async fn start() -> Self {
         let mut servers = Vec::new();
+        let mut buses = Vec::new();
         for _ in 0..6 {
+            let bus = Port::reserve();
             let extra = [
                 ("cluster-enabled", "yes"),
                 ("cluster-config-file", "nodes.conf"),
                 ("cluster-node-timeout", "2000"),
+                ("repl-diskless-sync-delay", "0"),
+                // The default, port + 10000, lies in the range of outgoing connections.
+                ("cluster-port", &bus.number().to_string()),
             ];
             let extra = extra.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
             servers.push(RedisServer::start(RedisOptions { extra, ..RedisOptions::default() }).await);
+            buses.push(bus);
         }
         let addresses = servers.iter().map(|server| format!("127.0.0.1:{}", server.port()));
         let created = Command::new("redis-cli")
@@ -37,7 +46,7 @@ impl Cluster {
             .await
             .expect("run redis-cli");
         assert!(created.status.success(), "create the cluster: {}", String::from_utf8_lossy(&created.stdout));
-        let cluster = Self { servers };
+        let cluster = Self { servers, _buses: buses };
         wait_for(READY_WITHIN, "every server calls the cluster whole", async || {
             for server in &cluster.servers {
                 let info = server.cli(&["CLUSTER", "INFO"]).await;
