@@ -93,32 +93,45 @@ not_alive() { ! alive "$1"; }
 
 # --- ports -----------------------------------------------------------------------------------------------------------
 
-# A port in our range that no socket of this machine uses; $1 is added to the number and must be free as well.
-free_port() {
-  local also=${1:-0} port hex other try
-  for ((try = 0; try < 200; try++)); do
-    port=$((PORT_MIN + (RANDOM * 32768 + RANDOM) % (PORT_MAX - PORT_MIN + 1)))
-    printf -v hex ':%04X ' "$port"
-    printf -v other ':%04X ' "$((port + also))"
-    # Both files list every TCP socket in any state, with the local address first.
-    if ! awk '{print $2 " "}' /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -qF -e "$hex" -e "$other"; then
-      printf '%s\n' "$port"
-      return 0
-    fi
-  done
-  say "error: no free port between $PORT_MIN and $PORT_MAX"
-  return 1
+# port_is_free PORT: no socket of this machine has it as its local port; one in TIME_WAIT (06) does not stop a server.
+port_is_free() {
+  local hex
+  printf -v hex ':%04X ' "$1"
+  # Both files list every TCP socket, with the local address as the second word and the state as the fourth.
+  ! awk '$4 != "06" {print $2 " "}' /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -qF -e "$hex"
 }
 
-# distinct_ports N: N different free ports on one line.
-distinct_ports() {
+# free_ports N: N different free ports of our range on one line.
+free_ports() {
   local -a ports=()
-  local port
-  while ((${#ports[@]} < $1)); do
-    port=$(free_port) || return 1
-    [[ " ${ports[*]} " == *" $port "* ]] || ports+=("$port")
+  local port try
+  for ((try = 0; try < 500 && ${#ports[@]} < $1; try++)); do
+    port=$((PORT_MIN + (RANDOM * 32768 + RANDOM) % (PORT_MAX - PORT_MIN + 1)))
+    if [[ " ${ports[*]} " != *" $port "* ]] && port_is_free "$port"; then ports+=("$port"); fi
   done
+  ((${#ports[@]} == $1)) || {
+    say "error: fewer than $1 free ports between $PORT_MIN and $PORT_MAX"
+    return 1
+  }
   printf '%s\n' "${ports[*]}"
+}
+
+# ports_for FILE N TRY: the ports of the last start, kept in FILE, so that a part that is started again is found where it
+# was; other ones when there are none, one is taken, or a first try with them has failed.
+ports_for() {
+  local file=$1 count=$2 try=$3 port ports
+  if ((try == 1)) && [[ -s $file ]]; then
+    ports=$(<"$file")
+    if [[ $(wc -w <<<"$ports") == "$count" ]]; then
+      for port in $ports; do port_is_free "$port" || ports=; done
+      if [[ -n $ports ]]; then
+        printf '%s\n' "$ports"
+        return 0
+      fi
+    fi
+  fi
+  ports=$(free_ports "$count") || return 1
+  printf '%s\n' "$ports" | tee "$file"
 }
 
 random_hex() { od -An -N"$1" -tx1 /dev/urandom | tr -d ' \n'; }
@@ -184,7 +197,7 @@ start_redis_once() {
   shift
   # The last argument is the number of the try.
   local -a options=("${@:1:$#-1}")
-  REDIS_PORT=$(free_port) || return 1
+  REDIS_PORT=$(ports_for "$dir/redis.ports" 1 "${*: -1}") || return 1
   : >"$dir/redis.log"
   launch "$dir/redis.pid" "$dir/redis.log" redis-server --port "$REDIS_PORT" --bind 127.0.0.1 --dir "$dir" \
     --daemonize no --loglevel notice --maxmemory-policy noeviction "${options[@]}"
@@ -250,7 +263,7 @@ start_postgres_once() {
   local -a settings=("${@:1:$#-1}")
   bin=$(postgres_bin) || return 1
   postgres_user_prefix
-  POSTGRES_PORT=$(free_port) || return 1
+  POSTGRES_PORT=$(ports_for "$dir/postgres.ports" 1 "${*: -1}") || return 1
   : >"$dir/postgres.log"
   # No Unix socket: its path has a length limit, and the default place is shared.
   launch "$dir/postgres.pid" "$dir/postgres.log" "${POSTGRES_AS[@]}" "${POSTGRES_LAUNCH[@]}" "$bin/postgres" -D "$dir/data" \
@@ -269,16 +282,14 @@ start_s3() {
   try_ports start_s3_once "$@"
 }
 start_s3_once() {
-  local dir=$1 access=$2 secret=$3 bucket=$4 s3 s3g master masterg filer filerg volume volumeg admin
-  read -r s3 s3g master masterg filer filerg volume volumeg <<<"$(distinct_ports 8)"
-  # weed insists that the admin's gRPC port is its HTTP port + 10000, which lands in the ephemeral range; both are checked.
-  admin=$(free_port 10000) || return 1
-  while [[ " $s3 $s3g $master $masterg $filer $filerg $volume $volumeg " == *" $admin "* ]]; do admin=$(free_port 10000); done
+  local dir=$1 access=$2 secret=$3 bucket=$4 ports s3 s3g master masterg filer filerg volume volumeg admin
+  ports=$(ports_for "$dir/s3.ports" 9 "$5") || return 1
+  read -r s3 s3g master masterg filer filerg volume volumeg admin <<<"$ports"
   # shellcheck disable=SC2034  # for the caller
   S3_PORT=$s3
   S3_ENDPOINT=http://127.0.0.1:$s3
   : >"$dir/s3.log"
-  printf '%s\n' "$s3 $s3g $master $masterg $filer $filerg $volume $volumeg $admin $((admin + 10000))" >"$dir/s3.ports"
+  # weed insists that the admin's gRPC port is its HTTP port + 10000; should that one be taken, the next try has another.
   # The keys go by the environment of this one process: weed reads them from these names, and argv would show them to all.
   AWS_ACCESS_KEY_ID=$access AWS_SECRET_ACCESS_KEY=$secret launch "$dir/s3.pid" "$dir/s3.log" \
     "$VENV/bin/weed" mini -dir="$dir/data" -ip=127.0.0.1 -ip.bind=127.0.0.1 -bucket="$bucket" \
@@ -322,7 +333,7 @@ start_smtp() {
 }
 start_smtp_once() {
   local dir=$1 sink=$2
-  SMTP_SINK_PORT=$(free_port) || return 1
+  SMTP_SINK_PORT=$(ports_for "$dir/smtp.ports" 1 "$3") || return 1
   : >"$dir/smtp.log"
   launch "$dir/smtp.pid" "$dir/smtp.log" "$VENV/bin/python" "$ROOT/scripts/stack/smtp_sink.py" "$SMTP_SINK_PORT" "$sink"
   wait_answer "the SMTP sink" "$dir/smtp.pid" "$dir/smtp.log" 30 smtp_answers "$SMTP_SINK_PORT"

@@ -1,0 +1,155 @@
+#!/usr/bin/env bash
+# Installs what this repository's commands need and the machine lacks; prints nothing when nothing is missing.
+#
+#   scripts/install.sh stack    what the private stack and the demo need
+#   scripts/install.sh test     the same, a C compiler and cargo-nextest
+#   scripts/install.sh check    a C compiler, shellcheck, git and cargo-deny
+#
+# System packages come by apt-get (as root, or with sudo), Rust tools by `cargo install --locked` into cargo's own bin
+# directory. Services that such packages would start are not started.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=stack/lib.sh
+. "$(dirname "$0")/stack/lib.sh"
+
+NEXTEST_VERSION=0.9.143
+DENY_VERSION=0.20.2
+POLICY=/usr/sbin/policy-rc.d
+SAVED_POLICY=$POLICY.voiceai-saved
+
+missing=()
+# need PACKAGE COMMAND...: the package is missing unless the command succeeds.
+need() {
+  local package=$1
+  shift
+  "$@" >/dev/null 2>&1 || missing+=("$package")
+}
+has() { command -v "$1"; }
+# A virtual environment needs more than the interpreter on Debian.
+has_venv() { python3 -c 'import ensurepip, venv' || /usr/bin/python3 -c 'import ensurepip, venv'; }
+has_c_library() { echo 'int main(void) { return 0; }' | cc -x c -o /dev/null -; }
+
+need_stack() {
+  need redis-server has redis-server
+  need redis-tools has redis-cli
+  need postgresql postgres_bin
+  need postgresql-client has pg_dump
+  need postgresql-client has psql
+  need curl has curl
+  need jq has jq
+  need python3-venv has_venv
+  need ca-certificates test -s /etc/ssl/certs/ca-certificates.crt
+  need util-linux has setpriv
+  need util-linux has flock
+  need procps has ps
+}
+need_compiler() {
+  need gcc has cc
+  need libc6-dev has_c_library
+  need make has make
+  need git has git
+}
+
+as_root() {
+  if ((EUID == 0)); then
+    "$@"
+  elif command -v sudo >/dev/null; then
+    sudo "$@"
+  else
+    say "error: installing ${missing[*]} needs root, and there is no sudo; install them by hand and run this again"
+    exit 1
+  fi
+}
+
+# Debian's packages start their services on installation, on the default ports. A policy that forbids it stands in place
+# while we install; whatever stood there before is put back on every way out.
+forbid_services() {
+  local policy
+  restore_policy
+  if [[ -e $POLICY ]]; then as_root mv "$POLICY" "$SAVED_POLICY"; fi
+  trap restore_policy EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM HUP
+  policy=$(mktemp)
+  printf '%s\n' '#!/bin/sh' '# voiceai: no service starts while its package is installed' 'exit 101' >"$policy"
+  as_root install -m 755 "$policy" "$POLICY"
+  rm -f "$policy"
+}
+restore_policy() {
+  if [[ -e $POLICY ]] && grep -q '^# voiceai: ' "$POLICY"; then as_root rm -f "$POLICY"; fi
+  # Also what an installation that was killed has left.
+  if [[ -e $SAVED_POLICY ]]; then as_root mv "$SAVED_POLICY" "$POLICY"; fi
+}
+
+install_packages() {
+  local package
+  local -a wanted=()
+  # The same package may be missed twice.
+  for package in "${missing[@]}"; do
+    [[ " ${wanted[*]} " == *" $package "* ]] || wanted+=("$package")
+  done
+  ((${#wanted[@]})) || return 0
+  if ! command -v apt-get >/dev/null; then
+    say "error: ${wanted[*]} (Debian's names) are missing and there is no apt-get here; install them by hand"
+    exit 1
+  fi
+  say "installing by apt-get: ${wanted[*]}"
+  forbid_services
+  # A mirror that cannot be reached need not matter: the packages may be cached.
+  as_root apt-get -o DPkg::Lock::Timeout=300 update -qq >&2 || say "note: apt-get update failed; trying with the lists at hand"
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends "${wanted[@]}" >&2 || {
+    say "error: apt-get could not install ${wanted[*]}; its message stands above"
+    exit 1
+  }
+  restore_policy
+  trap - EXIT
+}
+
+# Functions came with Redis 7; Ubuntu 22.04 ships 6.
+check_redis_version() {
+  local version
+  version=$(redis-server --version | sed -n 's/.*v=\([0-9]*\)\..*/\1/p')
+  if ((${version:-0} < 7)); then
+    say "error: redis-server is version ${version:-unknown}, 7.0 or newer is needed (Debian 12 and Ubuntu 24.04 have it)"
+    exit 1
+  fi
+}
+
+cargo_tool() {
+  local name=$1 version=$2
+  command -v cargo >/dev/null || {
+    say "error: cargo was not found; install a Rust toolchain (rust-version in Cargo.toml names the oldest that works)"
+    exit 1
+  }
+  if command -v "$name" >/dev/null || [[ -x ${CARGO_HOME:-$HOME/.cargo}/bin/$name ]]; then return 0; fi
+  say "installing $name $version by cargo (a few minutes, once)"
+  # Built apart from this workspace: its flags and target directory are not ours.
+  (cd / && env -u CARGO_TARGET_DIR -u RUSTFLAGS CARGO_INCREMENTAL=0 cargo install --quiet --locked "$name@$version" >&2) || {
+    say "error: cargo could not install $name $version; its message stands above"
+    exit 1
+  }
+}
+
+case ${1:-} in
+  stack)
+    need_stack
+    install_packages
+    check_redis_version
+    ;;
+  test)
+    need_stack
+    need_compiler
+    install_packages
+    check_redis_version
+    cargo_tool cargo-nextest "$NEXTEST_VERSION"
+    ;;
+  check)
+    need_compiler
+    need shellcheck has shellcheck
+    install_packages
+    cargo_tool cargo-deny "$DENY_VERSION"
+    ;;
+  *)
+    sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+    ;;
+esac
