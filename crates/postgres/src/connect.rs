@@ -42,22 +42,17 @@ pub async fn connect(settings: &PostgresSettings) -> Result<PgPool, ConnectError
         .map_err(|_| ConnectError::Address)?
         .application_name(&settings.application_name);
     let place = format!("{}/{}", options.get_host(), options.get_database().unwrap_or_default());
-    // Set after connecting: a pooler in between refuses them as start-up parameters.
-    let session: &'static str = Box::leak(
-        format!(
-            "SET statement_timeout = {}; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = {}; \
-             SET client_min_messages = warning",
-            settings.statement_timeout.as_millis(),
-            settings.lock_timeout.as_millis(),
-            settings.idle_in_transaction_timeout.as_millis(),
-        )
-        .into_boxed_str(),
+    let session = session_limits(
+        settings.statement_timeout,
+        settings.lock_timeout,
+        settings.idle_in_transaction_timeout,
     );
     let pool = PgPoolOptions::new()
         .max_connections(settings.max_connections)
         .acquire_timeout(settings.acquire_timeout)
         .idle_timeout(Duration::from_secs(300))
         .after_connect(move |connection, _| {
+            let session = session.clone();
             Box::pin(async move { connection.execute(AssertSqlSafe(session)).await.map(|_| ()) })
         })
         .connect_lazy_with(options);
@@ -82,4 +77,31 @@ pub async fn connect(settings: &PostgresSettings) -> Result<PgPool, ConnectError
         attempt += 1;
         tokio::time::sleep(wait).await;
     }
+}
+
+/// A second, small pool to the database of `pool`, made of connections that are opened when needed. Waiting for a
+/// connection, a lock and a statement each end after `limit`. For what must not wait behind ordinary work: leadership.
+#[must_use]
+pub fn reserved(pool: &PgPool, connections: u32, limit: Duration) -> PgPool {
+    let session = session_limits(limit, limit, limit);
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(limit)
+        .idle_timeout(Duration::from_secs(300))
+        .after_connect(move |connection, _| {
+            let session = session.clone();
+            Box::pin(async move { connection.execute(AssertSqlSafe(session)).await.map(|_| ()) })
+        })
+        .connect_lazy_with(pool.connect_options().as_ref().clone())
+}
+
+/// Set after connecting: a pooler in between refuses them as start-up parameters.
+fn session_limits(statement: Duration, lock: Duration, idle_in_transaction: Duration) -> String {
+    format!(
+        "SET statement_timeout = {}; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = {}; \
+         SET client_min_messages = warning",
+        statement.as_millis(),
+        lock.as_millis(),
+        idle_in_transaction.as_millis(),
+    )
 }

@@ -14,7 +14,7 @@ mod migrations;
 mod settings;
 pub mod term;
 
-pub use connect::{ConnectError, connect};
+pub use connect::{ConnectError, connect, reserved};
 pub use migrate::{Component, MigrateError, Migrated, migrate};
 pub use migrations::{ALL, COMMON, SCALER, TASKER};
 pub use settings::PostgresSettings;

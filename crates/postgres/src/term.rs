@@ -93,14 +93,23 @@ impl Tenure {
         self.0.held.load(Ordering::Acquire)
     }
 
-    /// Called by the election after a renewal. Never revives a tenure that was ended.
+    /// Called by the election after a renewal, also after [`Tenure::suspend`]. Never revives a tenure that was ended.
     pub fn extend(&self, trusted_until: BootTime) {
         let _ = self.0.trusted_until_ms.try_update(Ordering::AcqRel, Ordering::Acquire, |now| {
             (now != 0).then(|| now.max(trusted_until.as_millis()))
         });
     }
 
-    /// Called by the election when a renewal failed or the leader resigns: from now on nothing is trusted.
+    /// Called by the election when it is not known whether the lease is still ours: nothing is trusted until the next
+    /// [`Tenure::extend`].
+    pub fn suspend(&self) {
+        let _ = self.0.trusted_until_ms.try_update(Ordering::AcqRel, Ordering::Acquire, |now| {
+            // 0 means ended, which is for ever.
+            (now != 0).then_some(1)
+        });
+    }
+
+    /// Called by the election when the lease is lost or given up: from now on nothing is trusted.
     pub fn end(&self) {
         self.0.trusted_until_ms.store(0, Ordering::Release);
     }
@@ -116,6 +125,8 @@ impl Tenure {
 pub struct Candidate<'a> {
     /// Which election.
     pub name: &'a str,
+    /// `voiceai-scaler` or `voiceai-tasker`, for the audit trail.
+    pub service: &'a str,
     /// INSTANCE_ID.
     pub holder: &'a str,
     /// Host name.
@@ -135,14 +146,16 @@ pub struct Issued {
     pub held_reason: Option<String>,
 }
 
-/// Issues the next term: GREATEST(own, `mirrored`) + 1, where `mirrored` is the highest number found in any copy.
+/// Issues the next term: GREATEST(own, `mirrored`) + 1, where `mirrored` is the highest number found in any copy. A
+/// database that was lower than a copy is audited in the same statement.
 ///
 /// # Errors
 /// As the database says. After an unknown outcome just ask again: a skipped number harms nothing.
 pub async fn issue(pool: &PgPool, candidate: &Candidate<'_>, mirrored: i64) -> Result<Issued, sqlx::Error> {
     let row = sqlx::query(
         "WITH before AS (SELECT term FROM ops.leader_terms WHERE name = $1), \
-              fallen AS (SELECT COALESCE((SELECT term FROM before), 0) < $5 AS is) \
+              fallen AS (SELECT COALESCE((SELECT term FROM before), 0) < $5 AS is), \
+         issued AS ( \
          INSERT INTO ops.leader_terms AS t (name, term, holder, host, pid, elected_at, held_since, held_reason) \
          SELECT $1, GREATEST($5, 0) + 1, $2, $3, $4, now(), \
                 CASE WHEN fallen.is THEN now() END, CASE WHEN fallen.is THEN $6 END FROM fallen \
@@ -150,7 +163,13 @@ pub async fn issue(pool: &PgPool, candidate: &Candidate<'_>, mirrored: i64) -> R
              term = GREATEST(t.term, $5) + 1, holder = $2, host = $3, pid = $4, elected_at = now(), \
              held_since = CASE WHEN t.term < $5 THEN now() ELSE t.held_since END, \
              held_reason = CASE WHEN t.term < $5 THEN $6 ELSE t.held_reason END \
-         RETURNING t.term, (SELECT fallen.is FROM fallen), t.held_reason",
+         RETURNING t.term, t.held_reason), \
+         noted AS ( \
+         INSERT INTO ops.audit (service, actor, action, subject, reason, details) \
+         SELECT $7, $2, 'leader.term_regressed', $1, $6, jsonb_build_object('term', issued.term, \
+             'highest_copy', $5, 'database', COALESCE((SELECT term FROM before), 0)) \
+         FROM issued, fallen WHERE fallen.is) \
+         SELECT issued.term, fallen.is, issued.held_reason FROM issued, fallen",
     )
     .bind(candidate.name)
     .bind(candidate.holder)
@@ -158,6 +177,7 @@ pub async fn issue(pool: &PgPool, candidate: &Candidate<'_>, mirrored: i64) -> R
     .bind(i32::try_from(candidate.pid).unwrap_or(0))
     .bind(mirrored)
     .bind("term regressed: the database is older than the terms seen in Redis (restored from a backup?)")
+    .bind(candidate.service)
     .fetch_one(pool)
     .await?;
     Ok(Issued {
@@ -178,6 +198,27 @@ pub async fn is_newest(pool: &PgPool, term: &Term) -> Result<bool, sqlx::Error> 
         .fetch_one(pool)
         .await?
         .try_get(0)
+}
+
+/// What the database says of an election: its newest term and, while a person must release the leader first, why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The newest term.
+    pub term: i64,
+    /// Set while the leader is held.
+    pub held_reason: Option<String>,
+}
+
+/// The standing of the election `name`; `None` when no term was ever issued in this database.
+///
+/// # Errors
+/// As the database says.
+pub async fn standing(pool: &PgPool, name: &str) -> Result<Option<Standing>, sqlx::Error> {
+    let row = sqlx::query("SELECT term, held_reason FROM ops.leader_terms WHERE name = $1")
+        .bind(name)
+        .fetch_optional(pool)
+        .await?;
+    row.map(|row| Ok(Standing { term: row.try_get(0)?, held_reason: row.try_get(1)? })).transpose()
 }
 
 /// Why the election `name` is held, if it is.
@@ -238,6 +279,19 @@ mod tests {
         t.end();
         assert!(!shared.is_trusted());
         shared.extend(boot_now().saturating_add(Duration::from_secs(60)));
+        assert!(!t.is_trusted());
+    }
+
+    #[test]
+    fn a_suspended_tenure_is_revived_by_a_renewal_and_by_nothing_once_ended() {
+        let t = tenure(Duration::from_secs(60));
+        t.suspend();
+        assert!(t.check().is_err());
+        t.extend(boot_now().saturating_add(Duration::from_secs(60)));
+        assert!(t.is_trusted());
+        t.end();
+        t.suspend();
+        t.extend(boot_now().saturating_add(Duration::from_secs(60)));
         assert!(!t.is_trusted());
     }
 

@@ -4,7 +4,7 @@ use sqlx::Row;
 use voiceai_postgres::{COMMON, term};
 
 const CANDIDATE: term::Candidate<'_> =
-    term::Candidate { name: "voiceai:test:leader", holder: "a", host: "h", pid: 7 };
+    term::Candidate { name: "voiceai:test:leader", service: "voiceai-test", holder: "a", host: "h", pid: 7 };
 
 #[tokio::test]
 async fn terms_rise_by_one_and_never_repeat_under_contention() {
@@ -29,6 +29,10 @@ async fn a_database_older_than_a_mirror_issues_a_higher_term_and_is_held() {
     let ahead = term::issue(&pool, &CANDIDATE, 41).await.unwrap();
     assert_eq!((ahead.term.number, ahead.regressed), (42, true));
     assert!(ahead.held_reason.unwrap().contains("term regressed"));
+    let noted = voiceai_postgres::audit::list(&pool, None, None, 10).await.unwrap();
+    assert_eq!(noted.len(), 1);
+    assert_eq!((&*noted[0].action, &*noted[0].subject), ("leader.term_regressed", CANDIDATE.name));
+    assert_eq!(noted[0].details, serde_json::json!({"term": 42, "highest_copy": 41, "database": 1}));
     // The next leader stays held until a person says otherwise.
     let next = term::issue(&pool, &CANDIDATE, 42).await.unwrap();
     assert_eq!((next.term.number, next.regressed), (43, false));
