@@ -1,1 +1,31 @@
 //! The job queue: at-least-once jobs on Redis with leases, fencing, retry, cron and an outbox.
+//!
+//! `docs/queue.md` explains the design, the keys, the guarantees and the limits; `docs/protocol.md` how other languages
+//! enqueue.
+
+mod attempt;
+mod client;
+mod envelope;
+mod error;
+mod finished;
+mod id;
+mod job;
+mod library;
+mod new_job;
+mod registry;
+mod retry;
+mod trace;
+
+
+pub use attempt::{Attempt, Reported, Stop};
+pub use client::{
+    CancelOutcome, ChildPolicy, Client, JobView, ListFilter, Page, QueueLimits, QueueStats, Quiet,
+    ReplayOutcome, Selection, State, WhyNot, WorkerView,
+};
+pub use error::QueueError;
+pub use finished::{DeadReason, Ending, FinishedJob, HistoryError, HistoryMode, HistorySink, NoHistory};
+pub use id::JobId;
+pub use job::{Cause, Job, JobError, Outcome, RESULT_MAX_BYTES};
+pub use new_job::{AddOutcome, Added, Due, NewJob, REMEMBER_DEFAULT, UniqueMode};
+pub use registry::{Middleware, Next, Registry, Running};
+pub use retry::RetryPolicy;

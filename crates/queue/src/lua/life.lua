@@ -1,0 +1,126 @@
+--[[ life.lua: what follows from a job's end, for its unique key and its parent. ]]
+
+local conclude
+
+-- `u` is '<mode><ttl>:<key>'. Only the holder frees its key; a throttle outlives its holder.
+local function unique_release(P, now, u, id)
+  local mode, key = string.match(u, '^(%a)%d*:(.*)$')
+  local held = call('HGET', P .. 'unique', key)
+  if not held then return end
+  local holder, expires = string.match(held, '^(%S+) (%d+)$')
+  if holder ~= id then return end
+  if mode == 't' and tonumber(expires) > now then return end
+  local waiting = call('HGET', P .. 'unique', key .. '\n')
+  if not waiting then
+    call('HDEL', P .. 'unique', key)
+    return
+  end
+  local heir, due = string.match(waiting, '^(%S+) (%d+)$')
+  call('HDEL', P .. 'unique', key .. '\n')
+  call('HSET', P .. 'unique', key, heir .. ' 0')
+  local envelope = call('HGET', P .. 'jobs', heir)
+  if not envelope or envelope == '' then
+    call('HDEL', P .. 'unique', key)
+    return
+  end
+  if tonumber(due) > now then
+    delay(P, heir, tonumber(due))
+  else
+    call('ZREM', P .. 'delayed', heir)
+    enqueue_tail(P, lane_of(envelope), heir)
+    wake(P)
+  end
+end
+
+local function park(P, now, id, envelope, reason, record)
+  call('ZADD', P .. 'dead', now, id)
+  call('HSET', P .. 'fail', id, record)
+  local _, kind = header(envelope)
+  if reason == 'no_handler' then call('HSET', P .. 'nohandler', id, kind or '') end
+  count(P, 'parked', 1)
+  count(P, 'parked:' .. reason, 1)
+  conclude(P, now, id, envelope, 'dead', nil)
+end
+
+-- One child is counted off once, whatever happens to it later (a replay, a second end).
+local function child_ended(P, now, parent, id, policy, outcome, result)
+  if outcome == 'dead' and policy == 'w' then return end
+  if call('HDEL', P .. 'children', parent .. '/' .. id) == 0 then return end
+  if outcome == 'done' and result then call('HSET', P .. 'kids:' .. parent, id, result) end
+  local left = call('HINCRBY', P .. 'children', parent, -1)
+  local envelope = call('HGET', P .. 'jobs', parent)
+  if not envelope or envelope == '' then return end
+  if outcome ~= 'done' and policy == 'f' then
+    if call('ZREM', P .. 'delayed', parent) == 1 then
+      call('HDEL', P .. 'children', parent)
+      park(P, now, parent, envelope, 'child_failed',
+        string.format('0 child_failed %.0f 0\nchild %s ended as %s', now, id, outcome))
+    end
+    return
+  end
+  if left <= 0 then
+    call('HDEL', P .. 'children', parent)
+    if call('ZREM', P .. 'delayed', parent) == 1 then
+      enqueue_tail(P, lane_of(envelope), parent)
+      wake(P)
+    end
+  end
+end
+
+-- outcome: 'done', 'dead' (parked, may come back) or 'gone' (cancelled, discarded, removed).
+conclude = function(P, now, id, envelope, outcome, result)
+  local _, _, meta = header(envelope)
+  if not meta then return end
+  local u = attr(meta, 'u')
+  if u then unique_release(P, now, u, id) end
+  local parent = attr(meta, 'p')
+  if parent then child_ended(P, now, parent, id, attr(meta, 'f') or 'w', outcome, result) end
+  if outcome ~= 'dead' and attr(meta, 'c') then
+    call('DEL', P .. 'kids:' .. id)
+    call('HDEL', P .. 'children', id)
+  end
+end
+
+-- Removes what only jobs with a past have. One EXISTS keeps the ordinary job cheap.
+local function forget_past(P, ids)
+  if call('EXISTS', P .. 'fail', P .. 'crashes', P .. 'cancel', P .. 'progress') == 0 then return end
+  chunked(ids, function(i, j)
+    call('HDEL', P .. 'fail', unpack(ids, i, j))
+    call('HDEL', P .. 'crashes', unpack(ids, i, j))
+    call('HDEL', P .. 'cancel', unpack(ids, i, j))
+    call('HDEL', P .. 'progress', unpack(ids, i, j))
+  end)
+end
+
+-- Takes a job out of `active` when `token` still owns it. Answers the lane it ran in ('' for a plain one), or nil.
+local function owned(P, id, token)
+  local value = call('HGET', P .. 'active', id)
+  if not value then return nil end
+  if value == token then return '' end
+  if string.sub(value, 1, #token + 1) == token .. '\n' then return string.sub(value, #token + 2) end
+  return nil
+end
+
+local function leave_active(P, id, token, lane)
+  call('HDEL', P .. 'active', id)
+  if lane ~= '' then
+    local key = key_of(lane)
+    slot_release(P, limit_key(key), id)
+    if string.sub(key, 1, 1) == '~' then
+      local inc = string.match(token, '^[^.]*')
+      if call('HGET', P .. 'blame', inc) == id then call('HDEL', P .. 'blame', inc) end
+      wake(P)
+    end
+  end
+end
+
+-- The id leaves `jobs`, or stays as an empty mark so that a repeated enqueue of the same id is known.
+local function forget(P, now, id, meta)
+  local keep = tonumber(meta and attr(meta, 'm') or 0) or 0
+  if keep > 0 then
+    call('HSET', P .. 'jobs', id, '')
+    call('ZADD', P .. 'finished', now + keep, id)
+  else
+    call('HDEL', P .. 'jobs', id)
+  end
+end

@@ -1,0 +1,278 @@
+--[[ operate.lua: what operators and the client ask for: look, cancel, replay, discard, settings. ]]
+
+--[[ cancel: ARGV reason, ids ... Per id: {'cancelled', envelope}, {'asked'} (it runs: its worker is told),
+  {'dead'} or {'absent'}. ]]
+register('cancel', { 'allow-oom' }, function(keys, args)
+  local P, now, reply = keys[1], now_ms(), {}
+  for i = 2, #args do
+    local id = args[i]
+    local envelope = call('HGET', P .. 'jobs', id)
+    if not envelope or envelope == '' then
+      reply[#reply + 1] = { 'absent' }
+    elseif call('HEXISTS', P .. 'active', id) == 1 then
+      call('HSET', P .. 'cancel', id, args[1])
+      wake(P)
+      reply[#reply + 1] = { 'asked' }
+    elseif call('ZSCORE', P .. 'dead', id) then
+      reply[#reply + 1] = { 'dead' }
+    else
+      if call('ZREM', P .. 'delayed', id) == 1 then
+        call('HDEL', P .. 'jobs', id)
+      else
+        -- Its place in the lane is found when the lane gets there; looking for it now would scan the lane.
+        call('HSET', P .. 'jobs', id, '')
+        call('SADD', P .. 'ghosts', id)
+      end
+      forget_past(P, { id })
+      conclude(P, now, id, envelope, 'gone', nil)
+      count(P, 'cancelled', 1)
+      reply[#reply + 1] = { 'cancelled', envelope }
+    end
+  end
+  return reply
+end)
+
+-- A dead job back to waiting. Answers nil, or the id that holds its unique key.
+local function revive(P, now, id, envelope, fresh)
+  local _, _, meta = header(envelope)
+  local u = attr(meta, 'u')
+  if u then
+    local mode, key = string.match(u, '^(%a)%d*:(.*)$')
+    if mode ~= 't' then
+      local held = call('HGET', P .. 'unique', key)
+      local holder = held and string.match(held, '^%S+')
+      if holder and holder ~= id and is_live(P, holder) then return holder end
+      call('HSET', P .. 'unique', key, id .. ' 0')
+    end
+  end
+  call('ZREM', P .. 'dead', id)
+  call('HDEL', P .. 'nohandler', id)
+  local record = call('HGET', P .. 'fail', id)
+  if record and fresh then
+    local at, replays, text = string.match(record, '^%d+ %S+ (%d+) (%d+)(.*)$')
+    if at then call('HSET', P .. 'fail', id, string.format('0 - %s %d%s', at, tonumber(replays) + 1, text)) end
+  elseif record then
+    call('HSET', P .. 'fail', id, (string.gsub(record, '^(%d+) %S+', '%1 -', 1)))
+  end
+  local children = tonumber(call('HGET', P .. 'children', id) or 0)
+  if children > 0 then
+    call('ZADD', P .. 'delayed', INF, id)
+  else
+    enqueue_tail(P, lane_of(envelope), id)
+    wake(P)
+  end
+  return nil
+end
+
+--[[ replay: dead jobs back to waiting, attempts anew, lineage and crash count kept. ARGV ids ...
+  Per id: {'replayed'}, {'unique', holder}, {'not_dead'}. ]]
+register('replay', {}, function(keys, args)
+  local P, now, reply, done = keys[1], now_ms(), {}, 0
+  for i = 1, #args do
+    local id = args[i]
+    local envelope = call('HGET', P .. 'jobs', id)
+    if not envelope or envelope == '' or not call('ZSCORE', P .. 'dead', id) then
+      reply[#reply + 1] = { 'not_dead' }
+    else
+      local holder = revive(P, now, id, envelope, true)
+      if holder then
+        reply[#reply + 1] = { 'unique', holder }
+      else
+        done = done + 1
+        reply[#reply + 1] = { 'replayed' }
+      end
+    end
+  end
+  count(P, 'replayed', done)
+  return reply
+end)
+
+--[[ reclaim: a worker takes back jobs parked as no_handler whose kind it knows. ARGV cursor, kinds ...
+  Returns {next cursor, how many}. ]]
+register('reclaim', { 'allow-oom' }, function(keys, args)
+  local P, now, known, done = keys[1], now_ms(), {}, 0
+  for i = 2, #args do known[args[i]] = true end
+  local step = call('HSCAN', P .. 'nohandler', args[1], 'COUNT', 200)
+  local list = step[2]
+  for i = 1, #list, 2 do
+    if known[list[i + 1]] then
+      local envelope = call('HGET', P .. 'jobs', list[i])
+      if not envelope or envelope == '' or not call('ZSCORE', P .. 'dead', list[i]) then
+        call('HDEL', P .. 'nohandler', list[i])
+      elseif not revive(P, now, list[i], envelope, false) then
+        done = done + 1
+      end
+    end
+  end
+  count(P, 'reclaimed', done)
+  return { step[1], done }
+end)
+
+--[[ purge: removes waiting, delayed, dead or completed jobs, oldest first, at most n a call.
+  ARGV state, n, older than (enqueued or parked before this Unix ms; 0 = any), counter (discarded or removed), ids ...
+  With ids only those, whatever of the three states they are in.
+  Returns (id, envelope, ...); fewer than n ids means that it is done. ]]
+register('purge', { 'allow-oom' }, function(keys, args)
+  local P, now, state, n, before = keys[1], now_ms(), args[1], tonumber(args[2]), tonumber(args[3])
+  local reply = {}
+  local function gone(id, envelope)
+    call('HDEL', P .. 'nohandler', id)
+    forget_past(P, { id })
+    conclude(P, now, id, envelope, 'gone', nil)
+    reply[#reply + 1] = id
+    reply[#reply + 1] = envelope
+  end
+  if #args > 4 then
+    for i = 5, #args do
+      local id = args[i]
+      local envelope = call('HGET', P .. 'jobs', id)
+      if envelope and envelope ~= '' and call('HEXISTS', P .. 'active', id) == 0 then
+        if call('ZREM', P .. 'dead', id) + call('ZREM', P .. 'delayed', id) > 0 then
+          call('HDEL', P .. 'jobs', id)
+        else
+          call('HSET', P .. 'jobs', id, '')
+          call('SADD', P .. 'ghosts', id)
+        end
+        gone(id, envelope)
+      end
+    end
+  elseif state == 'dead' or state == 'delayed' then
+    local limit = (state == 'dead' and before > 0) and before or INF
+    local ids = call('ZRANGEBYSCORE', P .. state, '-inf', limit, 'LIMIT', 0, n)
+    for i = 1, #ids do
+      local envelope = call('HGET', P .. 'jobs', ids[i]) or ''
+      local _, _, meta = header(envelope)
+      local born = tonumber(string.match(meta or '', '^%w+') or '0', 36) or 0
+      if state == 'dead' or before == 0 or born < before then
+        call('ZREM', P .. state, ids[i])
+        call('HDEL', P .. 'jobs', ids[i])
+        gone(ids[i], envelope)
+      end
+    end
+  elseif state == 'completed' then
+    local ids = call('ZRANGEBYSCORE', P .. 'results', '-inf', before > 0 and before or INF, 'LIMIT', 0, n)
+    if #ids > 0 then
+      call('ZREM', P .. 'results', unpack(ids))
+      call('HDEL', P .. 'result', unpack(ids))
+    end
+    for i = 1, #ids do
+      reply[#reply + 1] = ids[i]
+      reply[#reply + 1] = ''
+    end
+    return reply
+  else
+    for _, ring in ipairs({ 'ready', 'held', 'suspect' }) do
+      local lanes = call('ZRANGE', P .. ring, 0, -1)
+      for l = 1, #lanes do
+        local list = P .. 'lane:' .. lanes[l]
+        while #reply < 2 * n do
+          local id = call('LINDEX', list, -1)
+          if not id then break end
+          local envelope = call('HGET', P .. 'jobs', id)
+          if envelope == '' or not envelope then
+            call('RPOP', list)
+            call('SREM', P .. 'ghosts', id)
+            call('HDEL', P .. 'jobs', id)
+          else
+            local _, _, meta = header(envelope)
+            local born = tonumber(string.match(meta or '', '^%w+') or '0', 36) or 0
+            if before > 0 and born >= before then break end
+            call('RPOP', list)
+            call('HDEL', P .. 'jobs', id)
+            gone(id, envelope)
+          end
+        end
+        if call('LLEN', list) == 0 then call('ZREM', P .. ring, lanes[l]) end
+        if #reply >= 2 * n then break end
+      end
+    end
+  end
+  count(P, args[4], #reply / 2)
+  return reply
+end)
+
+--[[ set: ARGV field, value pairs; an empty value removes the field. Returns all settings. ]]
+register('set', { 'allow-oom' }, function(keys, args)
+  local P = keys[1]
+  for i = 1, #args, 2 do
+    if args[i + 1] == '' then call('HDEL', P .. 'cfg', args[i]) else call('HSET', P .. 'cfg', args[i], args[i + 1]) end
+  end
+  while release_all_held(P) == 1000 do end
+  wake(P)
+  return call('HGETALL', P .. 'cfg')
+end)
+
+--[[ show: all that is known about one job. ARGV id, how far a lane is searched.
+  Returns {now, envelope, active, failure record, crashes, due, dead since, forget at, cancel reason, progress, result,
+  lane position (0 = next) or -1, held until, jobs in lanes before its own, slots used of its key, ghost 0|1, starts of
+  the queue within the rate's period, those of its key, children left, holder of its unique key, log lines, 1 = among suspects}. ]]
+register('show', { 'no-writes' }, function(keys, args)
+  local P, id = keys[1], args[1]
+  local envelope = call('HGET', P .. 'jobs', id)
+  local active = call('HGET', P .. 'active', id)
+  local crashes = call('HGET', P .. 'crashes', id)
+  local position, held, before, slots, limited, holder, suspect = -1, false, 0, 0, '', false, 0
+  if envelope and envelope ~= '' and not active then
+    local lane = lane_of(envelope)
+    local key = key_of(lane)
+    limited = limit_key(key)
+    local _, _, meta = header(envelope)
+    local u = meta and attr(meta, 'u')
+    local owner = u and call('HGET', P .. 'unique', string.match(u, ':(.*)$'))
+    if owner then holder = string.match(owner, '^%S+') end
+    local at = call('LPOS', P .. 'lane:' .. lane, id, 'RANK', -1, 'MAXLEN', args[2])
+    if not at then
+      local other = suspect_lane(lane)
+      at = call('LPOS', P .. 'lane:' .. other, id, 'RANK', -1, 'MAXLEN', args[2])
+      if at then
+        lane = other
+        suspect = 1
+      end
+    end
+    if at then position = call('LLEN', P .. 'lane:' .. lane) - 1 - at end
+    held = call('ZSCORE', P .. 'held', lane)
+    slots = call('SCARD', P .. 'slot:' .. limited)
+    local score = call('ZSCORE', P .. 'ready', lane)
+    if score then
+      local earlier = call('ZRANGEBYSCORE', P .. 'ready', '-inf', '(' .. math.floor(tonumber(score) / BAND) * BAND, 'LIMIT', 0, 100)
+      for i = 1, #earlier do before = before + call('LLEN', P .. 'lane:' .. earlier[i]) end
+    end
+  end
+  return {
+    now_ms(), envelope, active, call('HGET', P .. 'fail', id), crashes, call('ZSCORE', P .. 'delayed', id),
+    call('ZSCORE', P .. 'dead', id), call('ZSCORE', P .. 'finished', id), call('HGET', P .. 'cancel', id),
+    call('HGET', P .. 'progress', id), call('HGET', P .. 'result', id), position, held, before, slots,
+    call('SISMEMBER', P .. 'ghosts', id), call('HGET', P .. 'rate', ''),
+    limited ~= '' and call('HGET', P .. 'rate', limited), call('HGET', P .. 'children', id), holder,
+    call('LRANGE', P .. 'log:' .. id, 0, -1), suspect,
+  }
+end)
+
+--[[ stats: sizes, counters, settings. No ARGV. Returns {now, jobs, active, delayed, blocked (due = +inf), dead, remembered,
+  ghosts, results, oldest waiting (Unix ms) or -1, suspects waiting, held lanes, counters, settings, workers (inc, lease
+  end, ...), infos}. The oldest is looked for at the heads of at most 100 lanes. ]]
+register('stats', { 'no-writes' }, function(keys, args)
+  local P = keys[1]
+  local oldest = -1
+  local suspects = 0
+  for _, ring in ipairs({ 'ready', 'held', 'suspect' }) do
+    local lanes = call('ZRANGE', P .. ring, 0, 99)
+    for i = 1, #lanes do
+      local id = call('LINDEX', P .. 'lane:' .. lanes[i], -1)
+      local envelope = id and call('HGET', P .. 'jobs', id)
+      if envelope and envelope ~= '' then
+        local born = tonumber(string.match(envelope, '^[^\n]*\n[^\n]*\n(%w+)') or '', 36)
+        if born and (oldest < 0 or born < oldest) then oldest = born end
+      end
+      if ring == 'suspect' then suspects = suspects + call('LLEN', P .. 'lane:' .. lanes[i]) end
+    end
+  end
+  local active = call('HLEN', P .. 'active') - call('HEXISTS', P .. 'active', '')
+  return {
+    now_ms(), call('HLEN', P .. 'jobs'), active, call('ZCARD', P .. 'delayed'),
+    call('ZCOUNT', P .. 'delayed', INF, INF), call('ZCARD', P .. 'dead'), call('ZCARD', P .. 'finished'),
+    call('SCARD', P .. 'ghosts'), call('ZCARD', P .. 'results'), oldest, suspects, call('ZCARD', P .. 'held'),
+    call('HGETALL', P .. 'n'), call('HGETALL', P .. 'cfg'),
+    call('ZRANGE', P .. 'workers', 0, -1, 'WITHSCORES'), call('HGETALL', P .. 'info'),
+  }
+end)

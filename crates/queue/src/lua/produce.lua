@@ -1,0 +1,239 @@
+--[[ produce.lua: accepting jobs. None of these may run at maxmemory: a full Redis refuses new work and drains. ]]
+
+local function refusal(P)
+  local cfg = call('HMGET', P .. 'cfg', 'draining', 'producers_paused')
+  if cfg[1] then return redis.error_reply('QDRAINING the queue is draining and takes no new jobs') end
+  if cfg[2] then return redis.error_reply('QPAUSED enqueueing to the queue is paused by an operator') end
+  return nil
+end
+
+--[[ enqueue: a batch of jobs with generated ids.
+  ARGV nonce, last counter of the batch, then groups: lane, n, n times (id, envelope).
+  A batch whose last counter is not above the stored one came before: nothing is done, the answer is success.
+  Returns {how many jobs were accepted now, Redis time in ms}. ]]
+register('enqueue', {}, function(keys, args)
+  local P = keys[1]
+  local refused = refusal(P)
+  if refused then return refused end
+  local nonce, last = args[1], tonumber(args[2])
+  local seen = call('HGET', P .. 'producers', nonce)
+  local now = now_ms()
+  if seen and tonumber(string.match(seen, '^%d+')) >= last then return { 0, now } end
+  call('HSET', P .. 'producers', nonce, string.format('%.0f %.0f', last, now))
+  local i, total = 3, 0
+  while i <= #args do
+    local lane, n = args[i], tonumber(args[i + 1])
+    local first, stop = i + 2, i + 1 + 2 * n
+    local a = first
+    while a <= stop do
+      local b = math.min(a + 2 * CHUNK - 1, stop)
+      call('HSET', P .. 'jobs', unpack(args, a, b))
+      local ids = {}
+      for k = a, b, 2 do ids[#ids + 1] = args[k] end
+      call('LPUSH', P .. 'lane:' .. lane, unpack(ids))
+      a = b + 1
+    end
+    offer(P, lane)
+    total = total + n
+    i = stop + 1
+  end
+  count(P, 'accepted', total)
+  wake(P)
+  return { total, now }
+end)
+
+-- Drops a job that waits (in a lane, delayed or parked behind a holder) because a newer one replaces it.
+local function supersede(P, now, id)
+  local envelope = call('HGET', P .. 'jobs', id)
+  if not envelope or envelope == '' then return end
+  if call('ZREM', P .. 'delayed', id) == 1 then
+    call('HDEL', P .. 'jobs', id)
+  else
+    call('HSET', P .. 'jobs', id, '')
+    call('SADD', P .. 'ghosts', id)
+  end
+  forget_past(P, { id })
+  count(P, 'cancelled', 1)
+  count(P, 'replaced', 1)
+end
+
+local function is_live(P, id)
+  local envelope = call('HGET', P .. 'jobs', id)
+  return envelope and envelope ~= '' and not call('ZSCORE', P .. 'dead', id)
+end
+
+--[[ Decides what a unique key means for a new job. Answers nil to go on, 'park' to wait behind the running holder, or
+  the id that holds the key. `due` is 0 or ms. ]]
+local function claim_unique(P, now, u, id, due)
+  local mode, ttl, key = string.match(u, '^(%a)(%d*):(.*)$')
+  if not mode then return nil end
+  local held = call('HGET', P .. 'unique', key)
+  local holder, expires
+  if held then holder, expires = string.match(held, '^(%S+) (%d+)$') end
+  if mode == 't' then
+    if holder and tonumber(expires) > now then return holder end
+    call('HSET', P .. 'unique', key, string.format('%s %.0f', id, now + (tonumber(ttl) or 0)))
+    return nil
+  end
+  if not holder or not is_live(P, holder) then
+    call('HSET', P .. 'unique', key, id .. ' 0')
+    return nil
+  end
+  if mode == 'r' then return holder end
+  if call('HEXISTS', P .. 'active', holder) == 0 then
+    supersede(P, now, holder)
+    call('HSET', P .. 'unique', key, id .. ' 0')
+    return nil
+  end
+  if mode == 'x' then
+    call('HSET', P .. 'unique', key, id .. ' 0')
+    return nil
+  end
+  local waiting = call('HGET', P .. 'unique', key .. '\n')
+  if waiting then supersede(P, now, string.match(waiting, '^%S+')) end
+  call('HSET', P .. 'unique', key .. '\n', string.format('%s %.0f', id, due))
+  return 'park'
+end
+
+-- What is wrong with a job as given; nil when nothing is.
+local function fault(id, lane, due, envelope)
+  if #id == 0 or #id > 128 or string.find(id, '[%c ]') then
+    return 'QBAD id: 1 to 128 bytes without spaces or control characters'
+  end
+  if not due or due < 0 then return 'QBAD due of ' .. id .. ': Unix ms, +ms from now, or 0' end
+  local head, kind = header(envelope)
+  if not head or head ~= lane or kind == '' then
+    return 'QBAD envelope of ' .. id .. ': expected lane, kind, meta and payload, one a line, the lane as given'
+  end
+  local prio = tonumber(string.match(lane, '^(%d%d?)|[%w%._%-%%]*|[%w%._%-%%]*$'))
+  if not prio or prio > 10 or #lane > 140 then
+    return 'QBAD lane of ' .. id .. ': expected <0..10>|<tenant>|<key>, the latter two percent-encoded'
+  end
+  return nil
+end
+
+local function accept_one(P, now, id, lane, due, envelope)
+  local _, _, meta = header(envelope)
+  local present = call('HGET', P .. 'jobs', id)
+  if present then
+    -- A child that finished before its parent was (re)written counts off at once.
+    local parent = attr(meta, 'p')
+    if parent and present == '' then child_ended(P, now, parent, id, attr(meta, 'f') or 'w', 'done', nil) end
+    return { 0, id }
+  end
+  if not attr(meta, 'm') then
+    envelope = string.gsub(envelope, '^([^\n]*\n[^\n]*\n[^\n]*)', '%1 m=' .. DAY, 1)
+  end
+  local u = attr(meta, 'u')
+  local place = u and claim_unique(P, now, u, id, due)
+  if place and place ~= 'park' then
+    count(P, 'duplicates', 1)
+    return { 2, place }
+  end
+  call('HSET', P .. 'jobs', id, envelope)
+  local children = tonumber(attr(meta, 'c') or 0)
+  if children > 0 then call('HSET', P .. 'children', id, children) end
+  local parent = attr(meta, 'p')
+  if parent then call('HSET', P .. 'children', parent .. '/' .. id, 1) end
+  if place == 'park' or children > 0 then
+    call('ZADD', P .. 'delayed', INF, id)
+  elseif due > now then
+    delay(P, id, due)
+  else
+    enqueue_tail(P, lane, id)
+    wake(P)
+  end
+  count(P, 'accepted', 1)
+  return { 1, id }
+end
+
+local function accept_many(P, args, from)
+  local refused = refusal(P)
+  if refused then return refused end
+  local n = tonumber(args[from])
+  if not n or #args ~= from + 4 * n then
+    return redis.error_reply('QBAD expected a count and four values a job: id, lane, due in ms or 0, envelope')
+  end
+  -- Every job is checked before the first is written: a batch is taken whole or not at all.
+  for i = from + 1, #args, 4 do
+    local wrong = fault(args[i], args[i + 1], tonumber(args[i + 2]), args[i + 3])
+    if wrong then return redis.error_reply(wrong) end
+  end
+  local now, reply = now_ms(), {}
+  for i = from + 1, #args, 4 do
+    local due = tonumber(args[i + 2])
+    if string.sub(args[i + 2], 1, 1) == '+' then due = now + due end
+    reply[#reply + 1] = accept_one(P, now, args[i], args[i + 1], due, args[i + 3])
+  end
+  return reply
+end
+
+--[[ add: jobs with ids chosen by the caller, with delay, unique key or children. The call of other languages.
+  ARGV n, then n times: id, lane, due (Unix ms; 0 = now; +n = n ms from now on Redis's clock), envelope.
+  Returns per job {1, id} accepted, {0, id} known before, {2, holder} its unique key is held. ]]
+register('add', {}, function(keys, args)
+  return accept_many(keys[1], args, 1)
+end)
+
+--[[ add_fenced: the same for effects of a leader. ARGV term, then as add. A term below the highest seen is refused. ]]
+register('add_fenced', {}, function(keys, args)
+  local P = keys[1]
+  local term, seen = tonumber(args[1]), tonumber(call('GET', P .. 'term') or 0)
+  if term < seen then
+    count(P, 'fenced', 1)
+    return redis.error_reply(string.format('QTERM term %.0f is over, %.0f has begun', term, seen))
+  end
+  if term > seen then call('SET', P .. 'term', args[1]) end
+  return accept_many(P, args, 2)
+end)
+
+local function encode(text)
+  return (string.gsub(text, '[^%w%._%-]', function(c) return string.format('%%%02X', string.byte(c)) end))
+end
+
+local function base36(n)
+  local digits, out = '0123456789abcdefghijklmnopqrstuvwxyz', ''
+  repeat
+    local d = n % 36
+    out = string.sub(digits, d + 1, d + 1) .. out
+    n = (n - d) / 36
+  until n == 0
+  return out
+end
+
+--[[ submit: one job from any language, with readable options; the envelope is built here.
+  ARGV id, kind, payload (JSON), options (JSON object or absent): priority 0..10, delay_ms, at_ms, tenant, key,
+  unique, unique_mode (reject, throttle, replace, latest), unique_ttl_ms, traceparent.
+  Returns as one row of add. ]]
+register('submit', {}, function(keys, args)
+  local P = keys[1]
+  if #args < 3 or #args > 4 then return redis.error_reply('QBAD expected id, kind, payload and optional options') end
+  local refused = refusal(P)
+  if refused then return refused end
+  local id, kind, payload = args[1], args[2], args[3]
+  if not string.find(kind, '^[%w%._%-:]+$') or #kind > 128 then
+    return redis.error_reply('QBAD kind: 1 to 128 letters, digits, dots, dashes, colons or underscores')
+  end
+  if not pcall(cjson.decode, payload) then return redis.error_reply('QBAD payload: not JSON') end
+  local ok, o = pcall(cjson.decode, args[4] or '{}')
+  if not ok or type(o) ~= 'table' then return redis.error_reply('QBAD options: not a JSON object') end
+  local now = now_ms()
+  local prio = tonumber(o.priority or 0)
+  if not prio or prio ~= math.floor(prio) or prio < 0 or prio > 10 then
+    return redis.error_reply('QBAD priority: a whole number from 0 to 10')
+  end
+  local due = tonumber(o.at_ms or 0) or 0
+  if o.delay_ms then due = now + (tonumber(o.delay_ms) or 0) end
+  local lane = string.format('%d|%s|%s', prio, encode(tostring(o.tenant or '')), encode(tostring(o.key or '')))
+  local meta = base36(now)
+  if o.traceparent then meta = meta .. ' t=' .. encode(tostring(o.traceparent)) end
+  if o.unique then
+    local mode = ({ reject = 'r', throttle = 't', replace = 'x', latest = 'l' })[o.unique_mode or 'reject']
+    if not mode then return redis.error_reply('QBAD unique_mode: reject, throttle, replace or latest') end
+    meta = meta .. ' u=' .. mode .. string.format('%.0f', tonumber(o.unique_ttl_ms or 0) or 0) .. ':' .. encode(tostring(o.unique))
+  end
+  local envelope = lane .. '\n' .. kind .. '\n' .. meta .. '\n' .. payload
+  local wrong = fault(id, lane, due, envelope)
+  if wrong then return redis.error_reply(wrong) end
+  return accept_one(P, now, id, lane, due, envelope)
+end)
