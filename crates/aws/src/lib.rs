@@ -1,1 +1,16 @@
-//! The S3 object store.
+//! The S3 object store, the workspace's one door to the AWS SDK.
+//!
+//! [`ObjectStore`] is one bucket. Objects of unknown length are streamed up in parts without touching the disk, with bounded
+//! memory ([`ObjectStore::put_stream`]); an upload that does not end well leaves nothing behind, and what a killed process
+//! left is found and removed ([`ObjectStore::abort_uploads`]). Every error says what was tried, on which key, and by its
+//! [`S3ErrorKind`] what the operator has to look at.
+
+mod error;
+mod settings;
+mod store;
+mod upload;
+
+pub use error::{S3Error, S3ErrorKind};
+pub use settings::S3Settings;
+pub use store::{Download, Object, ObjectStore, OpenUpload};
+pub use upload::{PartSizes, Uploaded};
