@@ -1,0 +1,196 @@
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use voiceai_cli::{ExitCode, Failure};
+use voiceai_config::{Reader, Report, Resolved};
+use voiceai_leader::{Election, TermMirror};
+use voiceai_postgres::{PgPool, Tenure, migrate};
+use voiceai_redis::Redis;
+use voiceai_runtime::{Shutdown, Vitals, vitals};
+use voiceai_telemetry::{REVISION, Telemetry, TelemetrySettings};
+
+use crate::{Backends, Identity, Shared, connect, failures, readiness};
+
+/// How long the start may wait for a backend before it gives up with exit code 5.
+const CONNECT_WITHIN: Duration = Duration::from_secs(30);
+/// Kept back from SHUTDOWN_TIMEOUT for resigning and flushing.
+const RESERVE: Duration = Duration::from_secs(3);
+
+/// A service that has started: what its own loops are built from.
+#[derive(Debug)]
+pub struct Context<S> {
+    /// The settings both services share.
+    pub shared: Shared,
+    /// The service's own settings.
+    pub settings: S,
+    /// Redis.
+    pub redis: Redis,
+    /// PostgreSQL, migrated.
+    pub pool: PgPool,
+    /// Progress and readiness.
+    pub vitals: Vitals,
+    /// How the process stops. Loops are spawned here, so that the drain waits for them.
+    pub shutdown: Shutdown,
+    election: Option<Election>,
+}
+
+impl<S> Context<S> {
+    /// Joins the service's election. `mirrors`: further copies of the term, raised before the new leader acts.
+    /// The lease is given up after the drain, so that work in progress can still be written.
+    pub fn elect(&mut self, mirrors: Vec<Arc<dyn TermMirror>>) -> watch::Receiver<Option<Tenure>> {
+        let settings = self.shared.leader.clone();
+        let election =
+            Election::start(settings, self.redis.clone(), self.pool.clone(), mirrors, &self.vitals);
+        let watch = election.watch();
+        self.election = Some(election);
+        watch
+    }
+}
+
+/// Runs a service from its settings to its exit code. `read` reads the service's own settings; `start` builds and spawns its
+/// loops on [`Context::shutdown`] and returns once they run.
+pub async fn run<S, F, Fut>(identity: Identity, read: impl FnOnce(&Reader<'_>) -> S, start: F) -> ExitCode
+where
+    F: FnOnce(Context<S>) -> Fut,
+    Fut: Future<Output = Result<Context<S>, Failure>>,
+{
+    // Redis, PostgreSQL, S3 and OTLP clients use the process-wide default; a second call is harmless.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let resolved = Resolved::from_environment(identity.binary);
+    let loaded = match resolved.read_whole(|reader| (Shared::read(reader), read(reader))) {
+        Ok(loaded) => loaded,
+        Err(report) => return invalid_settings(&report),
+    };
+    let (shared, settings) = loaded.settings;
+    let telemetry = match voiceai_telemetry::init(&telemetry_settings(identity, &shared)) {
+        Ok(telemetry) => telemetry,
+        Err(error) => {
+            return Failure::refused("telemetry_settings", error.to_string(), "Correct the OTEL_ variable.")
+                .report(false);
+        }
+    };
+    let shown: Vec<_> = resolved.print().into_iter().filter_map(|p| p.start_line()).collect();
+    telemetry.log_start(&shown);
+    for warning in &loaded.warnings {
+        tracing::warn!(setting = warning.name, "{}", warning.message);
+    }
+    let code = supervise(identity, shared, settings, &telemetry, start).await;
+    tracing::info!(exit_code = code.code(), "service stopped");
+    telemetry.shutdown().await;
+    code
+}
+
+fn telemetry_settings(identity: Identity, shared: &Shared) -> TelemetrySettings {
+    TelemetrySettings {
+        service: identity.name().to_owned(),
+        version: identity.version.to_owned(),
+        revision: REVISION.to_owned(),
+        instance_id: shared.general.instance_id.clone(),
+        environment: shared.general.environment.clone(),
+        log_level: shared.general.log_level.clone(),
+    }
+}
+
+fn invalid_settings(report: &Report) -> ExitCode {
+    Failure::refused("invalid_configuration", report.to_string(), "Correct every setting named above.")
+        .report(false)
+}
+
+async fn supervise<S, F, Fut>(
+    identity: Identity,
+    shared: Shared,
+    settings: S,
+    telemetry: &Telemetry,
+    start: F,
+) -> ExitCode
+where
+    F: FnOnce(Context<S>) -> Fut,
+    Fut: Future<Output = Result<Context<S>, Failure>>,
+{
+    let shutdown = match Shutdown::on_signals() {
+        Ok(shutdown) => shutdown,
+        Err(error) => {
+            tracing::error!(%error, "cannot start");
+            return ExitCode::Failed;
+        }
+    };
+    tokio::spawn(voiceai_telemetry::toggle_debug_on_sigusr1(telemetry.level()));
+    let vitals = Vitals::new();
+    let ended = CancellationToken::new();
+    let instance = shared.general.instance_id.clone();
+    let path = vitals::file_path(&shared.runtime_dir(), identity.name(), &instance);
+    let file = vitals.clone().keep_file(path, identity.name().into(), instance, ended.clone());
+    let file = tokio::spawn(file);
+    let started = async {
+        let backends = ready_backends(identity, &shared).await?;
+        let Backends { redis, pool } = backends;
+        tokio::spawn(readiness::watch(vitals.clone(), redis.clone(), pool.clone()));
+        let shutdown = shutdown.clone();
+        let context = Context {
+            shared: shared.clone(),
+            settings,
+            redis,
+            pool,
+            vitals: vitals.clone(),
+            shutdown,
+            election: None,
+        };
+        start(context).await
+    };
+    let stopping = shutdown.stopping();
+    let code = tokio::select! {
+        started = started => match started {
+            Ok(context) => serve(context).await,
+            Err(failure) => {
+                tracing::error!(code = failure.code, remedy = failure.remedy, "{}", failure.message);
+                // What was spawned before the failure still gets its chance to end well.
+                let _ = shutdown.drain(RESERVE).await;
+                failure.exit
+            }
+        },
+        // Told to stop before it was ready: loops that were spawned already still end in order.
+        () = stopping.cancelled() => match shutdown.drain(RESERVE).await {
+            Ok(()) => ExitCode::Done,
+            Err(error) => {
+                tracing::warn!(%error, "not everything was drained");
+                ExitCode::Failed
+            }
+        },
+    };
+    ended.cancel();
+    let _ = file.await;
+    code
+}
+
+async fn ready_backends(identity: Identity, shared: &Shared) -> Result<Backends, Failure> {
+    let backends = connect(shared, CONNECT_WITHIN).await?;
+    let migrated = migrate(&backends.pool, identity.components).await.map_err(|e| failures::migration(&e))?;
+    if !migrated.applied.is_empty() {
+        tracing::info!(applied = ?migrated.applied, "database migrated");
+    }
+    voiceai_leader::check_installation(&backends.redis, &backends.pool, &shared.general.environment)
+        .await
+        .map_err(|e| failures::installation(&e))?;
+    Ok(backends)
+}
+
+/// From ready to stopped.
+async fn serve<S>(context: Context<S>) -> ExitCode {
+    let Context { shared, vitals, shutdown, election, .. } = context;
+    vitals.set_ready("startup", Ok(()));
+    tracing::info!("service ready");
+    shutdown.stopping().cancelled().await;
+    vitals.set_ready("startup", Err("stopping".into()));
+    let limit = shared.general.shutdown_timeout.saturating_sub(RESERVE).max(RESERVE / 3);
+    let drained = shutdown.drain(limit).await;
+    if let Err(error) = &drained {
+        tracing::warn!(%error, "not everything was drained");
+    }
+    if let Some(election) = election {
+        election.resign().await;
+    }
+    if drained.is_ok() { ExitCode::Done } else { ExitCode::Failed }
+}
