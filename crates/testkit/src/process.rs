@@ -13,11 +13,41 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
+use crate::shared::workspace;
 use crate::wait::{wait_for, wait_until};
 
 /// What of the test's own environment a started program sees: nothing that could change what it does.
 const INHERITED: [&str; 7] =
     ["PATH", "HOME", "USER", "TMPDIR", "LANG", "RUST_BACKTRACE", "LLVM_PROFILE_FILE"];
+
+/// The path of one of our own binaries, such as `voiceai-scaler`, built from the sources as they are now.
+///
+/// `make test` builds them beforehand and says so by `VOICEAI_TEST_BINARIES=built`; otherwise the first call builds it.
+///
+/// # Panics
+/// When it cannot be built, with the compiler's message.
+#[must_use]
+pub fn binary(name: &str) -> PathBuf {
+    static BUILT: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    // The test's own file is target/PROFILE/deps/NAME-HASH.
+    let test = std::env::current_exe().expect("the test's own path");
+    let profile = test.ancestors().nth(2).expect("a test lies in target/PROFILE/deps");
+    let mut built = lock(&BUILT);
+    if std::env::var_os("VOICEAI_TEST_BINARIES").is_none() && !built.iter().any(|known| known == name) {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(["build", "--quiet", "--workspace", "--bin", name]).current_dir(workspace());
+        cargo.env("CARGO_TARGET_DIR", profile.parent().expect("a profile lies in the target directory"));
+        if profile.ends_with("release") {
+            cargo.arg("--release");
+        }
+        let output = cargo.output().unwrap_or_else(|error| panic!("run cargo to build {name}: {error}"));
+        assert!(output.status.success(), "build {name}:\n{}", String::from_utf8_lossy(&output.stderr));
+        built.push(name.to_owned());
+    }
+    let path = profile.join(name);
+    assert!(path.exists(), "{} does not exist", path.display());
+    path
+}
 
 /// A program about to be started.
 #[derive(Debug, Clone)]

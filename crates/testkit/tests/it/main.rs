@@ -12,4 +12,5 @@ mod process;
 mod proxy;
 mod redis_server;
 mod shared;
+mod stack;
 mod wait;
