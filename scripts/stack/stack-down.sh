@@ -16,10 +16,14 @@ if [[ ${1:-} != --locked ]]; then
 fi
 
 stopped=()
+pids=()
 failed=0
 stop_part() {
   local part=$1 signal=$2 seconds=$3
-  if alive "$RUN/$part/$part.pid"; then stopped+=("$part"); fi
+  if alive "$RUN/$part/$part.pid"; then
+    stopped+=("$part")
+    pids+=("$(cut -d' ' -f1 "$RUN/$part/$part.pid")")
+  fi
   end_process "$RUN/$part/$part.pid" "$signal" "$seconds" || {
     say "error: $part (process $(cut -d' ' -f1 "$RUN/$part/$part.pid")) could not be stopped"
     failed=1
@@ -32,5 +36,11 @@ remove_s3_sockets "$RUN/s3"
 # INT is the fast shutdown: connections are cut, nothing is lost.
 stop_part postgres INT 60
 stop_part redis TERM 30
+# An ended process is listed until init has reaped it; somebody who looks afterwards should find nothing.
+all_reaped() {
+  local pid
+  for pid in "${pids[@]}"; do [[ ! -e /proc/$pid ]] || return 1; done
+}
+wait_for 5 all_reaped || true
 if ((${#stopped[@]})); then say "stack: stopped ${stopped[*]}"; else say "stack: nothing was running"; fi
 exit "$failed"
