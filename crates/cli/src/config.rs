@@ -50,7 +50,10 @@ fn print(resolved: &Resolved, output: Output) -> Result<(), Failure> {
     };
     let columns = [
         Column::new("NAME", |row: &Printed| row.name.clone()),
-        Column::new("VALUE", |row: &Printed| row.value.clone().unwrap_or_default()),
+        Column::new("VALUE", |row: &Printed| {
+            let computed = || row.computed.as_ref().map(|words| format!("({words})"));
+            row.value.clone().or_else(computed).unwrap_or_default()
+        }),
         Column::new("LAYER", |row: &Printed| {
             let alias = row.alias.as_ref().map(|alias| format!(" ({alias})")).unwrap_or_default();
             row.layer.map(|layer| format!("{layer}{alias}")).unwrap_or_default()

@@ -9,6 +9,7 @@ mod args;
 mod completions;
 mod config;
 mod confirm;
+pub mod doctor;
 mod exit;
 mod failure;
 mod healthcheck;

@@ -12,6 +12,9 @@ pub struct Printed {
     pub name: String,
     /// Its value, masked when it is secret; absent when it is unset and has no default.
     pub value: Option<String>,
+    /// A default that is computed, in words; only where nothing gives a value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub computed: Option<String>,
     /// True when the value is masked.
     pub secret: bool,
     /// The layer whose value counts; absent when there is no value.
@@ -72,6 +75,7 @@ fn printed(name: String, declaration: &Declaration, winner: &Candidate, losers: 
     });
     Printed {
         value: Some(shown(declaration, winner.value.expose())),
+        computed: None,
         secret: declaration.is_secret(),
         layer: Some(winner.layer.name()),
         origin: Some(winner.origin.clone()),
@@ -82,13 +86,14 @@ fn printed(name: String, declaration: &Declaration, winner: &Candidate, losers: 
 }
 
 fn unset(name: String, declaration: &Declaration) -> Printed {
-    let default = declaration.default.or(declaration.computed_default);
+    let has_default = declaration.default.is_some() || declaration.computed_default.is_some();
     Printed {
         name,
-        value: default.map(str::to_owned),
+        value: declaration.default.map(str::to_owned),
+        computed: declaration.computed_default.map(|words| words.replace('`', "")),
         secret: declaration.is_secret(),
-        layer: default.map(|_| LayerKind::Default.name()),
-        origin: default.map(|_| "the declaration".to_owned()),
+        layer: has_default.then(|| LayerKind::Default.name()),
+        origin: has_default.then(|| "the declaration".to_owned()),
         alias: None,
         overridden: Vec::new(),
     }

@@ -163,6 +163,7 @@ fn config_print_and_manifest() {
     let settings = document["settings"].as_array().unwrap();
     let url = settings.iter().find(|row| row["name"] == "REDIS_URL").unwrap();
     assert_eq!((&url["value"], &url["layer"]), (&"redis://***@h:1".into(), &"environment".into()));
+    assert!(stdout(&table).contains("(the host's name)"), "a computed default is no value");
     assert!(!stdout(&table).contains("canary"));
     assert!(stdout(&run(&["config", "manifest"], &[])).starts_with("service: ops\n"));
     assert_eq!(json(&run(&["config", "manifest", "--json"], &[]).stdout)["service"], "ops");
