@@ -37,6 +37,7 @@ remove_s3_sockets "$RUN/s3"
 stop_part postgres INT 60
 stop_part redis TERM 30
 # An ended process is listed until init has reaped it; somebody who looks afterwards should find nothing.
+# shellcheck disable=SC2317  # called by wait_for
 all_reaped() {
   local pid
   for pid in "${pids[@]}"; do [[ ! -e /proc/$pid ]] || return 1; done
