@@ -37,9 +37,10 @@ install_all() {
 # end-to-end tests start the real binaries.
 build() { cargo build --workspace --bins --tests "${locked[@]}"; }
 
+# Everything was built by `build`; with arguments nextest builds what they choose, and the testkit a binary that is asked for.
 run_tests() {
-  VOICEAI_TEST_BINARIES=built bash "$ROOT/scripts/stack/test-servers.sh" run \
-    cargo nextest run --workspace "${locked[@]}" "$@"
+  if [[ $chosen == no ]]; then export VOICEAI_TEST_BINARIES=built; fi
+  bash "$ROOT/scripts/stack/test-servers.sh" run cargo nextest run "${locked[@]}" "$@"
 }
 
 run_long() {
@@ -52,12 +53,13 @@ run_long() {
   return "$code"
 }
 
+chosen=no
+if (($#)); then chosen=yes; fi
 part "set-up" install_all
-part "build" build
+if [[ $chosen == no ]]; then part "build" build; fi
 if [[ $long == yes ]]; then
   part "long tests" run_long "$@"
 else
-  # With arguments somebody looks for certain tests.
-  if (($# == 0)); then part "documentation tests" cargo test --workspace --doc --quiet "${locked[@]}"; fi
+  if [[ $chosen == no ]]; then part "documentation tests" cargo test --workspace --doc --quiet "${locked[@]}"; fi
   part "tests" run_tests "$@"
 fi
