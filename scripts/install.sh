@@ -6,7 +6,7 @@
 #   scripts/install.sh check    a C compiler, shellcheck, git and cargo-deny
 #
 # System packages come by apt-get (as root, or with sudo), Rust tools by `cargo install --locked` into cargo's own bin
-# directory. Services that such packages would start are not started.
+# directory. Services that such packages would start are not started, now or at the next boot.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=stack/lib.sh
 . "$(dirname "$0")/stack/lib.sh"
@@ -102,6 +102,12 @@ install_packages() {
   }
   restore_policy
   trap - EXIT
+  # Nor at the next boot: only the programs are wanted here. Services of packages that were there before are left alone.
+  for package in "${wanted[@]}"; do
+    if [[ $package == redis-server || $package == postgresql ]] && command -v systemctl >/dev/null; then
+      as_root systemctl disable --quiet "$package" >&2 2>/dev/null || true
+    fi
+  done
 }
 
 # Functions came with Redis 7; Ubuntu 22.04 ships 6.
