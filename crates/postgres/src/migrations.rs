@@ -20,7 +20,7 @@ pub const SCALER: Component = component!("scaler", "scaler", ["0001_servers", "0
 
 /// Schedules, job history, backups.
 pub const TASKER: Component =
-    component!("tasker", "tasker", ["0001_schedules", "0002_job_history", "0020_replays"]);
+    component!("tasker", "tasker", ["0001_schedules", "0002_job_history", "0010_backups", "0020_replays", "0021_queue_settings"]);
 
 /// Every component, in the order in which they are run.
 pub const ALL: &[Component] = &[COMMON, SCALER, TASKER];
