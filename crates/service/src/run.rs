@@ -14,8 +14,6 @@ use voiceai_telemetry::{REVISION, Telemetry, TelemetrySettings};
 
 use crate::{Backends, Identity, Shared, connect, failures, readiness};
 
-/// How long the start may wait for a backend before it gives up with exit code 5.
-const CONNECT_WITHIN: Duration = Duration::from_secs(30);
 /// Kept back from SHUTDOWN_TIMEOUT for resigning and flushing.
 const RESERVE: Duration = Duration::from_secs(3);
 
@@ -166,7 +164,7 @@ where
 }
 
 async fn ready_backends(identity: Identity, shared: &Shared) -> Result<Backends, Failure> {
-    let backends = connect(shared, CONNECT_WITHIN).await?;
+    let backends = connect(shared, shared.start_timeout).await?;
     let migrated = migrate(&backends.pool, identity.components).await.map_err(|e| failures::migration(&e))?;
     if !migrated.applied.is_empty() {
         tracing::info!(applied = ?migrated.applied, "database migrated");

@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use voiceai_config::catalogue::{leader, postgres, redis};
+use voiceai_config::catalogue::{general, leader, postgres, redis};
 use voiceai_config::{Binary, General, HostName, Reader};
 use voiceai_leader::LeaderSettings;
 use voiceai_postgres::PostgresSettings;
@@ -12,6 +12,8 @@ use voiceai_redis::RedisSettings;
 pub struct Shared {
     /// Environment, instance, log level, time to stop.
     pub general: General,
+    /// `START_TIMEOUT`. How long the start waits for the backends.
+    pub start_timeout: Duration,
     /// Redis.
     pub redis: RedisSettings,
     /// PostgreSQL.
@@ -26,7 +28,13 @@ impl Shared {
         let general = General::read(reader);
         let application = format!("{} {}", reader.binary().name(), general.instance_id);
         let leader = read_leader(reader, &general);
-        Self { redis: read_redis(reader), postgres: read_postgres(reader, application), leader, general }
+        Self {
+            start_timeout: reader.get(&general::START_TIMEOUT),
+            redis: read_redis(reader),
+            postgres: read_postgres(reader, application),
+            leader,
+            general,
+        }
     }
 
     /// Where the state file of this process is kept: RUNTIME_DIR, else `/run/voiceai` where it can be written, else the

@@ -17,6 +17,8 @@ settings! {
         .check("letters, digits, `-`, `_` and `.`, at most 128", is_id);
     /// Folder of the state file that `healthcheck` reads.
     RUNTIME_DIR: PathBuf = path().computed_default("`/run/voiceai`, else the system's temporary folder").bootstrap();
+    /// How long a start waits for Redis and PostgreSQL before it ends with exit code 5.
+    START_TIMEOUT: Duration = seconds().default("30s").between(1_000, 3_600_000);
     /// From SIGTERM to the end: intake stops, running work is drained, leases are handed back, telemetry is flushed.
     SHUTDOWN_TIMEOUT: Duration = seconds().default("30s").aliases(&["MAIL_SHUTDOWN_TIMEOUT"]).between(1_000, 3_600_000);
     /// Least level of the log lines written: trace, debug, info, warn, error or off; or a comma list with targets, `info,fred=warn`.
