@@ -10,7 +10,7 @@ cd "$ROOT" || exit 1
 
 check_format() { cargo fmt --all -- --check; }
 
-check_clippy() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
+check_clippy() { cargo clippy --workspace --all-targets --locked --keep-going -- -D warnings; }
 
 # The advisory database that the repository carries, laid out as the git clone that cargo-deny expects.
 lay_advisories() {
@@ -48,7 +48,7 @@ check_deny() {
   cargo deny --offline --log-level error check --hide-inclusion-graph bans licenses sources advisories
 }
 
-check_docs() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --document-private-items; }
+check_docs() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --keep-going; }
 
 check_shell() {
   local -a files=()

@@ -2,12 +2,13 @@
 //!
 //! # Shared servers: a database of one's own
 //!
-//! [`redis`], [`database`] (and [`postgres`], [`empty_database`], [`database_from`]) and [`s3`] hand out a database number, a database and a bucket that no
-//! other test uses, on servers that all tests share. `make test` starts those servers and stops them at its end
-//! (`scripts/stack/test-servers.sh run`); its addresses come by `VOICEAI_TEST_REDIS_URL`, `VOICEAI_TEST_DATABASE_URL` and
-//! `VOICEAI_TEST_S3_*`. Without them (a plain `cargo test` or `cargo nextest run`) the first test that asks starts the server
-//! under a file lock, and a supervisor ends it when no test process has lived for a minute. A test must not stop, pause or
-//! reconfigure a shared server, and must remember that Redis pub/sub and functions know no database numbers.
+//! [`redis()`], [`database()`] (also [`postgres()`], [`empty_database`] and [`database_from`]) and [`s3()`] hand out a database
+//! number, a database and a bucket that no other test uses, on servers that all tests share. `make test` starts those servers
+//! and stops them at its end (`scripts/stack/test-servers.sh run`); their addresses come by `VOICEAI_TEST_REDIS_URL`,
+//! `VOICEAI_TEST_DATABASE_URL` and `VOICEAI_TEST_S3_*`. Without them (a plain `cargo test` or `cargo nextest run`) the first
+//! test that asks starts the server under a file lock, and a supervisor ends it when no test process has lived for a minute.
+//! A test must not stop, pause or reconfigure a shared server, and must remember that Redis pub/sub and functions know no
+//! database numbers.
 //!
 //! # Servers of one's own: to be killed
 //!
