@@ -63,6 +63,18 @@ impl Finding {
     pub fn skipped(because: impl Into<String>) -> Self {
         Self { verdict: Verdict::Skipped, evidence: because.into(), remedy: None }
     }
+
+    /// What was found.
+    #[must_use]
+    pub const fn verdict(&self) -> Verdict {
+        self.verdict
+    }
+
+    /// What was seen.
+    #[must_use]
+    pub fn evidence(&self) -> &str {
+        &self.evidence
+    }
 }
 
 /// One line of `doctor`.

@@ -221,7 +221,9 @@ fn check_all(reader: &Reader<'_>) {
             let found = reader.resolved.settings().get(name);
             (found.is_some_and(|found| found.winner.is_some()), reader.resolved.effective(name))
         });
-        if let Some(because) = needed {
+        // What reads the setting may have said the same in words of its own.
+        let said = reader.report().violations.iter().any(|violation| violation.name == declaration.name);
+        if let Some(because) = needed.filter(|_| !said) {
             reader.add(missing(declaration, &format!("a value, because {because}")));
         }
     }

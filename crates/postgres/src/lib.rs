@@ -15,7 +15,7 @@ mod settings;
 pub mod term;
 
 pub use connect::{ConnectError, connect, reserved};
-pub use migrate::{Component, MigrateError, Migrated, migrate};
+pub use migrate::{Component, MigrateError, Migrated, migrate, unapplied};
 pub use migrations::{ALL, COMMON, SCALER, TASKER};
 pub use settings::PostgresSettings;
 /// Re-exported so that callers use the very version of this crate.

@@ -92,6 +92,14 @@ pub async fn migrate(pool: &PgPool, components: &[Component]) -> Result<Migrated
     Ok(done)
 }
 
+/// What [`migrate`] would apply, as `component/version`; changes nothing.
+///
+/// # Errors
+/// When the database cannot be read, or is ahead by a migration that is marked breaking.
+pub async fn unapplied(pool: &PgPool, components: &[Component]) -> Result<Vec<String>, MigrateError> {
+    Ok(pending(pool, components).await?.into_iter().flat_map(|(_, names)| names).collect())
+}
+
 fn table(component: Component) -> String {
     format!("ops.migrations_{}", component.name)
 }

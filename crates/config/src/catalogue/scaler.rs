@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use url::Url;
 use voiceai_runtime::Secret;
 
 use crate::setting::{Binaries, settings};
-use crate::value::kinds::{duration, list, millis, path, secret_url, text};
+use crate::value::kinds::{duration, integer, list, millis, path, secret, secret_url, text, url};
 
 settings! {
     "Scaling", "The control loop of voiceai-scaler. Thresholds, sizes and cooldowns are the server group's own columns.";
@@ -21,12 +22,20 @@ settings! {
     PROVIDER_ENV_PASS: Vec<String> = list().only(Binaries::Scaler);
     /// Beginning of the Redis keys under which servers report their load.
     HEARTBEAT_KEY_PREFIX: String = text().default("voiceai:heartbeat:").only(Binaries::Scaler);
+    /// A heartbeat older than this says nothing: the server's load is unknown.
+    HEARTBEAT_STALE_AFTER: Duration = duration().default("60s").between(1_000, 3_600_000).only(Binaries::Scaler);
     /// How long a new server may take from its creation to its first heartbeat; then it is rolled back.
     HEARTBEAT_WAIT_TIMEOUT: Duration = duration().default("5m").between(1_000, 86_400_000).only(Binaries::Scaler);
     /// Longest wait for the running calls of a server that is taken away.
     DRAIN_TIMEOUT: Duration = duration().default("60m").between(0, 604_800_000).only(Binaries::Scaler);
     /// How often the status of a server that is being created or deleted is asked for.
     SCALING_STATUS_POLL_INTERVAL_MS: Duration = millis().default("5000").between(50, 600_000).only(Binaries::Scaler);
+    /// Most servers over all groups together; nothing is bought above it.
+    SCALING_FLEET_MAX: u32 = integer().between(1, 1_000_000).only(Binaries::Scaler);
+    /// Token of the Hetzner Cloud project, for the scripts of the provider `hetzner`.
+    HETZNER_API_TOKEN: Secret = secret().only(Binaries::Scaler);
+    /// Address of a Hetzner Cloud API other than the public one, for the scripts of the provider `hetzner`.
+    HCLOUD_ENDPOINT: Url = url().only(Binaries::Scaler);
     /// Beginning of the Redis keys of Kamailio's dispatcher records.
     DISPATCHER_KEY_PREFIX: String = text().default("dispatcher:entry::").only(Binaries::Scaler);
     /// The Redis that Kamailio reads, with its database number.

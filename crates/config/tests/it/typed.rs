@@ -76,6 +76,9 @@ fn only_what_is_read_is_needed_unless_the_whole_is_checked() {
     assert!(resolved.read(leader_times).is_ok());
     let report = resolved.read_whole(leader_times).unwrap_err();
     assert_eq!(violations(&report), ["REDIS_URL", "DATABASE_URL"]);
+    let both =
+        resolved.read_whole(|r| r.violation(&redis::REDIS_URL, "something else", "Do it.")).unwrap_err();
+    assert_eq!(violations(&both), ["REDIS_URL", "DATABASE_URL"], "a setting is named once");
     let report = resolved.read(|reader| reader.required(&redis::REDIS_URL)).unwrap_err();
     assert_eq!(violations(&report), ["REDIS_URL"]);
     assert!(report.to_string().contains("{REDIS_HOST}"), "the parts are a remedy: {report}");
