@@ -36,9 +36,16 @@ const LOG_LINE_MAX: usize = 2_048;
 #[derive(Debug)]
 pub(crate) enum Reporter {
     /// To Redis, under the lease's token.
-    Redis { library: Library, queue: QueueName, token: Arc<str> },
+    Redis { link: Arc<Link>, token: Arc<str> },
     /// Into memory, for the inline runner.
     Memory(Mutex<Reported>),
+}
+
+/// A pool's way to its queue.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) library: Library,
+    pub(crate) queue: QueueName,
 }
 
 /// What an inline run reported.
@@ -206,7 +213,8 @@ impl Attempt {
                 reported.log.extend(lines.iter().map(|l| (*l).to_owned()));
                 Ok(())
             }
-            Reporter::Redis { library, queue, token } => {
+            Reporter::Redis { link, token } => {
+                let Link { library, queue } = &**link;
                 let mut args: Vec<Value> =
                     vec![self.0.id.as_str().into(), (&**token).into(), progress.into(), LOG_LINES_MAX.into()];
                 args.extend(lines.iter().map(|l| Value::from(*l)));

@@ -9,13 +9,16 @@ mod envelope;
 mod error;
 mod finished;
 mod id;
+mod inline;
 mod job;
 mod library;
+mod metrics;
 mod new_job;
+pub mod probe;
 mod registry;
 mod retry;
 mod trace;
-
+mod worker;
 
 pub use attempt::{Attempt, Reported, Stop};
 pub use client::{
@@ -25,7 +28,10 @@ pub use client::{
 pub use error::QueueError;
 pub use finished::{DeadReason, Ending, FinishedJob, HistoryError, HistoryMode, HistorySink, NoHistory};
 pub use id::JobId;
+pub use inline::{Inline, InlineRunner, Ran};
 pub use job::{Cause, Job, JobError, Outcome, RESULT_MAX_BYTES};
+pub use metrics::QueueGauges;
 pub use new_job::{AddOutcome, Added, Due, NewJob, REMEMBER_DEFAULT, UniqueMode};
 pub use registry::{Middleware, Next, Registry, Running};
 pub use retry::RetryPolicy;
+pub use worker::{QueueSettings, Worker, WorkerSettings};

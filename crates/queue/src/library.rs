@@ -2,9 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Mutex;
-use voiceai_redis::{CallOptions, FromValue, Redis, RedisError, RedisErrorKind, Value};
+use voiceai_redis::{CallOptions, FromValue, Redis, RedisError, RedisErrorKind, Str, Value};
+use voiceai_runtime::{Backoff, boot_now, random_unit};
+
+use crate::id::JobId;
 
 /// The whole library. Its name carries the wire version, so workers of two versions can run side by side.
 pub(crate) const SOURCE: &str = concat!(
@@ -41,55 +45,135 @@ impl QueueName {
     }
 }
 
-/// Calls functions of the library, loading it where it is missing: a fresh, emptied or failed-over server has none.
+/// Longest wait for the answer to one call. A call takes the server a few milliseconds at most.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+/// How long a call that may be repeated is repeated.
+const REPEAT_LIMIT: Duration = Duration::from_secs(6);
+
+/// Calls functions of the library on a connection of its own, one call at a time: replies are matched to commands by
+/// their order alone, so only a connection without other traffic can be trusted after an answer went missing. It is then
+/// made anew. Loads the library where it is missing: a fresh, emptied or failed-over server has none.
 #[derive(Clone, Debug)]
 pub(crate) struct Library {
-    redis: Redis,
-    loading: Arc<Mutex<()>>,
+    shared: Redis,
+    line: Arc<Mutex<Redis>>,
 }
 
 impl Library {
-    pub(crate) fn new(redis: Redis) -> Self {
-        Self { redis, loading: Arc::new(Mutex::new(())) }
+    /// Opens the connection.
+    pub(crate) async fn open(redis: &Redis) -> Result<Self, RedisError> {
+        let line = redis.another().await?;
+        let line =
+            line.with(CallOptions { attempts: Some(1), timeout: Some(ANSWER_LIMIT), fail_fast: false });
+        Ok(Self { shared: redis.clone(), line: Arc::new(Mutex::new(line)) })
     }
 
+    /// The connection shared with the rest of the process.
     pub(crate) const fn redis(&self) -> &Redis {
-        &self.redis
+        &self.shared
     }
 
     pub(crate) async fn load(&self) -> Result<(), RedisError> {
-        let _one_at_a_time = self.loading.lock().await;
-        self.redis.load_functions(SOURCE).await
+        self.shared.load_functions(SOURCE).await
     }
 
-    /// Calls `function` for `queue`. The client library may send it again after a lost connection, so it must be
-    /// harmless when applied twice.
+    /// Calls `function` for `queue`, again when no answer came: it must be harmless when applied twice.
     pub(crate) async fn call<T: FromValue>(
         &self,
         queue: &QueueName,
         function: &'static str,
         args: Vec<Value>,
     ) -> Result<T, RedisError> {
-        self.call_with(queue, function, args, CallOptions::default()).await
+        self.call_counted(queue, function, args).await.map(|(reply, _)| reply)
     }
 
-    pub(crate) async fn call_with<T: FromValue>(
+    /// The same; also says how many earlier sendings remained without an answer.
+    pub(crate) async fn call_counted<T: FromValue>(
         &self,
         queue: &QueueName,
         function: &'static str,
         args: Vec<Value>,
-        options: CallOptions,
-    ) -> Result<T, RedisError> {
-        let redis = self.redis.with(options);
-        match redis.fcall(function, queue.keys(), args.clone()).await {
-            // The function is not there, so nothing was done: sending it again is safe even for a take.
-            Err(error) if error.kind() == RedisErrorKind::NotLoaded => {
-                self.load().await?;
-                redis.fcall(function, queue.keys(), args).await
+    ) -> Result<(T, u32), RedisError> {
+        let until = boot_now().saturating_add(REPEAT_LIMIT);
+        let (mut tries, mut unanswered) = (0, 0);
+        loop {
+            match self.call_once(queue, function, args.clone()).await {
+                Ok(reply) => return Ok((reply, unanswered)),
+                Err(error) if may_repeat(&error) && boot_now() < until => {
+                    tokio::time::sleep(Backoff::RECONNECT.delay(tries, random_unit())).await;
+                    tries += 1;
+                    unanswered += u32::from(error.outcome_unknown());
+                }
+                Err(error) => return Err(error),
             }
-            other => other,
         }
     }
+
+    /// The line answered something else than it was asked: it is made anew.
+    pub(crate) async fn distrust(&self) {
+        self.line.lock().await.reconnect().await;
+    }
+
+    /// The envelopes of `ids`, in their order; reading may be repeated.
+    pub(crate) async fn envelopes(
+        &self,
+        queue: &QueueName,
+        ids: &[JobId],
+    ) -> Result<Vec<Option<Str>>, RedisError> {
+        let until = boot_now().saturating_add(REPEAT_LIMIT);
+        let mut tries = 0;
+        loop {
+            let line = self.line.lock().await;
+            let mut args: Vec<Value> = Vec::with_capacity(ids.len() + 1);
+            args.push(queue.key("jobs").into());
+            args.extend(ids.iter().map(|id| Value::from(id.as_str())));
+            let reply = line.command("HMGET", args).await;
+            match reply {
+                Err(error) if may_repeat(&error) && boot_now() < until => {
+                    line.reconnect().await;
+                    drop(line);
+                    tokio::time::sleep(Backoff::RECONNECT.delay(tries, random_unit())).await;
+                    tries += 1;
+                }
+                reply => return reply,
+            }
+        }
+    }
+
+    /// Calls `function` for `queue` and never sends it twice, unless the server said that it did nothing.
+    pub(crate) async fn call_once<T: FromValue>(
+        &self,
+        queue: &QueueName,
+        function: &'static str,
+        args: Vec<Value>,
+    ) -> Result<T, RedisError> {
+        let line = self.line.lock().await;
+        // The client's own limit covers a command that was written; this one also covers waiting for a connection.
+        let limit = ANSWER_LIMIT + Duration::from_millis(500);
+        let attempt = async {
+            match line.fcall(function, queue.keys(), args.clone()).await {
+                Err(error) if error.kind() == RedisErrorKind::NotLoaded => {
+                    line.load_functions(SOURCE).await?;
+                    line.fcall(function, queue.keys(), args).await
+                }
+                other => other,
+            }
+        };
+        let answer = tokio::time::timeout(limit, attempt).await.unwrap_or_else(|_| {
+            Err(RedisError::new(RedisErrorKind::TimedOut, function, "no answer in time"))
+        });
+        if let Err(error) = &answer
+            && matches!(error.kind(), RedisErrorKind::TimedOut | RedisErrorKind::BadReply)
+        {
+            line.reconnect().await;
+        }
+        answer
+    }
+}
+
+/// No answer came, or the server is a replica or loading for now.
+const fn may_repeat(error: &RedisError) -> bool {
+    error.outcome_unknown() || matches!(error.kind(), RedisErrorKind::NotWritable)
 }
 
 /// An array reply, taken apart from the front.

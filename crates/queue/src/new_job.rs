@@ -202,7 +202,11 @@ impl NewJob {
             && self.children.is_none()
     }
 
-    pub(crate) fn check(&self) -> Result<(), QueueError> {
+    /// Checks what enqueueing it would check: queue, kind, priority, tenant and keys.
+    ///
+    /// # Errors
+    /// [`QueueError::Invalid`], naming the value and what was expected.
+    pub fn check(&self) -> Result<(), QueueError> {
         check_queue(&self.queue)?;
         check_kind(&self.kind)?;
         if self.priority > 10 {

@@ -206,10 +206,6 @@ impl Registry {
         self.handlers.get(kind)
     }
 
-    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<dyn Handler>> {
-        self.handlers.values()
-    }
-
     /// Runs a handler with its middleware.
     pub(crate) fn run<'a>(
         &'a self,

@@ -2,10 +2,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes_utils::Str;
 use fred::clients::{Client, SubscriberClient};
-use fred::interfaces::{
-    ClientLike, EventInterface, FunctionInterface, HashesInterface, KeysInterface, LuaInterface,
-};
+use fred::interfaces::{ClientLike, EventInterface, FunctionInterface, HashesInterface, KeysInterface};
 use fred::prelude::ReconnectPolicy;
 use fred::types::config::{Config, Options, ReconnectError, TcpConfig, UnresponsiveConfig};
 use fred::types::{Builder, ClusterHash, CustomCommand, FromValue, Key, Value};
@@ -150,6 +149,23 @@ impl Redis {
         told
     }
 
+    /// Another connection to the same server, with the same settings.
+    ///
+    /// # Errors
+    /// When it cannot be made within 10 s.
+    pub async fn another(&self) -> Result<Self, RedisError> {
+        let mut this = Self::connect_once(&self.settings, "open another connection").await?;
+        this.options = self.options.clone();
+        Ok(this)
+    }
+
+    /// Closes this connection and makes it anew. For a caller that has waited in vain for an answer: replies are matched
+    /// to commands by their order alone, so a connection that lost one must not be used on.
+    pub async fn reconnect(&self) {
+        // Bounded: with the server away it would wait for it, and the client's own policy is already trying.
+        let _ = tokio::time::timeout(Duration::from_secs(2), self.client.force_reconnection()).await;
+    }
+
     /// A connection of its own for a command that blocks. One per loop.
     ///
     /// # Errors
@@ -203,18 +219,34 @@ impl Redis {
         keys: Vec<Key>,
         args: Vec<Value>,
     ) -> Result<T, RedisError> {
-        let client = self.client.with_options(&self.options);
         let hash = script.inner().sha1().clone();
-        let first: Result<Value, _> = client.evalsha(hash, keys.clone(), args.clone()).await;
-        let reply = match first {
+        let reply = match self.run_script("EVALSHA", hash, keys.clone(), args.clone()).await {
             Err(error) if error.details().starts_with("NOSCRIPT") => {
                 let source = script.inner().lua().cloned().unwrap_or_default();
                 // EVAL also loads it, in one round trip and on the very node.
-                client.eval(source, keys, args).await
+                self.run_script("EVAL", source, keys, args).await
             }
             other => other,
         };
         convert(script.name(), reply)
+    }
+
+    /// As a plain command: fred's own script methods go past `with_options`, to the client's defaults.
+    async fn run_script(
+        &self,
+        command: &'static str,
+        script: Str,
+        keys: Vec<Key>,
+        args: Vec<Value>,
+    ) -> Result<Value, fred::error::Error> {
+        // The first key decides the node; all others must share its slot.
+        let hash = if keys.is_empty() { ClusterHash::Random } else { ClusterHash::Offset(2) };
+        let mut all: Vec<Value> = Vec::with_capacity(2 + keys.len() + args.len());
+        all.extend([Value::from(script), Value::from(i64::try_from(keys.len()).unwrap_or(i64::MAX))]);
+        all.extend(keys.into_iter().map(Value::from));
+        all.extend(args);
+        let command = CustomCommand::new_static(command, hash, false);
+        self.client.with_options(&self.options).custom(command, all).await
     }
 
     /// Calls a function of a loaded library.

@@ -18,9 +18,10 @@ mod server;
 mod settings;
 
 pub use blocking::{Blocking, Subscriber};
+/// Argument and reply types, re-exported so that callers need no dependency of their own.
+pub use bytes_utils::Str;
 pub use client::{CallOptions, Redis};
 pub use error::{RedisError, RedisErrorKind};
-/// Argument and reply types, re-exported so that callers need no dependency of their own.
 pub use fred::types::{FromValue, Key, Map, Value};
 pub use script::Script;
 pub use server::ServerInfo;

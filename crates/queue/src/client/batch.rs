@@ -11,6 +11,7 @@ use super::Time;
 use crate::error::QueueError;
 use crate::id::{JobId, Nonce};
 use crate::library::{Library, QueueName};
+use crate::metrics;
 
 /// Most jobs in one call: keeps a call under a few milliseconds of the server's time.
 const BATCH_JOBS: usize = 1_000;
@@ -138,6 +139,7 @@ impl Batcher {
         let reply: Result<(i64, i64), _> = self.library.call(&self.queue, "voiceai_v1_enqueue", args).await;
         let (_, now) = reply.map_err(|e| QueueError::from_redis(&self.queue.name, "enqueue", e))?;
         self.time.learn(now);
+        metrics::get().enqueued(&self.queue.name, "now", u64::try_from(ids.len()).unwrap_or(0));
         Ok(())
     }
 }

@@ -88,7 +88,7 @@ impl Client {
     pub async fn with_history(redis: Redis, history: Arc<dyn HistorySink>) -> Result<Self, QueueError> {
         let failed = |tried| move |e| QueueError::from_redis("*", tried, e);
         redis.refuse_unsafe_server().await.map_err(failed("check the server"))?;
-        let library = Library::new(redis);
+        let library = Library::open(&redis).await.map_err(failed("connect"))?;
         library.load().await.map_err(failed("load the function library"))?;
         let time = Time::default();
         let reply: Vec<i64> = library
@@ -356,10 +356,7 @@ async fn reload_after_reconnects(library: Library) {
 }
 
 fn read_added(reply: Value) -> Result<Vec<Added>, Unexpected> {
-    let rows = match reply {
-        Value::Array(rows) => rows,
-        _ => return Err(Unexpected("an array of rows")),
-    };
+    let Value::Array(rows) = reply else { return Err(Unexpected("an array of rows")) };
     rows.into_iter()
         .map(|row| {
             let mut row = Fields::of(row)?;

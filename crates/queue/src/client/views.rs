@@ -721,7 +721,7 @@ fn explain(view: &mut JobView, stats: &QueueStats, place: &Place) {
     }
     if stats.workers.is_empty() {
         why.push(WhyNot::NoWorker);
-    } else if !stats.workers.iter().any(|w| w.kinds.iter().any(|k| *k == view.kind)) {
+    } else if !stats.workers.iter().any(|w| w.kinds.contains(&view.kind)) {
         why.push(WhyNot::NoHandler);
     }
     if let Some((limit, period_ms)) = setting("rate").or_else(|| setting("base_rate")).and_then(parse_rate)

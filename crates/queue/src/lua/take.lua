@@ -203,7 +203,7 @@ end
 --[[ take: renews the lease, settles plain completions, promotes what is due and hands out a lot.
   ARGV incarnation, lease ms, want, token, envelopes inside up to this many jobs, then acks: token, n, n ids ...
   The client never sends it twice: a lot whose reply was lost would lie under a living worker.
-  Returns {state, now, next due or -1, stale ids, cancelled running ids, ids, envelopes or {}, failure records
+  Returns {token, state, now, next due or -1, stale ids, cancelled running ids, ids, envelopes or {}, failure records
   (id, record, ...), worker concurrency or -1}; state: 0 fenced (the incarnation is not known: join anew), 1 leased,
   2 paused, 3 leased and work is left. ]]
 register('take', { 'allow-oom' }, function(keys, args)
@@ -212,7 +212,7 @@ register('take', { 'allow-oom' }, function(keys, args)
   local now = now_ms()
   local stale = acknowledge(P, args, 6)
   if not call('ZSCORE', P .. 'workers', inc) then
-    return { 0, now, -1, stale, {}, {}, {}, {}, -1 }
+    return { token, 0, now, -1, stale, {}, {}, {}, {}, -1 }
   end
   call('ZADD', P .. 'workers', now + lease, inc)
   local cfg = read_cfg(P)
@@ -244,7 +244,7 @@ register('take', { 'allow-oom' }, function(keys, args)
       end
     end
   end
-  return { state, now, next_due or -1, stale, cancelled, ids, envelopes, records, worker_concurrency }
+  return { token, state, now, next_due or -1, stale, cancelled, ids, envelopes, records, worker_concurrency }
 end)
 
 --[[ ack: settles plain completions outside a take. ARGV token, n, n ids ... Returns the refused ids. ]]

@@ -1,0 +1,163 @@
+//! Metrics of queues: what this process did, and what a leader reports of the whole.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Counter, Gauge, Histogram};
+
+use crate::client::QueueStats;
+
+/// Bounds in seconds: from a no-op to a job of an hour.
+const SECONDS: [f64; 16] =
+    [0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0];
+
+pub(crate) struct Metrics {
+    jobs: Counter<u64>,
+    wait: Histogram<f64>,
+    run: Histogram<f64>,
+    stale: Counter<u64>,
+    lost_leases: Counter<u64>,
+    lost_jobs: Counter<u64>,
+    enqueued: Counter<u64>,
+}
+
+pub(crate) fn get() -> &'static Metrics {
+    static METRICS: OnceLock<Metrics> = OnceLock::new();
+    METRICS.get_or_init(|| {
+        let meter = opentelemetry::global::meter("voiceai");
+        Metrics {
+            jobs: meter
+                .u64_counter("queue.jobs")
+                .with_description("Attempts that ended, by outcome: completed, failed, snoozed, cancelled, returned, or a reason of death")
+                .build(),
+            wait: meter
+                .f64_histogram("queue.job.wait")
+                .with_unit("s")
+                .with_boundaries(SECONDS.to_vec())
+                .with_description("From enqueue to the start of the first attempt")
+                .build(),
+            run: meter
+                .f64_histogram("queue.job.duration")
+                .with_unit("s")
+                .with_boundaries(SECONDS.to_vec())
+                .with_description("Run time of an attempt")
+                .build(),
+            stale: meter
+                .u64_counter("queue.acks.refused")
+                .with_description("Acknowledgements refused because the job was another's by then")
+                .build(),
+            lost_leases: meter
+                .u64_counter("queue.leases.lost")
+                .with_description("Leases of this process that ended while it held jobs")
+                .build(),
+            lost_jobs: meter
+                .u64_counter("queue.jobs.stalled")
+                .with_description("Jobs brought back because their worker was gone")
+                .build(),
+            enqueued: meter
+                .u64_counter("queue.jobs.enqueued")
+                .with_description("Jobs accepted from this process; delayed ones apart, by `due`")
+                .build(),
+        }
+    })
+}
+
+fn queue_label(queue: &str) -> KeyValue {
+    KeyValue::new("queue", queue.to_owned())
+}
+
+impl Metrics {
+    pub(crate) fn ended(&self, queue: &str, kind: &str, outcome: &'static str, n: u64) {
+        self.jobs.add(
+            n,
+            &[queue_label(queue), KeyValue::new("kind", kind.to_owned()), KeyValue::new("outcome", outcome)],
+        );
+    }
+
+    pub(crate) fn waited(&self, queue: &str, wait: Duration) {
+        self.wait.record(wait.as_secs_f64(), &[queue_label(queue)]);
+    }
+
+    pub(crate) fn ran(&self, queue: &str, kind: &str, span: Duration) {
+        self.run.record(span.as_secs_f64(), &[queue_label(queue), KeyValue::new("kind", kind.to_owned())]);
+    }
+
+    pub(crate) fn stale_acks(&self, queue: &str, n: u64) {
+        self.stale.add(n, &[queue_label(queue)]);
+    }
+
+    pub(crate) fn lost_lease(&self, queue: &str) {
+        self.lost_leases.add(1, &[queue_label(queue)]);
+    }
+
+    pub(crate) fn lost_jobs(&self, queue: &str, n: u64) {
+        self.lost_jobs.add(n, &[queue_label(queue)]);
+    }
+
+    pub(crate) fn enqueued(&self, queue: &str, due: &'static str, n: u64) {
+        self.enqueued.add(n, &[queue_label(queue), KeyValue::new("due", due)]);
+    }
+}
+
+/// Gauges of whole queues. Backend-wide numbers: reported by the leader alone, or sums would be n-fold.
+#[derive(Debug)]
+pub struct QueueGauges {
+    depth: Gauge<u64>,
+    oldest: Gauge<f64>,
+    saturation: Gauge<f64>,
+    workers: Gauge<u64>,
+    capacity: Gauge<u64>,
+}
+
+impl Default for QueueGauges {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl QueueGauges {
+    /// Gauges of the meter `voiceai`.
+    #[must_use]
+    pub fn new() -> Self {
+        let meter = opentelemetry::global::meter("voiceai");
+        Self {
+            depth: meter
+                .u64_gauge("queue.depth")
+                .with_description("Jobs by state: waiting, delayed, active, dead")
+                .build(),
+            oldest: meter
+                .f64_gauge("queue.oldest_age")
+                .with_unit("s")
+                .with_description("Age of the oldest waiting job; 0 when none waits")
+                .build(),
+            saturation: meter
+                .f64_gauge("queue.saturation")
+                .with_description("(waiting + active) / capacity of all workers: the number for autoscalers")
+                .build(),
+            workers: meter.u64_gauge("queue.workers").with_description("Live workers").build(),
+            capacity: meter.u64_gauge("queue.capacity").with_description("Slots of all live workers").build(),
+        }
+    }
+
+    /// Reports one queue.
+    pub fn record(&self, stats: &QueueStats) {
+        let queue = queue_label(&stats.queue);
+        for (state, n) in [
+            ("waiting", stats.waiting),
+            ("delayed", stats.delayed),
+            ("active", stats.active),
+            ("dead", stats.dead),
+        ] {
+            self.depth.record(n, &[queue.clone(), KeyValue::new("state", state)]);
+        }
+        let oldest = stats.oldest_waiting_ms.map_or(0.0, |ms| Duration::from_millis(ms).as_secs_f64());
+        let queue = [queue];
+        self.oldest.record(oldest, &queue);
+        if let Some(saturation) = stats.saturation {
+            self.saturation.record(saturation, &queue);
+        }
+        self.workers.record(u64::try_from(stats.workers.len()).unwrap_or(0), &queue);
+        self.capacity.record(stats.capacity, &queue);
+    }
+}

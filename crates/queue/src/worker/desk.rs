@@ -1,0 +1,571 @@
+//! The pool's loop: what it knows, and what it decides to do next.
+
+use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use voiceai_redis::{RedisError, RedisErrorKind, Str, Value};
+use voiceai_runtime::{Backoff, Pulse, random_unit};
+
+use super::WorkerSettings;
+use super::calls::{self, Called, Took};
+use super::lease::{Leases, Signal};
+use super::pool::Shared;
+use super::run::{self, Ended, Settle};
+use super::take::{Answer, Incarnation, Standing, Taken};
+use crate::attempt::Stop;
+use crate::client::rate_text;
+use crate::metrics;
+
+/// Most jobs in this process that have not begun.
+const PREFETCH_MAX: usize = 256;
+/// Kinds slower than this are never prefetched: their jobs would wait here while another worker idles.
+const PREFETCH_BELOW: Duration = Duration::from_millis(5);
+/// A prefetched job that did not begin within this goes back.
+const PREFETCH_PATIENCE: Duration = Duration::from_millis(25);
+/// Most settlements in one call.
+const SETTLE_STEP: usize = 200;
+/// How long the last settlements may take once nothing runs any more.
+const FLUSH_LIMIT: Duration = Duration::from_secs(5);
+
+/// How fast handlers and calls are, as moving means.
+struct Pace {
+    run: Duration,
+    call: Duration,
+    samples: u32,
+}
+
+impl Pace {
+    const fn unknown() -> Self {
+        Self { run: Duration::from_secs(1), call: Duration::from_micros(500), samples: 0 }
+    }
+
+    fn ran(&mut self, took: Duration) {
+        self.samples = self.samples.saturating_add(1);
+        self.run = if self.samples == 1 { took } else { (self.run * 15 + took) / 16 };
+    }
+
+    fn called(&mut self, took: Duration) {
+        self.call = (self.call * 7 + took.min(Duration::from_millis(50))) / 8;
+    }
+
+    /// Jobs to hold beyond the slots, so that none of them waits for the next lot: what is worked off in two calls.
+    fn prefetch(&self, slots: usize) -> usize {
+        if self.samples < 32 || self.run >= PREFETCH_BELOW {
+            return 0;
+        }
+        let per_slot = (self.call * 2).as_nanos() / self.run.as_nanos().max(200);
+        usize::try_from(per_slot).unwrap_or(PREFETCH_MAX).saturating_mul(slots).min(PREFETCH_MAX)
+    }
+}
+
+pub(super) struct Desk {
+    shared: Arc<Shared>,
+    worker: WorkerSettings,
+    leases: Leases,
+    signals: mpsc::UnboundedReceiver<Signal>,
+    wanted: Arc<Notify>,
+    info: String,
+    current: Option<Arc<Incarnation>>,
+    buffer: VecDeque<Taken>,
+    running: usize,
+    /// Slots by the stored setting, if any.
+    override_slots: Option<usize>,
+    acks: Vec<Ended>,
+    /// Completions whose take had no answer: they may have been applied.
+    unsure: Vec<Ended>,
+    verbs: Vec<Ended>,
+    call: Option<Pin<Box<dyn Future<Output = Called> + Send>>>,
+    call_began: Instant,
+    /// There may be work to take.
+    hungry: bool,
+    /// The ear waits for the wake marker.
+    listening: bool,
+    due: Option<Instant>,
+    not_before: Option<Instant>,
+    failures: u32,
+    pace: Pace,
+    moved: Instant,
+    stopping: bool,
+}
+
+impl Desk {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        worker: WorkerSettings,
+        leases: Leases,
+        signals: mpsc::UnboundedReceiver<Signal>,
+        wanted: Arc<Notify>,
+        kinds: Vec<&'static str>,
+    ) -> Self {
+        let info = serde_json::json!({
+            "host": worker.host,
+            "pid": std::process::id(),
+            "concurrency": shared.settings.concurrency,
+            "kinds": kinds,
+            "started_at": shared.client.redis_now(),
+        });
+        Self {
+            info: info.to_string(),
+            worker,
+            leases,
+            signals,
+            wanted,
+            current: None,
+            buffer: VecDeque::new(),
+            running: 0,
+            override_slots: None,
+            acks: Vec::new(),
+            unsure: Vec::new(),
+            verbs: Vec::new(),
+            call: None,
+            call_began: Instant::now(),
+            hungry: true,
+            listening: false,
+            due: None,
+            not_before: None,
+            failures: 0,
+            pace: Pace::unknown(),
+            moved: Instant::now(),
+            stopping: false,
+            shared,
+        }
+    }
+
+    pub(super) async fn run(mut self, stopping: CancellationToken, forced: CancellationToken, pulse: &Pulse) {
+        let shared = Arc::clone(&self.shared);
+        let mut drain_until: Option<Instant> = None;
+        let mut flush_until: Option<Instant> = None;
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            pulse.beat();
+            self.collect();
+            self.start_buffered();
+            if self.stopping && self.running == 0 {
+                let until = *flush_until.get_or_insert_with(|| Instant::now() + FLUSH_LIMIT);
+                let nothing_left = self.acks.is_empty() && self.unsure.is_empty() && self.verbs.is_empty();
+                if (nothing_left && self.call.is_none()) || Instant::now() >= until {
+                    break;
+                }
+            }
+            self.next_call();
+            let patience = (!self.buffer.is_empty()).then_some(self.moved + PREFETCH_PATIENCE);
+            tokio::select! {
+                biased;
+                called = pending_or(&mut self.call) => {
+                    self.call = None;
+                    self.called(called);
+                }
+                signal = self.signals.recv() => if let Some(signal) = signal { self.signal(signal) },
+                () = shared.bell.notified() => {}
+                () = at(self.due) => {
+                    self.due = None;
+                    self.hungry = true;
+                }
+                () = at(patience) => self.give_back_buffered(),
+                () = at(self.not_before) => self.not_before = None,
+                () = stopping.cancelled(), if !self.stopping => {
+                    self.stopping = true;
+                    drain_until = Some(Instant::now() + self.worker.drain);
+                    self.give_back_buffered();
+                }
+                () = forced.cancelled(), if drain_until.is_some() => {
+                    drain_until = None;
+                    self.stop_running();
+                }
+                () = at(drain_until) => {
+                    drain_until = None;
+                    self.stop_running();
+                }
+                _ = tick.tick() => {}
+            }
+        }
+        self.call = None;
+        leave(&shared, &self.leases).await;
+        self.pass_on();
+    }
+
+    fn slots(&self) -> usize {
+        self.override_slots.unwrap_or(self.shared.settings.concurrency as usize).max(1)
+    }
+
+    /// Takes in what ended since the last round.
+    fn collect(&mut self) {
+        for ended in self.shared.take_ended() {
+            self.running = self.running.saturating_sub(1);
+            if let Some(took) = ended.took {
+                self.pace.ran(took);
+                metrics::get().ran(&self.shared.settings.name, &ended.kind, took);
+            }
+            match ended.settle {
+                Settle::Ack => self.acks.push(ended),
+                Settle::Verb { .. } => self.verbs.push(ended),
+                Settle::Nothing => self.over(&ended),
+            }
+        }
+    }
+
+    /// The job is out of this process's hands.
+    fn over(&self, ended: &Ended) {
+        ended.lot.incarnation.settled(1);
+    }
+
+    fn start_buffered(&mut self) {
+        while !self.stopping && self.running < self.slots() {
+            let Some(taken) = self.buffer.pop_front() else { break };
+            self.start(taken);
+        }
+    }
+
+    fn start(&mut self, taken: Taken) {
+        self.running += 1;
+        self.moved = Instant::now();
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(async move {
+            let (id, lot) = (taken.id.clone(), Arc::clone(&taken.lot));
+            let ran = AssertUnwindSafe(run::run(&shared, taken)).catch_unwind().await;
+            // Handlers' panics are caught further in; one of our own must not eat the slot.
+            let ended = ran.unwrap_or_else(|_| {
+                shared.unregister(&id);
+                Ended {
+                    settle: Settle::Verb {
+                        verb: "retry",
+                        a: "60000".into(),
+                        b: "1 - 0 0\nthe worker panicked".into(),
+                    },
+                    id,
+                    lot,
+                    kind: "".into(),
+                    outcome: "failed",
+                    record: None,
+                    took: None,
+                }
+            });
+            shared.push(ended);
+        });
+    }
+
+    /// Decides what the line does next. One call at a time: an answer that went missing is then unmistakable.
+    fn next_call(&mut self) {
+        if self.call.is_some() || self.not_before.is_some() {
+            return;
+        }
+        let link = Arc::clone(&self.shared.link);
+        let call: Pin<Box<dyn Future<Output = Called> + Send>> = if !self.verbs.is_empty() {
+            let rest = self.verbs.split_off(self.verbs.len().min(SETTLE_STEP));
+            let verbs = std::mem::replace(&mut self.verbs, rest);
+            Box::pin(calls::settle(link, verbs))
+        } else if !self.unsure.is_empty() {
+            let rest = self.unsure.split_off(self.unsure.len().min(1_000));
+            let acks = std::mem::replace(&mut self.unsure, rest);
+            Box::pin(calls::ack(link, acks))
+        } else if self.stopping {
+            if self.acks.is_empty() {
+                return;
+            }
+            Box::pin(calls::ack(link, std::mem::take(&mut self.acks)))
+        } else {
+            let Some(incarnation) = self.current.clone() else {
+                let rate = self.shared.settings.rate.map(rate_text).unwrap_or_default();
+                let call = calls::join(link, self.lease_ms(), self.info.clone(), rate);
+                self.set_call(Box::pin(call));
+                return;
+            };
+            let want = self.want();
+            if want == 0 && self.acks.is_empty() {
+                self.listen();
+                return;
+            }
+            let acks = std::mem::take(&mut self.acks);
+            Box::pin(calls::take(link, incarnation, self.lease_ms(), want, acks))
+        };
+        self.set_call(call);
+    }
+
+    fn set_call(&mut self, call: Pin<Box<dyn Future<Output = Called> + Send>>) {
+        self.call_began = Instant::now();
+        self.call = Some(call);
+    }
+
+    fn lease_ms(&self) -> i64 {
+        i64::try_from(self.worker.lease.as_millis()).unwrap_or(i64::MAX)
+    }
+
+    /// How many jobs the next take asks for; 0: none now.
+    fn want(&self) -> usize {
+        let free = self.slots().saturating_sub(self.running);
+        let prefetch = self.pace.prefetch(self.slots());
+        if self.buffer.len() > prefetch / 2 {
+            return 0;
+        }
+        let want = (free + prefetch).saturating_sub(self.buffer.len());
+        // A completion goes out anyway, so asking for more costs nothing even when no work is known of.
+        if self.hungry || !self.acks.is_empty() { want } else { 0 }
+    }
+
+    /// With a free slot and nothing known to take, the ear listens for a wake-up.
+    fn listen(&mut self) {
+        if !self.hungry && !self.listening && self.running < self.slots() {
+            self.listening = true;
+            self.wanted.notify_one();
+        }
+    }
+
+    fn called(&mut self, called: Called) {
+        match called {
+            Called::Joined { incarnation, result } => match result {
+                Ok(()) => {
+                    self.recovered();
+                    self.leases.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&incarnation));
+                    self.current = Some(incarnation);
+                    self.hungry = true;
+                }
+                Err(error) => self.trouble(&error),
+            },
+            Called::Took(took) => self.took(*took),
+            Called::Acked { acks, result } => match result {
+                // The refused ones may have been applied by the call that had no answer: unknown, not stale.
+                Ok(_refused) => {
+                    self.recovered();
+                    for ended in acks {
+                        self.confirmed(ended);
+                    }
+                }
+                Err(error) => {
+                    self.unsure.extend(acks);
+                    self.trouble(&error);
+                }
+            },
+            Called::Settled { verbs, result } => match result {
+                Ok((owned, unanswered)) => {
+                    self.recovered();
+                    for (ended, owned) in verbs.into_iter().zip(owned) {
+                        if owned == 1 || unanswered > 0 {
+                            self.confirmed(ended);
+                        } else {
+                            self.refused(&ended);
+                        }
+                    }
+                }
+                Err(error) => {
+                    self.verbs.extend(verbs);
+                    self.trouble(&error);
+                }
+            },
+        }
+    }
+
+    fn took(&mut self, took: Took) {
+        let Took { lot, want, acks, sent, result } = took;
+        match result {
+            Ok(answer) => {
+                self.recovered();
+                self.pace.called(self.call_began.elapsed());
+                self.settle_acks(acks, &answer.stale);
+                self.shared.client.time().learn(answer.now_ms);
+                if answer.standing == Standing::Fenced {
+                    self.lost(&lot.incarnation);
+                    return;
+                }
+                lot.incarnation.renewed(sent);
+                self.answered(&lot, want, answer);
+            }
+            Err(error) if error.outcome_unknown() || error.kind() == RedisErrorKind::BadReply => {
+                // A lot may lie under this incarnation that nobody knows of. It takes no more; once what we know of is
+                // settled it is let go, and the rest of it goes back.
+                lot.incarnation.retire();
+                self.current = None;
+                self.unsure.extend(acks);
+                self.trouble(&error);
+            }
+            Err(error) => {
+                self.acks.extend(acks);
+                self.trouble(&error);
+            }
+        }
+    }
+
+    fn settle_acks(&self, acks: Vec<Ended>, stale: &[String]) {
+        for ended in acks {
+            if stale.iter().any(|id| id == ended.id.as_str()) {
+                self.refused(&ended);
+            } else {
+                self.confirmed(ended);
+            }
+        }
+    }
+
+    fn confirmed(&self, ended: Ended) {
+        self.over(&ended);
+        metrics::get().ended(&self.shared.settings.name, &ended.kind, ended.outcome, 1);
+        if let Some(record) = ended.record {
+            self.shared.client.history().record(*record);
+        }
+    }
+
+    fn refused(&self, ended: &Ended) {
+        self.over(ended);
+        metrics::get().stale_acks(&self.shared.settings.name, 1);
+        tracing::warn!(queue = %self.shared.settings.name, jobId = %ended.id, outcome = ended.outcome,
+            "an acknowledgement was refused: the job is another worker's by now");
+    }
+
+    fn answered(&mut self, lot: &Arc<super::take::Lot>, want: usize, answer: Answer) {
+        self.cancel(&answer.cancelled);
+        self.override_slots = answer.concurrency.map(|n| n as usize);
+        let got = answer.ids.len();
+        lot.incarnation.opened(got);
+        self.hungry = answer.standing != Standing::Paused
+            && (answer.standing == Standing::WorkLeft || (want > 0 && got >= want));
+        self.due = answer.next_due.map(|span| Instant::now() + span.max(Duration::from_millis(1)));
+        let mut fails = answer.fails;
+        let mut envelopes = answer.envelopes.into_iter();
+        for id in answer.ids {
+            let fail = fails.iter().position(|(of, _)| of == id.as_str()).map(|i| fails.swap_remove(i).1);
+            let envelope = envelopes.next().flatten().unwrap_or_else(|| Str::from_static(""));
+            self.buffer.push_back(Taken { id, envelope, fail, lot: Arc::clone(lot) });
+        }
+        self.moved = Instant::now();
+    }
+
+    fn signal(&mut self, signal: Signal) {
+        match signal {
+            Signal::Wake => {
+                self.listening = false;
+                self.hungry = true;
+                if self.running >= self.slots() || self.stopping {
+                    self.pass_on();
+                }
+            }
+            Signal::Ready => self.hungry = true,
+            Signal::Lost(incarnation) => self.lost(&incarnation),
+            Signal::Cancel(ids) => self.cancel(&ids),
+            Signal::Concurrency(slots) => self.override_slots = slots.map(|n| n as usize),
+        }
+    }
+
+    /// The marker came to a pool that is full: another worker shall have it.
+    fn pass_on(&self) {
+        let redis = self.shared.client.redis().clone();
+        let key = self.shared.link.queue.key("wake");
+        tokio::spawn(async move {
+            let args: Vec<Value> = vec![key.into(), 0.into(), "w".into()];
+            let _: Result<Value, _> = redis.command("ZADD", args).await;
+        });
+    }
+
+    fn cancel(&self, ids: &[String]) {
+        if !ids.is_empty() {
+            self.shared.stop_where(Stop::Cancelled, |id, _| ids.iter().any(|c| c == id.as_str()));
+        }
+    }
+
+    /// The lease is over: what runs under it is stopped, what has not begun is dropped. It is another's by now.
+    fn lost(&mut self, incarnation: &Arc<Incarnation>) {
+        if !incarnation.lose() {
+            return;
+        }
+        if self.current.as_ref().is_some_and(|c| Arc::ptr_eq(c, incarnation)) {
+            self.current = None;
+        }
+        let before = self.buffer.len();
+        self.buffer.retain(|taken| !Arc::ptr_eq(&taken.lot.incarnation, incarnation));
+        incarnation.settled(before - self.buffer.len());
+        self.shared.stop_where(Stop::LeaseLost, |_, lot| Arc::ptr_eq(&lot.incarnation, incarnation));
+        metrics::get().lost_lease(&self.shared.settings.name);
+        let message = "the lease ended: handlers that hold jobs under it are stopped";
+        tracing::warn!(queue = %self.shared.settings.name, incarnation = %incarnation.name, message);
+    }
+
+    fn give_back_buffered(&mut self) {
+        // Handlers became slower than the pace that was measured.
+        self.pace = Pace { call: self.pace.call, ..Pace::unknown() };
+        // Each goes back to the head of its lane, so the last one first.
+        while let Some(taken) = self.buffer.pop_back() {
+            self.verbs.push(Ended {
+                settle: Settle::Verb { verb: "back", a: String::new(), b: String::new() },
+                id: taken.id,
+                lot: taken.lot,
+                kind: "".into(),
+                outcome: "returned",
+                record: None,
+                took: None,
+            });
+        }
+    }
+
+    fn stop_running(&self) {
+        if self.running > 0 {
+            tracing::warn!(queue = %self.shared.settings.name, jobs = self.running,
+                "the time to drain is over: running jobs are cancelled and handed back");
+            self.shared.stop_where(Stop::ShuttingDown, |_, _| true);
+        }
+    }
+
+    fn recovered(&mut self) {
+        self.failures = 0;
+    }
+
+    fn trouble(&mut self, error: &RedisError) {
+        // The first of a row is told, the rest is the same story.
+        if self.failures == 0 {
+            self.shared.voice.trouble(&self.shared.settings.name, error);
+        }
+        self.not_before = Some(Instant::now() + Backoff::RECONNECT.delay(self.failures, random_unit()));
+        self.failures += 1;
+    }
+}
+
+/// Lets all leases go, so that nothing has to wait for their end.
+async fn leave(shared: &Shared, leases: &Leases) {
+    let leases = leases.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let link = &shared.link;
+    for incarnation in leases {
+        let args = vec![Value::from(&*incarnation.name)];
+        let left: Result<Value, _> = link.library.call_once(&link.queue, "voiceai_v1_leave", args).await;
+        if let Err(error) = left {
+            tracing::warn!(%error, queue = %shared.settings.name, "a lease could not be handed back and will expire");
+        }
+    }
+    let args = vec![Value::from("0"), 500.into(), 3.into()];
+    let _: Result<Value, _> = link.library.call_once(&link.queue, "voiceai_v1_sweep", args).await;
+}
+
+async fn pending_or(call: &mut Option<Pin<Box<dyn Future<Output = Called> + Send>>>) -> Called {
+    match call {
+        Some(call) => call.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_fast_handlers_are_prefetched() {
+        let mut pace = Pace::unknown();
+        assert_eq!(pace.prefetch(100), 0, "nothing is known yet");
+        for _ in 0..100 {
+            pace.ran(Duration::from_micros(5));
+        }
+        assert_eq!(pace.prefetch(100), PREFETCH_MAX);
+        for _ in 0..100 {
+            pace.ran(Duration::from_millis(50));
+        }
+        assert_eq!(pace.prefetch(500), 0);
+    }
+}
