@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use crate::runs;
 use nix::sys::signal::Signal;
 use voiceai_testkit::{Exit, Process, Program, wait_until};
 
@@ -7,11 +8,6 @@ const SOON: Duration = Duration::from_secs(10);
 
 fn shell(script: &str) -> Process {
     Program::new("bash").args(["-c", script]).start()
-}
-
-fn runs(pid: &str) -> bool {
-    let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    state.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 #[tokio::test]

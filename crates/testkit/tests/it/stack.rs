@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::runs;
 use tempfile::TempDir;
 use voiceai_testkit::{Exit, Process, Program};
 
@@ -78,11 +79,6 @@ fn variables(stdout: &str) -> BTreeMap<String, String> {
             (name.to_owned(), value.to_owned())
         })
         .collect()
-}
-
-fn runs(pid: &str) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 /// Runs a script with the stack's variables, as a shell has them after `eval "$(make stack)"`.
