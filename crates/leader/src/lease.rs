@@ -46,6 +46,10 @@ pub(crate) struct Text {
 }
 
 impl Text {
+    pub(crate) fn record(&self) -> Option<LeaderRecord> {
+        serde_json::from_slice(&self.value).ok()
+    }
+
     pub(crate) fn written(&self) -> Option<Written> {
         serde_json::from_slice(&self.value).ok()
     }
@@ -57,11 +61,8 @@ impl Held {
         match self {
             Self::Nothing => "the lease is gone: it ran out, was deleted, or Redis lost its data".into(),
             Self::OtherType(kind) => format!("the leader key holds a {kind} instead of a lease"),
-            Self::Text(text) => match text.written() {
-                Some(w) => format!(
-                    "{} (host {}, pid {}) holds the lease",
-                    w.record.instance_id, w.record.host, w.record.pid
-                ),
+            Self::Text(text) => match text.record() {
+                Some(r) => format!("{} (host {}, pid {}) holds the lease", r.instance_id, r.host, r.pid),
                 None => "the leader key holds a text that is no leader record".into(),
             },
         }

@@ -1,6 +1,6 @@
 use std::time::{Duration, Instant};
 
-use voiceai_redis::{CallOptions, Redis, RedisErrorKind, RedisSettings, Value};
+use voiceai_redis::{CallOptions, Redis, RedisErrorKind, RedisSettings, Script, Value};
 use voiceai_testkit::{Cluster, RedisOptions, RedisServer, Sentinel, TcpProxy, wait_until};
 
 async fn set(redis: &Redis, key: &str, value: &str) -> bool {
@@ -33,6 +33,12 @@ async fn a_black_hole_ends_every_call_in_time_and_heals() {
     });
     let started = Instant::now();
     let error = once.get("a").await.unwrap_err();
+    assert!(error.outcome_unknown(), "{error:?}");
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    // A script keeps to the same limit.
+    let script = Script::new("read", "return redis.call('GET', KEYS[1])");
+    let started = Instant::now();
+    let error = once.eval::<String>(&script, vec!["a".into()], Vec::new()).await.unwrap_err();
     assert!(error.outcome_unknown(), "{error:?}");
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
     proxy.resume();
