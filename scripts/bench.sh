@@ -6,7 +6,7 @@ set -euo pipefail
 . "$(dirname "$0")/stack/lib.sh"
 cd "$ROOT"
 
-bash scripts/install.sh test
+bash scripts/install.sh build
 benches=$(cargo metadata --no-deps --format-version 1 | jq -r '.packages[].targets[] | select(.kind | index("bench")) | .name')
 if [[ -z $benches ]]; then
   say "error: no package of this workspace has a bench"

@@ -24,7 +24,7 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-bash scripts/install.sh test
+bash scripts/install.sh build
 say "building (some minutes the first time)"
 cargo build --workspace --bins
 target=${CARGO_TARGET_DIR:-$ROOT/target}

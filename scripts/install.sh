@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs what this repository's commands need and the machine lacks; prints nothing when nothing is missing.
 #
-#   scripts/install.sh stack    what the private stack and the demo need
-#   scripts/install.sh test     the same, a C compiler and cargo-nextest
+#   scripts/install.sh stack    what the private stack needs
+#   scripts/install.sh build    the same and a C compiler: the demo, the benches
+#   scripts/install.sh test     the same and cargo-nextest
 #   scripts/install.sh check    a C compiler, shellcheck, git and cargo-deny
 #
 # System packages come by apt-get (as root, or with sudo), Rust tools by `cargo install --locked` into cargo's own bin
@@ -120,12 +121,14 @@ check_redis_version() {
   fi
 }
 
-cargo_tool() {
-  local name=$1 version=$2
+need_cargo() {
   command -v cargo >/dev/null || {
     say "error: cargo was not found; install a Rust toolchain (rust-version in Cargo.toml names the oldest that works)"
     exit 1
   }
+}
+cargo_tool() {
+  local name=$1 version=$2
   if command -v "$name" >/dev/null || [[ -x ${CARGO_HOME:-$HOME/.cargo}/bin/$name ]]; then return 0; fi
   say "installing $name $version by cargo (a few minutes, once)"
   # Built apart from this workspace: its flags and target directory are not ours.
@@ -141,21 +144,23 @@ case ${1:-} in
     install_packages
     check_redis_version
     ;;
-  test)
+  build | test)
+    need_cargo
     need_stack
     need_compiler
     install_packages
     check_redis_version
-    cargo_tool cargo-nextest "$NEXTEST_VERSION"
+    [[ $1 == build ]] || cargo_tool cargo-nextest "$NEXTEST_VERSION"
     ;;
   check)
+    need_cargo
     need_compiler
     need shellcheck has shellcheck
     install_packages
     cargo_tool cargo-deny "$DENY_VERSION"
     ;;
   *)
-    sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac
