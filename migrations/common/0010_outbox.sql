@@ -17,13 +17,15 @@ CREATE TABLE ops.outbox (
     -- Not before this instant.
     run_at       timestamptz,
     tenant       text CHECK (octet_length(tenant) BETWEEN 1 AND 64),
-    -- key, unique, unique_mode, unique_ttl_ms: named and meant as in docs/protocol.md.
+    -- key, unique, unique_mode, unique_ttl_ms: named and meant as in docs/protocol.md. remember_ms: how long the queue knows
+    -- the id after the job has ended; a day when absent.
     options      jsonb NOT NULL DEFAULT '{}'::jsonb
                  CHECK (jsonb_typeof(options) = 'object'
-                        AND options - ARRAY['key', 'unique', 'unique_mode', 'unique_ttl_ms'] = '{}'::jsonb
+                        AND options - ARRAY['key', 'unique', 'unique_mode', 'unique_ttl_ms', 'remember_ms'] = '{}'::jsonb
                         AND COALESCE(options ->> 'unique_mode', 'reject') IN ('reject', 'throttle', 'replace', 'latest')
                         AND COALESCE(jsonb_typeof(options -> 'key'), 'string') = 'string'
                         AND COALESCE(jsonb_typeof(options -> 'unique'), 'string') = 'string'
+                        AND COALESCE(jsonb_typeof(options -> 'remember_ms'), 'number') = 'number'
                         AND COALESCE(jsonb_typeof(options -> 'unique_ttl_ms'), 'number') = 'number'),
     -- W3C traceparent of the code that enqueued it.
     traceparent  text CHECK (octet_length(traceparent) <= 128),

@@ -5,26 +5,29 @@ CREATE TABLE ops.job_history (
     queue        text NOT NULL,
     kind         text NOT NULL,
     tenant       text,
-    -- completed, dead, cancelled, discarded, replayed.
+    priority     smallint NOT NULL DEFAULT 0,
+    -- completed, failed (an attempt that is tried again), dead, cancelled, discarded, removed, replayed.
     outcome      text NOT NULL,
-    -- Of dead jobs: exhausted, discarded_by_handler, poison, no_handler, bad_payload. Of others: who or why.
+    -- Of a dead job: exhausted, discarded_by_handler, poison, no_handler, bad_payload, child_failed.
     reason       text,
-    -- Attempts begun, the last included.
-    attempts     integer NOT NULL DEFAULT 0,
+    -- The attempt's number, 1 for the first; 0 when none had begun.
+    attempt      integer NOT NULL DEFAULT 0,
+    -- How often the job was replayed before: its lineage is every row with its job_id.
+    replays      integer NOT NULL DEFAULT 0,
     enqueued_at  timestamptz,
     started_at   timestamptz,
     finished_at  timestamptz NOT NULL DEFAULT now(),
-    -- Of the last attempt.
+    -- Of the attempt.
     duration_ms  bigint,
     worker       text,
     error        text,
-    -- The job this one descends from: a replay's origin, a flow's parent.
-    parent_id    text,
-    -- Its schedule, where a schedule fired it.
+    -- The schedule that fired it.
     schedule     text,
+    unique_key   text,
     trace_id     text,
-    -- Kept for jobs that a person may want to enqueue again.
-    payload      json
+    -- Kept for everything but a plain completion.
+    payload      json,
+    result       json
 );
 CREATE INDEX job_history_newest ON ops.job_history (finished_at DESC, id DESC);
 CREATE INDEX job_history_outcome ON ops.job_history (outcome, finished_at DESC, id DESC);

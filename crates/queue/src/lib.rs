@@ -5,15 +5,18 @@
 
 mod attempt;
 mod client;
+pub mod cron;
 mod envelope;
 mod error;
 mod finished;
+pub mod history;
 mod id;
 mod inline;
 mod job;
 mod library;
 mod metrics;
 mod new_job;
+pub mod outbox;
 pub mod probe;
 mod registry;
 mod retry;

@@ -50,7 +50,13 @@ pub struct Options {
     /// For `throttle`: how long the key is held, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unique_ttl_ms: Option<u64>,
+    /// How long the queue knows the id after the job has ended, in milliseconds; a day when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remember_ms: Option<u64>,
 }
+
+/// How long a generated id is remembered after its job has ended. Nobody but the relay repeats it, within seconds.
+const REMEMBER_GENERATED: Duration = Duration::from_secs(3600);
 
 /// [`UniqueMode`] as one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,7 +87,9 @@ impl OutboxJob {
                 "a job of a flow cannot go through the outbox; enqueue the flow".to_owned(),
             ));
         }
-        let mut options = Options { key: some(job.key), ..Options::default() };
+        let remember = job.remember.or_else(|| job.id.is_none().then_some(REMEMBER_GENERATED));
+        let mut options =
+            Options { key: some(job.key), remember_ms: remember.map(millis), ..Options::default() };
         if let Some((mode, key)) = job.unique {
             options.unique = Some(key);
             let (word, ttl) = match mode {
@@ -91,7 +99,7 @@ impl OutboxJob {
                 UniqueMode::Latest => (UniqueWord::Latest, None),
             };
             options.unique_mode = Some(word);
-            options.unique_ttl_ms = ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
+            options.unique_ttl_ms = ttl.map(millis);
         }
         Ok(Self {
             id: job.id.map_or_else(|| uuid::Uuid::now_v7().to_string(), |id| id.to_string()),
@@ -119,6 +127,7 @@ impl OutboxJob {
             .tenant(self.tenant.clone().unwrap_or_default())
             .key(self.options.key.clone().unwrap_or_default());
         job.due = self.due;
+        job.remember = self.options.remember_ms.map(Duration::from_millis);
         job.trace.clone_from(&self.traceparent);
         if let Some(key) = &self.options.unique {
             let mode = match self.options.unique_mode.unwrap_or(UniqueWord::Reject) {
@@ -134,6 +143,10 @@ impl OutboxJob {
         job.check()?;
         Ok(job)
     }
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn some(text: String) -> Option<String> {

@@ -30,6 +30,7 @@
 mod fallback;
 mod insert;
 mod job;
+mod queue;
 mod relay;
 mod upkeep;
 mod wake;
