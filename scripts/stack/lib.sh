@@ -189,7 +189,8 @@ wait_answer() {
   alive "$pidfile" || { fail_part "$part" "ended while starting" "$log"; return 1; }
 }
 
-# start_redis DIR [OPTION...]: sets REDIS_PORT.
+# start_redis DIR [OPTION...]: sets REDIS_PORT. REDIS_CONF may name a configuration file.
+REDIS_CONF=()
 start_redis() {
   mkdir -p "$1"
   try_ports start_redis_once "$@"
@@ -201,8 +202,8 @@ start_redis_once() {
   local -a options=("${@:1:$#-1}")
   REDIS_PORT=$(ports_for "$dir/redis.ports" 1 "${*: -1}") || return 1
   : >"$dir/redis.log"
-  launch "$dir/redis.pid" "$dir/redis.log" redis-server --port "$REDIS_PORT" --bind 127.0.0.1 --dir "$dir" \
-    --daemonize no --loglevel notice --maxmemory-policy noeviction "${options[@]}"
+  launch "$dir/redis.pid" "$dir/redis.log" redis-server "${REDIS_CONF[@]}" --port "$REDIS_PORT" --bind 127.0.0.1 --dir "$dir" \
+    --daemonize no "${options[@]}"
   wait_answer Redis "$dir/redis.pid" "$dir/redis.log" 30 redis_answers "$REDIS_PORT"
 }
 # A write and a read back, not a ping: a Redis that is loading or cannot persist answers PING.

@@ -60,7 +60,9 @@ remember() {
 }
 
 up_redis() {
-  start_redis "$RUN/redis" --appendonly yes --appendfsync everysec --save ''
+  # shellcheck disable=SC2034  # read by start_redis
+  REDIS_CONF=("$ROOT/deploy/redis/redis.conf")
+  start_redis "$RUN/redis"
   remember redis REDIS_PORT
 }
 

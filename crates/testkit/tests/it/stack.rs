@@ -187,6 +187,46 @@ PYTHON
     with_stack(&again, r#"[[ $(redis-cli -u "$REDIS_URL" GET kept) == yes ]]"#).await;
 }
 
+/// The private stack above runs with deploy/redis/redis.conf; these are its companions.
+#[tokio::test]
+async fn the_shipped_redis_files_are_taken_by_their_servers() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = root().join("deploy/redis");
+    let include = ["redis.conf", "replication.conf"]
+        .map(|file| format!("include {}\n", files.join(file).display()))
+        .concat();
+    let config = directory.path().join("redis.conf");
+    let port = voiceai_testkit::Port::reserve();
+    let own = format!("port {}\nbind 127.0.0.1\ndir {}\n", port.number(), directory.path().display());
+    fs::write(&config, include + &own).unwrap();
+    let server = Program::new("redis-server").arg(&config).start();
+    server.wait_for_line(LONG, "Ready to accept connections").await;
+    let script = format!(
+        "redis-cli -p {0} SET key value; redis-cli -p {0} CONFIG GET min-replicas-max-lag; redis-cli -p {0} CONFIG GET maxmemory-policy",
+        port.number()
+    );
+    let asked = Program::new("bash").args(["-c", &script]).start();
+    asked.wait_exit(LONG).await;
+    let output = asked.stdout();
+    assert!(output.contains("NOREPLICAS"), "a primary without replicas took a write: {output}");
+    assert!(output.contains("min-replicas-max-lag\n2\nmaxmemory-policy\nnoeviction"), "{output}");
+
+    let port = voiceai_testkit::Port::reserve();
+    let config = directory.path().join("sentinel.conf");
+    let text = fs::read_to_string(files.join("sentinel.conf")).unwrap();
+    fs::write(
+        &config,
+        text.replace(
+            "port 26379",
+            &format!("port {}\nbind 127.0.0.1\ndir {}", port.number(), directory.path().display()),
+        ),
+    )
+    .unwrap();
+    let sentinel = Program::new("redis-server").arg(&config).arg("--sentinel").start();
+    let line = sentinel.wait_for_line(LONG, "+monitor").await;
+    assert!(line.contains("mymaster") && line.contains("quorum 2"), "{line}");
+}
+
 #[tokio::test]
 async fn stopping_spares_a_stranger_with_a_recorded_number() {
     let stack = Stack::new();
