@@ -228,7 +228,7 @@ postgres_bin() {
 }
 
 # PostgreSQL refuses to run as root. As root it runs as `postgres`, keeping one right: to pass through directories
-# that only root may enter, for a checkout may lie below such a one (a fresh mktemp -d, /root).
+# that only root may enter, for a checkout may lie below such a one (a fresh mktemp -d, a home directory).
 postgres_user_prefix() {
   POSTGRES_AS=()
   if ((EUID == 0)); then
