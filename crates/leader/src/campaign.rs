@@ -1,27 +1,23 @@
 //! The election's loop: the effects around the pure machine.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use voiceai_postgres::term::{self, Candidate, Issued, Standing};
+use voiceai_postgres::term::{self, Standing};
 use voiceai_postgres::{PgPool, Tenure, reserved, sqlx};
 use voiceai_redis::{Redis, RedisError};
 use voiceai_runtime::{Backoff, BootTime, Pulse, Vitals, boot_now, random_unit};
 
+use crate::candidacy::{Candidacy, Mirrors, Won, raise};
 use crate::election::ElectionStatus;
-use crate::lease::{Acquired, Confirmed, Held, Lease, Renewed};
+use crate::lease::{Acquired, Held, Lease, Renewed};
 use crate::machine::{Act, Event, Role, next};
 use crate::metrics::Metrics;
-use crate::mirror::{RedisTerm, TermMirror};
+use crate::obstacles::Obstacles;
 use crate::settings::{LeaderSettings, Timing};
-use crate::stuck::{Verdict, Watched};
-
-type Mirrors = Vec<Arc<dyn TermMirror>>;
 
 /// What is done while a term is held: dropping it ends the tenure, on whatever way out.
 struct Reign {
@@ -44,28 +40,17 @@ struct Answer {
     late: Mirrors,
 }
 
-/// A term that was issued and written into the lease.
-struct Won {
-    issued: Issued,
-    trusted_until: BootTime,
-    late: Mirrors,
-}
-
 pub(crate) struct Campaign {
     settings: LeaderSettings,
     timing: Timing,
     lease: Lease,
     pool: PgPool,
-    /// The copy beside the lease, which the lease's own script raises.
-    own_copy: Arc<dyn TermMirror>,
-    mirrors: Mirrors,
+    candidacy: Candidacy,
     role: Role,
     reign: Option<Reign>,
     /// Candidacies in a row that got no term.
     defeats: u32,
-    watched: Watched,
-    /// Who led, or what stood in the way, when it was last logged.
-    obstacle: Option<String>,
+    obstacles: Obstacles,
     metrics: Metrics,
     pulse: Pulse,
     tell: watch::Sender<Option<Tenure>>,
@@ -87,21 +72,21 @@ impl Campaign {
     ) -> Self {
         let timing = Timing::of(&settings);
         let lease = Lease::new(&settings, &timing, redis);
+        // Work that has taken every connection must not keep a term from being issued or checked.
+        let pool = reserved(pool, 2, timing.issue);
+        let copies = lease.redis().clone();
         Self {
-            own_copy: Arc::new(RedisTerm::new(lease.redis().clone(), settings.term_key())),
-            // Work that has taken every connection must not keep a term from being issued or checked.
-            pool: reserved(pool, 2, timing.issue),
+            candidacy: Candidacy::new(settings.clone(), timing, pool.clone(), copies, mirrors),
+            obstacles: Obstacles::new(&settings.key, timing),
+            pool,
             metrics: Metrics::new(&settings.key),
             pulse: vitals.register("leader election", timing.turn_max()),
             role: Role::Follower,
             reign: None,
             defeats: 0,
-            watched: Watched::default(),
-            obstacle: None,
             settings,
             timing,
             lease,
-            mirrors,
             tell,
             report,
             stop,
@@ -138,14 +123,13 @@ impl Campaign {
         let sent = boot_now();
         match self.lease.acquire().await {
             Ok(Acquired::Taken) => {
-                self.watched.forget();
-                self.obstacle = None;
+                self.obstacles.clear();
                 self.apply(Event::Taken, "holds the lease, asks for a term").await;
                 self.run_for_term(self.timing.trusted_until(sent)).await
             }
             Ok(Acquired::Not(held)) => {
                 self.apply(Event::NotTaken, &held.describe()).await;
-                self.meet(&held).await;
+                self.obstacles.meet(&self.lease, &held).await;
                 let left = match &held {
                     Held::Text(text) => text.left,
                     Held::Nothing | Held::OtherType(_) => None,
@@ -154,9 +138,7 @@ impl Campaign {
             }
             Err(error) => {
                 self.apply(Event::NotTaken, &error.to_string()).await;
-                self.once(error.to_string(), |election, why| {
-                    tracing::warn!(election, error = why, "cannot ask for the lease");
-                });
+                self.obstacles.unanswered(&error);
                 self.timing.poll(None, random_unit())
             }
         }
@@ -164,7 +146,7 @@ impl Campaign {
 
     /// From the lease to the term.
     async fn run_for_term(&mut self, lease_until: BootTime) -> Duration {
-        match self.seek_term(lease_until).await {
+        match self.candidacy.seek_term(&self.lease, lease_until, &self.stop).await {
             Ok(won) => {
                 self.defeats = 0;
                 self.apply(Event::Installed, "elected").await;
@@ -185,79 +167,6 @@ impl Campaign {
                 wait
             }
         }
-    }
-
-    /// Reads the copies, has the term issued, raises the copies, and writes the term into the lease if it is still ours.
-    async fn seek_term(&self, lease_until: BootTime) -> Result<Won, (Event, String)> {
-        let highest = self.highest_copy().await;
-        let spare = lease_until.duration_since(boot_now()).saturating_sub(self.timing.call * 2);
-        let issue = self.issue(highest);
-        let issued = tokio::select! {
-            biased;
-            () = self.stop.cancelled() => return Err((Event::Stop, "this process resigned".into())),
-            issued = timeout(spare.min(self.timing.issue), issue) => match issued {
-                Ok(Ok(Ok(issued))) => issued,
-                Ok(Ok(Err(error))) => return Err((Event::NoTerm, format!("PostgreSQL issued no term: {error}"))),
-                Ok(Err(error)) => return Err((Event::NoTerm, format!("the question for a term failed: {error}"))),
-                Err(_) => return Err((Event::NoTerm, "PostgreSQL issued no term while the lease was ours".into())),
-            },
-        };
-        let number = issued.term.number;
-        let late = raise(&self.mirrors, number, self.timing.call).await;
-        let sent = boot_now();
-        match self.lease.confirm(number).await {
-            Ok(Confirmed::Ok { replaced }) => {
-                if let Some(was) = replaced.filter(|was| !was.is_empty()) {
-                    tracing::warn!(
-                        key = self.settings.term_key(),
-                        was,
-                        term = number,
-                        "the copy of the term was no number; replaced"
-                    );
-                }
-                Ok(Won { issued, trusted_until: self.timing.trusted_until(sent), late })
-            }
-            Ok(Confirmed::Behind(copy)) => {
-                Err((Event::NoTerm, format!("term {number} is behind the copy in Redis, which is {copy}")))
-            }
-            Ok(Confirmed::NotOurs(held)) => Err((Event::Displaced, held.describe())),
-            Err(error) => Err((Event::Unsure, error.to_string())),
-        }
-    }
-
-    async fn highest_copy(&self) -> i64 {
-        let copies = self.mirrors.iter().chain(std::iter::once(&self.own_copy));
-        let read = join_all(copies.map(|copy| async {
-            match timeout(self.timing.call, copy.highest()).await {
-                Ok(Ok(term)) => term,
-                Ok(Err(error)) => {
-                    tracing::warn!(copy = copy.name(), error = %error, "cannot read a copy of the term; goes on without it");
-                    0
-                }
-                Err(_) => {
-                    tracing::warn!(copy = copy.name(), "no answer from a copy of the term; goes on without it");
-                    0
-                }
-            }
-        }));
-        read.await.into_iter().max().unwrap_or(0)
-    }
-
-    /// In a task of its own, which is left to its own limits when this process cannot wait any more: a term that is
-    /// issued too late supersedes a newer leader's, who then notices and is elected again.
-    fn issue(&self, highest: i64) -> JoinHandle<Result<Issued, sqlx::Error>> {
-        let pool = self.pool.clone();
-        let LeaderSettings { key, instance_id, host, .. } = self.settings.clone();
-        tokio::spawn(async move {
-            let candidate = Candidate {
-                name: &key,
-                service: &program_name(),
-                holder: &instance_id,
-                host: &host,
-                pid: std::process::id(),
-            };
-            term::issue(&pool, &candidate, highest).await
-        })
     }
 
     fn lead(&mut self, won: Won) {
@@ -422,60 +331,6 @@ impl Campaign {
         }
     }
 
-    /// Deals with what stands in the leader key instead of our lease.
-    async fn meet(&mut self, held: &Held) {
-        let key = self.settings.key.clone();
-        let text = match held {
-            Held::Nothing => return,
-            Held::OtherType(kind) => {
-                self.watched.forget();
-                // Somebody's data: never removed by us.
-                tracing::error!(
-                    election = key,
-                    kind,
-                    remedy = format!(
-                        "if nothing else uses `{key}`, remove it with `DEL {key}`; else choose another leader key"
-                    ),
-                    "nobody can lead: the leader key holds another type of value"
-                );
-                return;
-            }
-            Held::Text(text) => text,
-        };
-        self.once(held.describe(), |election, who| tracing::info!(election, leader = who, "follows"));
-        match self.watched.look(text, self.timing.ttl, boot_now()) {
-            Verdict::Wait { odd: false } => {}
-            Verdict::Wait { odd: true } => tracing::warn!(
-                election = key,
-                remaining_ms = text.left.map(|left| left.as_millis()),
-                remedy = format!("if nobody leads, it is mended by itself; `DEL {key}` is quicker"),
-                "the lease would not run out in time: it has no time limit or one longer than its holder gives"
-            ),
-            Verdict::Mend { not_stuck } => {
-                self.watched.forget();
-                let limit = self.timing.heartbeat;
-                match self.lease.mend(text, not_stuck, limit).await {
-                    Ok(true) => tracing::warn!(
-                        election = key,
-                        holder = held.describe(),
-                        runs_out_in_ms = limit.as_millis(),
-                        "a stuck lease was given a time limit: nobody had renewed it for as long as a lease lasts"
-                    ),
-                    Ok(false) => {}
-                    Err(error) => tracing::warn!(election = key, error = %error, "cannot mend a stuck lease"),
-                }
-            }
-        }
-    }
-
-    /// Logs `obstacle` when it is another one than the last.
-    fn once(&mut self, obstacle: String, log: impl FnOnce(&str, &str)) {
-        if self.obstacle.as_ref() != Some(&obstacle) {
-            log(&self.settings.key, &obstacle);
-            self.obstacle = Some(obstacle);
-        }
-    }
-
     fn after_defeat(&mut self) -> Duration {
         let backoff = Backoff {
             base: self.timing.heartbeat / 2,
@@ -514,30 +369,4 @@ async fn answered(reign: &mut Option<Reign>) -> Answer {
         standing: Err(sqlx::Error::Io(std::io::Error::other(error))),
         late: Vec::new(),
     })
-}
-
-/// Raises all copies at once; returns those that could not be raised.
-async fn raise(mirrors: &Mirrors, term: i64, limit: Duration) -> Mirrors {
-    let raised = join_all(mirrors.iter().map(|copy| async move {
-        let why = match timeout(limit, copy.raise(term)).await {
-            Ok(Ok(())) => return None,
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "no answer in time".to_owned(),
-        };
-        tracing::warn!(
-            copy = copy.name(),
-            term,
-            error = why,
-            "cannot raise a copy of the term; tried again with each heartbeat"
-        );
-        Some(Arc::clone(copy))
-    }));
-    raised.await.into_iter().flatten().collect()
-}
-
-/// The running program's name, which is the service's.
-fn program_name() -> String {
-    let path = std::env::current_exe().ok();
-    path.and_then(|p| p.file_name().map(|n| n.to_string_lossy().into_owned()))
-        .unwrap_or_else(|| "voiceai".into())
 }

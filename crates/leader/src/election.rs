@@ -66,7 +66,7 @@ impl Election {
 
     /// Tells of each tenure's beginning (`Some`) and end (`None`), and wakes its readers when a tenure is suspended,
     /// goes on, or is released. A `Some` alone permits nothing: ask [`Tenure::check`] before every effect, and
-    /// [`Tenure::is_held`] before acting at all.
+    /// [`Tenure::is_held`] before acting at all. Closed some time after this process resigned.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Option<Tenure>> {
         self.tenure.clone()

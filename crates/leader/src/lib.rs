@@ -24,6 +24,7 @@
 //! docs/adr/0001-leadership.md has the reasons and the figures.
 
 mod campaign;
+mod candidacy;
 mod election;
 mod error;
 mod installation;
@@ -31,6 +32,7 @@ mod lease;
 mod machine;
 mod metrics;
 mod mirror;
+mod obstacles;
 mod record;
 mod settings;
 mod stuck;
