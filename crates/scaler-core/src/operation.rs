@@ -7,7 +7,7 @@
 //! down: planned -> preflight -> unrouted -> draining -> drained | forced -> unlisted -> deleting -> deleted
 //!                                                                        -> cleaned -> done
 //!       planned .. drained | forced  --CancelRequested--> cancelling -> cancelled
-//!       planned | deleting           --Failed-->          failed        (refused by the provider; a person looks)
+//!       deleting                     --Failed-->          failed        (refused by the provider; a person looks)
 //! ```
 //!
 //! A state says what *has* happened; it is written before the next effect begins, so that a successor that finds the row
@@ -338,7 +338,7 @@ const fn next_down(state: State, event: Event) -> Option<State> {
             E::CancelRequested,
         ) => S::Cancelling,
         (S::Cancelling, E::RoutedIn) => S::Cancelled,
-        (S::Planned | S::Deleting, E::Failed) => S::Failed,
+        (S::Deleting, E::Failed) => S::Failed,
         _ => return None,
     })
 }

@@ -80,8 +80,8 @@ pub enum AtDeadline {
 /// How a server is taken out of service.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Drain {
-    /// How long running calls are waited for.
-    pub timeout: SignedDuration,
+    /// How long running calls are waited for; `None`: as long as the service's own setting says.
+    pub timeout: Option<SignedDuration>,
     /// What is done when they have not ended by then.
     pub at_deadline: AtDeadline,
 }
@@ -160,6 +160,8 @@ pub struct Policy {
     pub secrets_name: Option<String>,
     /// Where a voice server's routing record points.
     pub dispatcher: Dispatcher,
+    /// Priority of the group's servers in routing; higher is preferred.
+    pub priority: u32,
     /// The group's whole `scalingConfig`, handed to the provider's scripts.
     pub provider_config: Map<String, Value>,
 }

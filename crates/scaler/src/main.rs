@@ -1,3 +1,5 @@
 //! The voiceai-scaler binary.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    voiceai_scaler::main()
+}

@@ -26,7 +26,6 @@ cleaning   provider_gone     failed_clean
 const DOWN: &str = "
 planned    preflight_passed  preflight
 planned    cancel_requested  cancelling
-planned    failed            failed
 preflight  routed_out        unrouted
 preflight  cancel_requested  cancelling
 unrouted   drain_started     draining

@@ -192,6 +192,7 @@ fn assemble(fields: &mut Fields<'_>, id: Option<String>, name: Option<String>) -
             |text| (1..=512).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()),
         ),
         dispatcher: dispatcher(fields),
+        priority: fields.small("priority", 0, 1000, 0),
         provider_config: fields.config.clone(),
     })
 }
@@ -244,7 +245,7 @@ fn mode(fields: &mut Fields<'_>, scale_up_above: f64) -> Mode {
 
 fn drain(fields: &mut Fields<'_>) -> Drain {
     Drain {
-        timeout: fields.seconds("drainTimeoutSeconds").unwrap_or(SignedDuration::from_mins(60)),
+        timeout: fields.seconds("drainTimeoutSeconds"),
         at_deadline: fields
             .parsed("drainDeadline", "`end`, `extend` or `leave`", |value| match value.as_str()? {
                 "end" => Some(AtDeadline::End),

@@ -31,7 +31,7 @@ fn a_row_of_defaults_follows_the_platform() {
     assert_eq!(policy.cooldown_down, SignedDuration::from_secs(300));
     assert_eq!((policy.periods_up, policy.periods_down), (1, 1));
     assert_eq!(policy.dispatcher, Dispatcher { setid: 1, port: 5060, transport: "udp".into() });
-    assert_eq!(policy.drain.timeout, SignedDuration::from_mins(60));
+    assert_eq!(policy.drain, Drain { timeout: None, at_deadline: AtDeadline::End });
     assert_eq!(policy.candidates.len(), 1);
 }
 

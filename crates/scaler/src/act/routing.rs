@@ -1,0 +1,115 @@
+//! In and out of routing.
+
+use voiceai_scaler_core::{Event, Operation};
+
+use super::{ActError, Engine, Look, Memory, Next, ScriptKind};
+use crate::dispatcher::records;
+use crate::script::{Class, Outcome};
+use crate::store::Step;
+
+/// How an optional routing script ended.
+pub(super) enum Routed {
+    /// It did it, or there is none.
+    Done,
+    /// Not yet: the next look.
+    Later(Next),
+    /// Refused for good.
+    Refused(String),
+}
+
+impl Engine {
+    /// Publishes the records as they are once `event` has happened to this operation, then writes the event. Both under the
+    /// routing lock: another task that publishes in between would undo it.
+    pub(super) async fn publish_and_write(
+        &self,
+        look: &Look<'_>,
+        memory: &mut Memory,
+        step: Step,
+    ) -> Result<Next, ActError> {
+        let _alone = self.routing.lock().await;
+        if let Some(after) = step.event.and_then(|event| look.operation.operation.next(event)) {
+            self.publish_with(look, after).await?;
+        }
+        self.write(look, memory, step).await
+    }
+
+    async fn publish_with(&self, look: &Look<'_>, after: Operation) -> Result<(), ActError> {
+        let mut fleet = self.store.fleet().await?;
+        for row in &mut fleet {
+            if row.server.id == look.server.id
+                && let Some(operation) = &mut row.operation
+            {
+                operation.operation = after;
+            }
+        }
+        let records = records(&fleet, self.store.resting_names().await?);
+        self.dispatcher.publish(look.tenure, &records).await?;
+        Ok(())
+    }
+
+    /// Brings every routing record to what the rows say.
+    ///
+    /// # Errors
+    /// As the stores say.
+    pub async fn reconcile_routing(&self, tenure: &voiceai_postgres::Tenure) -> Result<(), ActError> {
+        let _alone = self.routing.lock().await;
+        let fleet = self.store.fleet().await?;
+        let records = records(&fleet, self.store.resting_names().await?);
+        let published = self.dispatcher.publish(tenure, &records).await?;
+        if published.written + published.removed > 0 {
+            tracing::info!(
+                written = published.written,
+                removed = published.removed,
+                "dispatcher records brought to what the database says"
+            );
+        }
+        Ok(())
+    }
+
+    /// Runs `routeIn.sh` or `routeOut.sh`, when the provider has it.
+    pub(super) async fn route_script(
+        &self,
+        look: &Look<'_>,
+        memory: &mut Memory,
+        kind: ScriptKind,
+    ) -> Result<Routed, ActError> {
+        if !self.providers.has(&look.server.provider, kind) {
+            return Ok(Routed::Done);
+        }
+        look.tenure.check()?;
+        let outcome = self.providers.call(kind, look.server, look.operation, look.cancel, look.now).await;
+        let (code, text, after) = match outcome {
+            Outcome::Said(Class::Done, _) => return Ok(Routed::Done),
+            // Nothing to take out of routing where nothing is.
+            Outcome::Said(Class::NotFound, _) if kind == ScriptKind::RouteOut => return Ok(Routed::Done),
+            Outcome::Said(class @ (Class::Refused | Class::NotFound), answer) => {
+                let text = answer.error.map_or_else(String::new, |error| error.message);
+                return Ok(Routed::Refused(format!("{}: {text}", class.as_str())));
+            }
+            Outcome::Said(class, answer) => {
+                let error = answer.error;
+                let after = error.as_ref().and_then(|error| error.retry_after_s);
+                (class.as_str(), error.map_or_else(String::new, |error| error.message), after)
+            }
+            // Both scripts may be run again: they say how it should be, not what to change.
+            Outcome::Unknown(why, _) => ("unknown", why, None),
+            Outcome::NotStarted(why) => ("not_started", why, None),
+        };
+        Ok(Routed::Later(self.try_later(look, memory, code, text, after).await?))
+    }
+
+    /// Puts the server (back) into routing and writes that.
+    pub(super) async fn route_in(
+        &self,
+        look: &Look<'_>,
+        memory: &mut Memory,
+    ) -> Result<Result<Next, String>, ActError> {
+        match self.route_script(look, memory, ScriptKind::RouteIn).await? {
+            Routed::Later(next) => Ok(Ok(next)),
+            Routed::Refused(why) => Ok(Err(why)),
+            Routed::Done => {
+                Ok(Ok(self.publish_and_write(look, memory, Step::event(Event::RoutedIn)).await?))
+            }
+        }
+    }
+}

@@ -1,0 +1,429 @@
+//! Making a server.
+
+use jiff::SignedDuration;
+use voiceai_scaler_core::{Event, Service, State};
+
+use super::delete::Deletion;
+use super::{ActError, BOOT_CAP, Engine, Look, Memory, Next, ScriptKind};
+use crate::notices::Notice;
+use crate::script::{Answer, Class, Outcome, Status};
+use crate::store::Step;
+
+/// After a quota that is used up nothing is bought for this long.
+const QUOTA_REST: SignedDuration = SignedDuration::from_mins(30);
+/// Answers `absent` that are believed after a call whose outcome is unknown: a listing may lag behind a creation.
+const ABSENT_BELIEVED: u32 = 2;
+/// Failures after which the provider has made nothing.
+const NOTHING_MADE: [&str; 5] = ["refused", "not_found", "quota", "out_of_stock", "not_started"];
+/// How long routing a healthy server in may fail before the server is given up.
+const ROUTE_IN_WITHIN: SignedDuration = SignedDuration::from_mins(10);
+
+impl Engine {
+    pub(super) async fn up(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
+        match look.operation.operation.state {
+            State::Planned => self.write_event(look, memory, Event::SecretsFetched).await,
+            State::Secrets => self.write_event(look, memory, Event::DocumentRendered).await,
+            State::Rendered => self.intend(look, memory).await,
+            State::Requested => self.request(look, memory).await,
+            State::Created => self.await_running(look, memory).await,
+            State::Running => self.await_heartbeat(look, memory).await,
+            State::Heartbeat => self.enter_routing(look, memory).await,
+            State::Routed => self.settle(look, memory).await,
+            State::Failed => self.after_failure(look, memory).await,
+            State::Cleaning => self.clean(look, memory).await,
+            // Final, or of the other kind: the look before this one ends such an operation.
+            _ => Ok(Next::Wait(std::time::Duration::from_secs(60))),
+        }
+    }
+
+    /// Chooses a candidate and writes that the provider is about to be asked.
+    async fn intend(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
+        if self.is_too_late(look) {
+            return self.fail(look, memory, "deadline", "the server was not made in time".to_owned()).await;
+        }
+        if let Some(until) = self.providers.rate_limited_until(&look.server.provider, look.now) {
+            return Ok(Next::Wait(super::until_then(look.now, until)));
+        }
+        let from = look.operation.candidate_index;
+        let Some(index) = self.providers.choose(look.server, from, look.now) else {
+            return self.out_of_candidates(look, memory).await;
+        };
+        let floor = self.heartbeats.newest_at(&look.server.name).await?;
+        let step = Step {
+            event: Some(Event::IntentWritten),
+            candidate_index: Some(index),
+            intent_at: Some(look.now),
+            heartbeat_floor_ms: Some(floor.map(jiff::Timestamp::as_millisecond)),
+            attempt: Some(look.operation.attempt),
+            ..Step::default()
+        };
+        let next = self.write(look, memory, step).await?;
+        // Only the task that wrote the intent knows that no script is at work for it.
+        memory.may_call = memory.written;
+        Ok(next)
+    }
+
+    async fn out_of_candidates(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
+        let why = "every machine type and location of the group is out of stock";
+        let until = look.now + super::provider::OUT_OF_STOCK_REST;
+        let (id, name) = (&look.server.group_id, &look.server.group_name);
+        self.store.hold_creates(look.tenure, id, name, until, why, false).await?;
+        self.fail(look, memory, "out_of_stock", why.to_owned()).await
+    }
+
+    /// The intent is written: ask, or, where it was written by somebody else, look first.
+    async fn request(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
+        if std::mem::take(&mut memory.may_call) {
+            look.tenure.check()?;
+            let outcome = self.call(look, ScriptKind::ScaleUp).await;
+            memory.ended = true;
+            return self.requested(look, memory, outcome).await;
+        }
+        self.inquire(look, memory).await
+    }
+
+    async fn requested(
+        &self,
+        look: &Look<'_>,
+        memory: &mut Memory,
+        outcome: Outcome,
+    ) -> Result<Next, ActError> {
+        match outcome {
+            Outcome::Said(Class::Done, answer) => match answer.status {
+                Status::Creating | Status::Ready if answer.id.is_some() => {
+                    self.accepted(look, memory, answer).await
+                }
+                Status::Failed => self.fail(look, memory, "provider_failed", words(&answer)).await,
+                _ => Ok(self.poll()),
+            },
+            Outcome::Said(class, answer) => self.denied(look, memory, class, &answer).await,
+            Outcome::Unknown(why, hint) => {
+                tracing::warn!(
+                    server = look.server.name,
+                    why,
+                    "outcome of a creation unknown; asking by name"
+                );
+                memory.hint = hint.filter(|class| *class != Class::Done);
+                Ok(Next::Wait(std::time::Duration::from_millis(100)))
+            }
+            Outcome::NotStarted(why) if look.cancel.is_cancelled() => {
+                tracing::info!(server = look.server.name, why, "creation left to the next leader");
+                Ok(self.poll())
+            }
+            Outcome::NotStarted(why) => self.fail(look, memory, "not_started", why).await,
+        }
+    }
+
+    /// The provider said that it made nothing.
+    async fn denied(
+        &self,
+        look: &Look<'_>,
+        memory: &mut Memory,
+        class: Class,
+        answer: &Answer,
+    ) -> Result<Next, ActError> {
+        let after = answer.error.as_ref().and_then(|error| error.retry_after_s);
+        match class {
+            Class::OutOfStock => {
+                self.providers.rest(look.server, look.operation.candidate_index, look.now);
+                let step = Step {
+                    candidate_index: Some(look.operation.candidate_index + 1),
+                    note: Some(words(answer)),
+                    ..Step::event(Event::OutOfStock)
+                };
+                self.write(look, memory, step).await
+            }
+            Class::Quota => {
+                let why = format!("the provider's quota is used up: {}", words(answer));
+                let until = look.now + QUOTA_REST;
+                let (id, name) = (&look.server.group_id, &look.server.group_name);
+                self.store.hold_creates(look.tenure, id, name, until, &why, false).await?;
+                self.notify(look, "degraded", &why).await;
+                self.fail(look, memory, "quota", why).await
+            }
+            Class::Retry | Class::RateLimited => {
+                if self.is_too_late(look) {
+                    return self.fail(look, memory, "deadline", words(answer)).await;
+                }
+                let next = self.try_later(look, memory, class.as_str(), words(answer), after).await?;
+                // Nothing was made and nothing is at work: after the wait the provider may be asked at once.
+                memory.ended = true;
+                memory.absent = ABSENT_BELIEVED;
+                Ok(next)
+            }
+            Class::Done | Class::NotFound | Class::Refused => {
+                self.fail(look, memory, class.as_str(), words(answer)).await
+            }
+        }
+    }
+
+    /// Looks for the server by its name before anything is asked for again.
+    async fn inquire(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
+        if memory.ended && memory.absent >= ABSENT_BELIEVED {
+            return self.ask_again(look, memory).await;
+        }
+        let absent = match self.call(look, ScriptKind::Status).await {
+            Outcome::Said(Class::NotFound, _) => true,
+            Outcome::Said(Class::Done, answer) => match answer.status {
+                Status::Absent => true,
+                Status::Creating | Status::Ready if answer.id.is_some() => {
+                    return self.accepted(look, memory, answer).await;
+                }
+                Status::Failed => return self.fail(look, memory, "provider_failed", words(&answer)).await,
+                Status::Creating | Status::Ready | Status::Deleting => false,
+            },
+            _ => false,
+        };
+        if absent {
+            memory.absent += 1;
+            // A script of a killed leader may still be at work for one time limit from the intent on.
+            let all_ended = memory.ended
+                || look.operation.intent_at.is_none_or(|at| at + self.providers.limit() <= look.now);
+            if all_ended && memory.absent >= ABSENT_BELIEVED {
+                return self.ask_again(look, memory).await;
+            }
+        } else {
+            memory.absent = 0;
+        }
+        if self.is_too_late(look) {
+            return self
+                .fail(look, memory, "deadline", "the provider did not say what became of it".to_owned())
+                .await;
+        }
+        Ok(self.poll())
+    }
+
+    /// Nothing is there and nobody is at work: a new intent, then the call.
+    async fn ask_again(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
+        if let Some(class) = memory.hint.take() {
+            let answer = Answer {
+                id: None,
+                name: look.server.name.clone(),
+                status: Status::Failed,
+                ip: None,
+                private_ip: None,
+                machine: None,
+                location: None,
+                error: None,
+            };
+            return self.denied(look, memory, class, &answer).await;
+        }
+        if self.is_too_late(look) {
+            return self.fail(look, memory, "deadline", "the server was not made in time".to_owned()).await;
+        }
+        if let Some(until) = self.providers.rate_limited_until(&look.server.provider, look.now) {
+            return Ok(Next::Wait(super::until_then(look.now, until)));
+        }
+        let step = Step {
+            intent_at: Some(look.now),
+            attempt: Some(look.operation.attempt.saturating_add(1)),
+            note: Some("asked again: the provider has no such server".to_owned()),
+            ..Step::default()
+        };
+        let next = self.write(look, memory, step).await?;
+        memory.may_call = memory.written;
+        Ok(next)
+    }
+
+    async fn accepted(&self, look: &Look<'_>, memory: &mut Memory, answer: Answer) -> Result<Next, ActError> {
+        let step = Step {
+            provider_id: answer.id.clone(),
+            ip: answer.ip.clone(),
+            private_ip: answer.private_ip.clone(),
+            machine: answer.machine.clone(),
+            location: answer.location.clone(),
+            ..Step::event(Event::ProviderAccepted)
+        };
+        memory.ready = (answer.status == Status::Ready).then_some(answer);
+        self.write(look, memory, step).await
+    }
+
+    async fn await_running(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
+        let said = match memory.ready.take() {
+            Some(answer) => Outcome::Said(Class::Done, answer),
+            None => self.call(look, ScriptKind::Status).await,
+        };
+        match said {
+            Outcome::Said(Class::Done, answer) if answer.status == Status::Ready => {
+                let has_address = answer.ip.is_some() || answer.private_ip.is_some();
+                if has_address || look.server.service == Service::Api {
+                    return self.running(look, memory, answer).await;
+                }
+            }
+            Outcome::Said(Class::Done, answer) if answer.status == Status::Failed => {
+                return self.fail(look, memory, "provider_failed", words(&answer)).await;
+            }
+            Outcome::Said(Class::NotFound, _) => memory.absent += 1,
+            Outcome::Said(Class::Done, answer) if answer.status == Status::Absent => memory.absent += 1,
+            _ => memory.absent = 0,
+        }
+        if memory.absent > ABSENT_BELIEVED {
+            return self
+                .fail(look, memory, "vanished", "the provider no longer has the server".to_owned())
+                .await;
+        }
+        if self.is_too_late(look) {
+            return self.fail(look, memory, "not_running", "the server did not run in time".to_owned()).await;
+        }
+        Ok(self.poll())
+    }
+
+    async fn running(&self, look: &Look<'_>, memory: &mut Memory, answer: Answer) -> Result<Next, ActError> {
+        let wait = look
+            .server
+            .spec
+            .heartbeat_timeout_ms
+            .map_or(self.patience.heartbeat_wait, SignedDuration::from_millis);
+        let step = Step {
+            ip: answer.ip,
+            private_ip: answer.private_ip,
+            machine: answer.machine,
+            location: answer.location,
+            deadline: Some(look.now + wait),
+            ..Step::event(Event::ProviderRunning)
+        };
+        self.write(look, memory, step).await
+    }
+
+    /// Healthy only by a heartbeat newer than the one under the same name before the server was asked for.
+    async fn await_heartbeat(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
+        let (name, group) = (&look.server.name, &look.server.group_name);
+        let reading = self.heartbeats.one(name, group, look.now, self.patience.stale_after).await?;
+        let floor = look.operation.heartbeat_floor_ms;
+        if let Some(beat) = reading.known()
+            && floor.is_none_or(|floor| beat.at.as_millisecond() > floor)
+        {
+            return self.write_event(look, memory, Event::HeartbeatSeen).await;
+        }
+        if look.operation.deadline.is_none_or(|deadline| deadline <= look.now) {
+            let text = "no heartbeat in time; see /var/log/cloud-init-output.log on the server".to_owned();
+            return self.fail(look, memory, "no_heartbeat", text).await;
+        }
+        Ok(Next::Wait(self.patience.status_poll.min(std::time::Duration::from_millis(500))))
+    }
+
+    async fn enter_routing(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
+        match self.route_in(look, memory).await? {
+            Ok(next) => {
+                let late = look.operation.state_at + ROUTE_IN_WITHIN <= look.now;
+                if late && look.operation.attempt > 0 && next != Next::Again {
+                    return self.fail(look, memory, "route_in", "routeIn.sh kept failing".to_owned()).await;
+                }
+                Ok(next)
+            }
+            Err(why) => self.fail(look, memory, "route_in", why).await,
+        }
+    }
+
+    /// The record stands as inactive and probed; once Kamailio had the time to probe, it is made active.
+    async fn settle(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
+        if look.server.service == Service::Voice {
+            let until = look.operation.state_at + self.patience.settle;
+            if until > look.now {
+                return Ok(Next::Wait(super::until_then(look.now, until)));
+            }
+        }
+        let next = self.publish_and_write(look, memory, Step::event(Event::Finished)).await?;
+        self.notify(look, "scaled", "the server is in service").await;
+        Ok(next)
+    }
+
+    /// Gives up, and says why. What was made is taken away next.
+    async fn fail(
+        &self,
+        look: &Look<'_>,
+        memory: &mut Memory,
+        code: &str,
+        text: String,
+    ) -> Result<Next, ActError> {
+        let next = self.write(look, memory, Step::failed(code, text.clone())).await?;
+        self.notify(look, "failed", &text).await;
+        Ok(next)
+    }
+
+    /// Keeps the server for a while when the group wishes to see why it never became healthy, and none other is kept.
+    async fn after_failure(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
+        let keep = look.server.spec.keep_failed_ms.map(SignedDuration::from_millis);
+        let worth_keeping = look.operation.error_code.as_deref() == Some("no_heartbeat");
+        if let Some(keep) = keep.filter(|_| worth_keeping) {
+            let until = look.operation.state_at + keep;
+            if until > look.now && !self.another_is_kept(look).await? {
+                if look.operation.deadline.is_none() {
+                    let note = format!("kept for inspection until {until}");
+                    self.notify(look, "failed", &note).await;
+                    let step = Step { deadline: Some(until), note: Some(note), ..Step::default() };
+                    return self.write(look, memory, step).await;
+                }
+                return Ok(Next::Wait(super::until_then(look.now, until)));
+            }
+        }
+        self.write_event(look, memory, Event::CleanupStarted).await
+    }
+
+    async fn another_is_kept(&self, look: &Look<'_>) -> Result<bool, ActError> {
+        let fleet = self.store.fleet().await?;
+        Ok(fleet.iter().any(|row| {
+            row.server.group_id == look.server.group_id
+                && row.server.id != look.server.id
+                && row.operation.as_ref().is_some_and(|other| {
+                    other.operation.state == State::Failed
+                        && other.deadline.is_some()
+                        && (other.state_at, other.id) < (look.operation.state_at, look.operation.id)
+                })
+        }))
+    }
+
+    async fn clean(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
+        // Never asked for, or refused in so many words: nothing can be there, and what has the name is not ours.
+        let code = look.operation.error_code.as_deref().unwrap_or_default();
+        if look.operation.intent_at.is_some() && !NOTHING_MADE.contains(&code) {
+            match self.delete(look, memory).await? {
+                Deletion::Gone => {
+                    // A killed leader's script may still make it: nothing is over before its time limit.
+                    let until = look.operation.intent_at.map(|at| at + self.providers.limit());
+                    let unclear = code == "deadline" && look.server.provider_id.is_none();
+                    if let Some(until) = until.filter(|until| unclear && *until > look.now) {
+                        memory.looks = 0;
+                        let wait = super::until_then(look.now, until).max(self.patience.status_poll);
+                        return Ok(Next::Wait(wait));
+                    }
+                }
+                Deletion::Later(next) => return Ok(next),
+                Deletion::Refused(why) => {
+                    // Its labels are not ours, or deletion is forbidden: it stays, counted and named, for a person.
+                    return self.try_later(look, memory, code, why, Some(300)).await;
+                }
+            }
+            self.heartbeats.forget(&look.server.name).await?;
+        }
+        self.publish_and_write(look, memory, Step::event(Event::ProviderGone)).await
+    }
+
+    pub(super) fn is_too_late(&self, look: &Look<'_>) -> bool {
+        look.operation.created_at + BOOT_CAP <= look.now
+    }
+
+    pub(super) async fn notify(&self, look: &Look<'_>, event: &'static str, reason: &str) {
+        let notice = Notice {
+            event,
+            group: look.server.group_name.clone(),
+            server: Some(look.server.name.clone()),
+            reason: reason.to_owned(),
+            at: look.now,
+            key: look.operation.id.to_string(),
+        };
+        self.notices.send(&notice).await;
+    }
+}
+
+/// The provider's own words about a failure.
+fn words(answer: &Answer) -> String {
+    answer.error.as_ref().map_or_else(
+        || "the provider gave no reason".to_owned(),
+        |error| match (error.code.is_empty(), error.message.is_empty()) {
+            (true, _) => error.message.clone(),
+            (false, true) => error.code.clone(),
+            (false, false) => format!("{}: {}", error.code, error.message),
+        },
+    )
+}

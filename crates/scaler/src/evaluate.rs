@@ -1,0 +1,291 @@
+//! One evaluation: the world read into group states, and a decision for each. Nothing is changed here; `plan` does the same.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+use jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
+use voiceai_scaler_core::fleet::{Hold, Limits, Phase};
+use voiceai_scaler_core::{
+    Decision, GroupState, Policy, PolicyError, Reading, Sample, Server, Unmanaged, Violation, decide,
+};
+
+use crate::heartbeats::{HeartbeatReader, Heartbeats};
+use crate::store::{FleetRow, GroupStanding, PastSample, Pause, Store, StoreError};
+
+/// How far back an evaluation remembers.
+pub const MEMORY: SignedDuration = SignedDuration::from_mins(60);
+/// Most past evaluations remembered of one group.
+const SAMPLES_MAX: usize = 2_000;
+
+/// What is read once per evaluation, whatever the number of groups and servers.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The database's clock.
+    pub now: Timestamp,
+    /// Groups that can be acted on.
+    pub policies: Vec<Policy>,
+    /// Groups that cannot, and why.
+    pub invalid: Vec<PolicyError>,
+    /// Servers that are not gone, with their open operations.
+    pub fleet: Vec<FleetRow>,
+    /// What is remembered of each group, by its id.
+    pub standings: HashMap<String, GroupStanding>,
+    /// Pauses, by the group's name or `*`.
+    pub pauses: HashMap<String, Pause>,
+    /// Names that rest.
+    pub resting: BTreeSet<String>,
+    /// Heartbeats.
+    pub heartbeats: Heartbeats,
+}
+
+/// What the leader remembers between evaluations. Losing it costs only time.
+#[derive(Debug, Default)]
+pub struct Recollection {
+    history: HashMap<String, VecDeque<Sample>>,
+    silent_since: HashMap<String, Timestamp>,
+    unmanaged: HashMap<String, Vec<Unmanaged>>,
+}
+
+/// One group's evaluation.
+#[derive(Debug)]
+pub struct Evaluation {
+    /// The group's policy.
+    pub policy: Policy,
+    /// What was decided by.
+    pub state: GroupState,
+    /// What was decided.
+    pub decision: Decision,
+}
+
+impl Snapshot {
+    /// Reads everything: a fixed number of queries, and one round trip to Redis for all heartbeats.
+    ///
+    /// # Errors
+    /// As the database says. Heartbeats that cannot be read are no error: the groups are then blind.
+    pub async fn read(store: &Store, heartbeats: &HeartbeatReader) -> Result<Self, StoreError> {
+        let (now, groups, fleet, standings, pauses, resting) = tokio::try_join!(
+            store.now(),
+            store.groups(),
+            store.fleet(),
+            store.standings(),
+            store.pauses(),
+            store.resting_names(),
+        )?;
+        let names = fleet.iter().map(|row| row.server.name.clone());
+        let heartbeats = match heartbeats.read(names).await {
+            Ok(read) => read,
+            Err(error) => {
+                tracing::warn!(%error, "heartbeats cannot be read: no group is judged by them");
+                Heartbeats::unreadable()
+            }
+        };
+        let mut policies = Vec::with_capacity(groups.len());
+        let mut invalid = Vec::new();
+        for group in groups {
+            match Policy::read(&group.0) {
+                Ok(policy) => policies.push(policy),
+                Err(error) => invalid.push(error),
+            }
+        }
+        refuse_duplicates(&mut policies, &mut invalid);
+        Ok(Self { now, policies, invalid, fleet, standings, pauses, resting, heartbeats })
+    }
+
+    /// Names that may not be given to a new server.
+    #[must_use]
+    pub fn taken(&self, stale_after: SignedDuration) -> BTreeSet<String> {
+        let mut taken = self.resting.clone();
+        taken.extend(self.fleet.iter().map(|row| row.server.name.clone()));
+        taken.extend(self.heartbeats.all(self.now, stale_after).map(|(name, _)| name.to_owned()));
+        taken
+    }
+}
+
+/// The platform keeps names unique; should two rows share one after all, neither can be told from the other by its servers.
+fn refuse_duplicates(policies: &mut Vec<Policy>, invalid: &mut Vec<PolicyError>) {
+    let mut count: HashMap<String, u32> = HashMap::new();
+    for policy in policies.iter() {
+        *count.entry(policy.name.clone()).or_default() += 1;
+    }
+    policies.retain(|policy| {
+        let unique = count.get(&policy.name).is_none_or(|count| *count == 1);
+        if !unique {
+            invalid.push(PolicyError {
+                group: policy.name.clone(),
+                violations: vec![Violation { field: "name".to_owned(), problem: "is not unique".to_owned() }],
+            });
+        }
+        unique
+    });
+}
+
+impl Recollection {
+    /// Takes over what earlier evaluations wrote down.
+    #[must_use]
+    pub fn from_past(samples: Vec<PastSample>) -> Self {
+        let mut this = Self::default();
+        for past in samples {
+            let number = |value: &Value| value.as_u64().and_then(|number| u32::try_from(number).ok());
+            let sample = Sample {
+                at: past.at,
+                utilisation: past.details["inputs"]["utilisation"].as_f64(),
+                wish: number(&past.details["wish"]).unwrap_or(0),
+                panic: past.details["panic"].as_bool().unwrap_or(false),
+            };
+            this.history.entry(past.group_id).or_default().push_back(sample);
+        }
+        this
+    }
+
+    /// Decides about every group of a snapshot. `fleet_max`: most servers over all groups.
+    pub fn evaluate(
+        &mut self,
+        snapshot: &Snapshot,
+        stale_after: SignedDuration,
+        fleet_max: Option<u32>,
+        held: Option<&str>,
+    ) -> Vec<Evaluation> {
+        let mut room = fleet_max.map(|max| max.saturating_sub(to_u32(snapshot.fleet.len())));
+        let mut by_group: HashMap<&str, Vec<&FleetRow>> = HashMap::new();
+        for row in &snapshot.fleet {
+            by_group.entry(&row.server.group_id).or_default().push(row);
+        }
+        let mut unmanaged = self.unmanaged(snapshot, stale_after);
+        let known: BTreeSet<&str> = snapshot.fleet.iter().map(|row| row.server.name.as_str()).collect();
+        self.silent_since.retain(|name, _| known.contains(name.as_str()));
+        snapshot
+            .policies
+            .iter()
+            .map(|policy| {
+                let rows = by_group.get(policy.id.as_str()).map(Vec::as_slice).unwrap_or_default();
+                let servers =
+                    rows.iter().filter_map(|row| self.server(row, policy, snapshot, stale_after)).collect();
+                let standing = snapshot.standings.get(&policy.id).cloned().unwrap_or_default();
+                let state = GroupState {
+                    servers,
+                    unmanaged: unmanaged.remove(&policy.name).unwrap_or_default(),
+                    unreadable: snapshot.heartbeats.unreadable,
+                    last_up: standing.last_up_at,
+                    last_down: standing.last_down_at,
+                    history: self.history(&policy.id, snapshot.now),
+                    limits: limits(policy, &standing, snapshot, room, held),
+                };
+                let decision = decide(&state, policy, snapshot.now);
+                if let (Some(room), voiceai_scaler_core::Action::Add { create, .. }) =
+                    (&mut room, &decision.action)
+                {
+                    *room = room.saturating_sub(*create);
+                }
+                self.remember(&policy.id, decision.sample(snapshot.now));
+                Evaluation { policy: policy.clone(), state, decision }
+            })
+            .collect()
+    }
+
+    fn server(
+        &mut self,
+        row: &FleetRow,
+        policy: &Policy,
+        snapshot: &Snapshot,
+        stale_after: SignedDuration,
+    ) -> Option<Server> {
+        let phase = row.phase()?;
+        let reading = snapshot.heartbeats.of(&row.server.name, &policy.name, snapshot.now, stale_after);
+        let silent_for = match &reading {
+            Reading::Unknown(_) if phase == Phase::Active && !snapshot.heartbeats.unreadable => {
+                let since = *self.silent_since.entry(row.server.name.clone()).or_insert(snapshot.now);
+                snapshot.now.duration_since(since)
+            }
+            Reading::Known(_) => {
+                self.silent_since.remove(&row.server.name);
+                SignedDuration::ZERO
+            }
+            Reading::Unknown(_) => SignedDuration::ZERO,
+        };
+        Some(Server {
+            name: row.server.name.clone(),
+            phase,
+            reading,
+            silent_for,
+            created_at: row.server.in_service_at.unwrap_or(row.server.created_at),
+            protected_until: row.server.protected_until,
+        })
+    }
+
+    /// Fresh heartbeats under names we did not create, by the group they name. While heartbeats cannot be read, those seen
+    /// last still count: a server of others does not vanish with our view of it.
+    fn unmanaged(
+        &mut self,
+        snapshot: &Snapshot,
+        stale_after: SignedDuration,
+    ) -> HashMap<String, Vec<Unmanaged>> {
+        if snapshot.heartbeats.unreadable {
+            return self.unmanaged.clone();
+        }
+        let ours: BTreeSet<&str> = snapshot.fleet.iter().map(|row| row.server.name.as_str()).collect();
+        let mut found: HashMap<String, Vec<Unmanaged>> = HashMap::new();
+        for (name, reading) in snapshot.heartbeats.all(snapshot.now, stale_after) {
+            if ours.contains(name) {
+                continue;
+            }
+            if let Reading::Known(beat) = reading
+                && let Some(group) = beat.group.clone()
+                && fits(&beat, &group, snapshot)
+            {
+                found.entry(group).or_default().push(Unmanaged { name: name.to_owned(), beat });
+            }
+        }
+        for list in found.values_mut() {
+            list.sort_by(|a, b| a.name.cmp(&b.name));
+        }
+        self.unmanaged.clone_from(&found);
+        found
+    }
+
+    fn history(&mut self, group: &str, now: Timestamp) -> Vec<Sample> {
+        let Some(samples) = self.history.get_mut(group) else { return Vec::new() };
+        while samples.len() > SAMPLES_MAX || samples.front().is_some_and(|sample| sample.at + MEMORY < now) {
+            samples.pop_front();
+        }
+        samples.iter().copied().collect()
+    }
+
+    fn remember(&mut self, group: &str, sample: Sample) {
+        self.history.entry(group.to_owned()).or_default().push_back(sample);
+    }
+}
+
+fn fits(beat: &voiceai_scaler_core::Beat, group: &str, snapshot: &Snapshot) -> bool {
+    snapshot.policies.iter().any(|policy| {
+        policy.name == group
+            && beat.service.as_deref().is_none_or(|service| service == policy.service.as_str())
+    })
+}
+
+fn limits(
+    policy: &Policy,
+    standing: &GroupStanding,
+    snapshot: &Snapshot,
+    fleet_room: Option<u32>,
+    held: Option<&str>,
+) -> Limits {
+    let pause = snapshot.pauses.get(&policy.name).or_else(|| snapshot.pauses.get("*"));
+    let paused = match (held, pause) {
+        (Some(why), _) => Some(Hold { why: why.to_owned(), until: None }),
+        (None, Some(pause)) => Some(Hold {
+            why: format!("paused by {}: {}", pause.actor, pause.reason),
+            until: Some(pause.until),
+        }),
+        (None, None) => None,
+    };
+    let no_creates = standing
+        .no_creates
+        .as_ref()
+        .filter(|(until, _)| *until > snapshot.now)
+        .map(|(until, why)| Hold { why: why.clone(), until: Some(*until) });
+    Limits { fleet_room, creates_last_hour: standing.creates_last_hour, paused, no_creates }
+}
+
+fn to_u32(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}

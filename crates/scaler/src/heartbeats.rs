@@ -1,0 +1,192 @@
+//! Heartbeats in Redis.
+//!
+//! Those of known names are read in one MGET, whatever their number. Names that we do not know are found beside that: a
+//! task of its own walks the key space with SCAN, a bounded number of steps at a time, and remembers what it found, so that
+//! no evaluation ever waits for a walk over a key space that it shares with queues.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use voiceai_redis::{Key, Redis, RedisError, Topology, Value};
+use voiceai_scaler_core::heartbeat::{self, Reading, Unknown};
+use voiceai_scaler_core::name::is_label_value;
+
+/// Keys asked of the server per SCAN step.
+const SCAN_COUNT: i64 = 2_000;
+/// Steps in one turn of the walk; a key space of a million keys takes a few turns.
+const STEPS_PER_TURN: usize = 200;
+/// Most unknown names that are remembered.
+const NAMES_MAX: usize = 20_000;
+
+/// The heartbeats of one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Heartbeats {
+    raw: HashMap<String, Option<String>>,
+    /// True when they could not be read.
+    pub unreadable: bool,
+}
+
+impl Heartbeats {
+    /// Nothing could be read.
+    #[must_use]
+    pub fn unreadable() -> Self {
+        Self { raw: HashMap::new(), unreadable: true }
+    }
+
+    /// The reading of one of our servers, which must speak for its own group if it names one.
+    #[must_use]
+    pub fn of(&self, name: &str, group: &str, now: Timestamp, stale_after: SignedDuration) -> Reading {
+        if self.unreadable {
+            return Reading::Unknown(Unknown::Unreadable);
+        }
+        let raw = self.raw.get(name).and_then(Option::as_deref);
+        of_group(heartbeat::read(raw.map(str::as_bytes), now, stale_after), group)
+    }
+
+    /// Names with a heartbeat, and the reading of each.
+    pub fn all(&self, now: Timestamp, stale_after: SignedDuration) -> impl Iterator<Item = (&str, Reading)> {
+        self.raw
+            .iter()
+            .filter_map(|(name, raw)| Some((name.as_str(), raw.as_deref()?)))
+            .map(move |(name, raw)| (name, heartbeat::read(Some(raw.as_bytes()), now, stale_after)))
+    }
+}
+
+/// A reading that names another group says nothing about this one.
+fn of_group(reading: Reading, group: &str) -> Reading {
+    match reading {
+        Reading::Known(beat) if beat.group.as_deref().is_some_and(|named| named != group) => {
+            Reading::Unknown(Unknown::OtherGroup(beat.group.unwrap_or_default()))
+        }
+        other => other,
+    }
+}
+
+/// Reads heartbeats. Cheap to clone; clones share what the walk has found.
+#[derive(Clone, Debug)]
+pub struct HeartbeatReader {
+    redis: Redis,
+    prefix: Arc<str>,
+    found: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl HeartbeatReader {
+    /// Of keys that begin with `prefix`.
+    #[must_use]
+    pub fn new(redis: Redis, prefix: &str) -> Self {
+        Self { redis, prefix: Arc::from(prefix), found: Arc::default() }
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// The heartbeats of `known` and of every other name the walk has found, in one round trip.
+    ///
+    /// # Errors
+    /// As Redis says.
+    pub async fn read(&self, known: impl IntoIterator<Item = String>) -> Result<Heartbeats, RedisError> {
+        let mut names: BTreeSet<String> = known.into_iter().collect();
+        names.extend(self.found().iter().cloned());
+        let names: Vec<String> = names.into_iter().collect();
+        let keys = names.iter().map(|name| Key::from(self.key(name))).collect();
+        let values = self.redis.get_many(keys).await?;
+        let raw: HashMap<String, Option<String>> = names.into_iter().zip(values).collect();
+        // What has stopped beating is forgotten; the walk finds it again if it comes back.
+        self.found().retain(|name| raw.get(name).is_some_and(Option::is_some));
+        Ok(Heartbeats { raw, unreadable: false })
+    }
+
+    /// One server's reading.
+    ///
+    /// # Errors
+    /// As Redis says.
+    pub async fn one(
+        &self,
+        name: &str,
+        group: &str,
+        now: Timestamp,
+        stale_after: SignedDuration,
+    ) -> Result<Reading, RedisError> {
+        let raw = self.redis.get(self.key(name)).await?;
+        Ok(of_group(heartbeat::read(raw.as_deref().map(str::as_bytes), now, stale_after), group))
+    }
+
+    /// The newest `atMs` under a name, however old; `None` when there is none to be read.
+    ///
+    /// # Errors
+    /// As Redis says.
+    pub async fn newest_at(&self, name: &str) -> Result<Option<Timestamp>, RedisError> {
+        let raw = self.redis.get(self.key(name)).await?;
+        Ok(raw.and_then(|raw| heartbeat::parse(raw.as_bytes()).ok()).map(|beat| beat.at))
+    }
+
+    /// Removes what is left under the name of a server that is gone.
+    ///
+    /// # Errors
+    /// As Redis says.
+    pub async fn forget(&self, name: &str) -> Result<(), RedisError> {
+        self.redis.del(vec![Key::from(self.key(name))]).await.map(|_| ())
+    }
+
+    /// Walks the whole key space once for names that beat.
+    ///
+    /// # Errors
+    /// As Redis says.
+    pub async fn discover(&self) -> Result<(), RedisError> {
+        if self.redis.settings().topology() == Topology::Cluster {
+            // SCAN sees one node only: unmanaged servers are then known by the keys of this node.
+            tracing::debug!("unmanaged servers are looked for on one node of the cluster");
+        }
+        let pattern = format!("{}*", escape(&self.prefix));
+        let mut cursor = "0".to_owned();
+        loop {
+            for _ in 0..STEPS_PER_TURN {
+                let args: Vec<Value> = vec![
+                    cursor.as_str().into(),
+                    "MATCH".into(),
+                    pattern.as_str().into(),
+                    "COUNT".into(),
+                    SCAN_COUNT.into(),
+                ];
+                let (next, keys): (String, Vec<String>) = self.redis.command("SCAN", args).await?;
+                self.remember(keys);
+                if next == "0" {
+                    return Ok(());
+                }
+                cursor = next;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    fn remember(&self, keys: Vec<String>) {
+        let mut found = self.found();
+        for key in keys {
+            // A name that is no name is nobody's server.
+            if let Some(name) = key.strip_prefix(&*self.prefix).filter(|name| is_label_value(name))
+                && found.len() < NAMES_MAX
+            {
+                found.insert(name.to_owned());
+            }
+        }
+    }
+
+    fn found(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The prefix as a literal within a glob pattern.
+fn escape(prefix: &str) -> String {
+    let mut escaped = String::new();
+    for character in prefix.chars() {
+        if "*?[]\\".contains(character) {
+            escaped.push('\\');
+        }
+        escaped.push(character);
+    }
+    escaped
+}

@@ -1,0 +1,234 @@
+//! What a provider's script says, and what its exit code means.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use voiceai_scaler_core::name::is_provider_id;
+
+/// Most bytes of stdout that are read; a script that writes more is not understood.
+pub const STDOUT_MAX: usize = 64 * 1024;
+
+/// A server as the provider sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Being made.
+    Creating,
+    /// Runs.
+    Ready,
+    /// Will not run.
+    Failed,
+    /// Being deleted.
+    Deleting,
+    /// Not there.
+    Absent,
+}
+
+/// Why a script did not do what it was asked for, in its own words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScriptError {
+    /// The provider's code.
+    #[serde(default)]
+    pub code: String,
+    /// The provider's message.
+    #[serde(default)]
+    pub message: String,
+    /// When to try again, in seconds.
+    #[serde(default)]
+    pub retry_after_s: Option<u64>,
+}
+
+/// The last line of a script's output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The provider's id of the server.
+    #[serde(default)]
+    pub id: Option<String>,
+    /// The server's name.
+    pub name: String,
+    /// Where it stands.
+    pub status: Status,
+    /// Its public address.
+    #[serde(default)]
+    pub ip: Option<String>,
+    /// Its address in the private network.
+    #[serde(default)]
+    pub private_ip: Option<String>,
+    /// The machine type.
+    #[serde(default, rename = "type")]
+    pub machine: Option<String>,
+    /// The location.
+    #[serde(default)]
+    pub location: Option<String>,
+    /// Why it failed.
+    #[serde(default)]
+    pub error: Option<ScriptError>,
+}
+
+/// What an exit code means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// 0: done.
+    Done,
+    /// 10: try again.
+    Retry,
+    /// 11: out of stock; the next candidate.
+    OutOfStock,
+    /// 12: quota.
+    Quota,
+    /// 13: rate limited.
+    RateLimited,
+    /// 14: not found.
+    NotFound,
+    /// 20: refused for good.
+    Refused,
+}
+
+impl Class {
+    /// The class of an exit code; `None` for any other.
+    #[must_use]
+    pub const fn of(exit: i32) -> Option<Self> {
+        Some(match exit {
+            0 => Self::Done,
+            10 => Self::Retry,
+            11 => Self::OutOfStock,
+            12 => Self::Quota,
+            13 => Self::RateLimited,
+            14 => Self::NotFound,
+            20 => Self::Refused,
+            _ => return None,
+        })
+    }
+
+    /// The word in logs and errors.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Retry => "retry",
+            Self::OutOfStock => "out_of_stock",
+            Self::Quota => "quota",
+            Self::RateLimited => "rate_limited",
+            Self::NotFound => "not_found",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// What is known after a script ran.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It ended as agreed. Every class but `Done` says that nothing was changed.
+    Said(Class, Answer),
+    /// It may have had its effect or not: the provider must be asked by name before anything else. Carries the class of
+    /// the exit code when only the output was unreadable, for when the provider turns out to know no such server.
+    Unknown(String, Option<Class>),
+    /// It was never started, so it changed nothing.
+    NotStarted(String),
+}
+
+/// Reads the output of a script that ended with `exit`. `name` is the server it was asked about.
+#[must_use]
+pub(super) fn read(exit: i32, stdout: &[u8], too_long: bool, name: &str) -> Outcome {
+    let Some(class) = Class::of(exit) else {
+        return Outcome::Unknown(format!("exit code {exit}"), None);
+    };
+    if too_long {
+        return Outcome::Unknown(format!("more than {STDOUT_MAX} bytes on stdout"), Some(class));
+    }
+    match last_line(stdout).and_then(|line| check(line, name)) {
+        Ok(answer) => Outcome::Said(class, answer),
+        Err(why) => Outcome::Unknown(why, Some(class)),
+    }
+}
+
+fn last_line(stdout: &[u8]) -> Result<&str, String> {
+    let text = std::str::from_utf8(stdout).map_err(|_| "stdout is not UTF-8".to_owned())?;
+    text.lines().rev().find(|line| !line.trim().is_empty()).ok_or_else(|| "nothing on stdout".to_owned())
+}
+
+fn check(line: &str, name: &str) -> Result<Answer, String> {
+    let mut answer: Answer = serde_json::from_str(line)
+        .map_err(|error| format!("the last line of stdout is not the agreed JSON: {error}"))?;
+    if answer.name != name {
+        return Err(format!("it speaks of another server than {name}"));
+    }
+    answer.id = answer.id.filter(|id| !id.is_empty());
+    if answer.id.as_deref().is_some_and(|id| !is_provider_id(id)) {
+        return Err("its id is none (letters, digits, `.`, `_`, `:`, `/`, `-`, at most 128)".to_owned());
+    }
+    for (field, address) in [("ip", &mut answer.ip), ("private_ip", &mut answer.private_ip)] {
+        *address = address.take().filter(|text| !text.is_empty());
+        if address.as_deref().is_some_and(|text| text.parse::<IpAddr>().is_err()) {
+            return Err(format!("its {field} is no IP address"));
+        }
+    }
+    Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"{"id":"7","name":"n","status":"ready","ip":"10.0.0.7","private_ip":null,"type":"t","location":"l","error":null}"#;
+
+    #[test]
+    fn the_last_line_counts_and_empty_lines_do_not() {
+        for stdout in [GOOD.to_owned(), format!("noise\n{GOOD}\n"), format!("{{}}\n{GOOD}\n\n  \n")] {
+            let Outcome::Said(Class::Done, answer) = read(0, stdout.as_bytes(), false, "n") else {
+                panic!("{stdout}");
+            };
+            assert_eq!((answer.id.as_deref(), answer.status), (Some("7"), Status::Ready));
+            assert_eq!(answer.ip.as_deref(), Some("10.0.0.7"));
+        }
+    }
+
+    #[test]
+    fn every_agreed_exit_code_is_its_class_and_any_other_is_unknown() {
+        for (exit, class) in [
+            (0, Class::Done),
+            (10, Class::Retry),
+            (11, Class::OutOfStock),
+            (12, Class::Quota),
+            (13, Class::RateLimited),
+            (14, Class::NotFound),
+            (20, Class::Refused),
+        ] {
+            assert!(
+                matches!(read(exit, GOOD.as_bytes(), false, "n"), Outcome::Said(said, _) if said == class)
+            );
+        }
+        for exit in [1, 2, 15, 124, 126, 127, 137, 143, -1] {
+            assert!(matches!(read(exit, GOOD.as_bytes(), false, "n"), Outcome::Unknown(_, None)), "{exit}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_the_agreed_json_is_unknown() {
+        for stdout in [
+            "",
+            "\n",
+            "ok",
+            "[]",
+            "{}",
+            "null",
+            r#"{"name":"n"}"#,
+            r#"{"name":"n","status":"running"}"#,
+            r#"{"name":"other","status":"ready"}"#,
+            r#"{"name":"n","status":"ready","id":"a b"}"#,
+            r#"{"name":"n","status":"ready","id":7}"#,
+            r#"{"name":"n","status":"ready","ip":"10.0.0.300"}"#,
+            r#"{"name":"n","status":"ready","ip":"$(id)"}"#,
+        ] {
+            assert!(
+                matches!(read(0, stdout.as_bytes(), false, "n"), Outcome::Unknown(_, Some(Class::Done))),
+                "{stdout}"
+            );
+        }
+        assert!(matches!(read(0, b"\xff\xfe", false, "n"), Outcome::Unknown(..)));
+        assert!(matches!(read(0, GOOD.as_bytes(), true, "n"), Outcome::Unknown(..)));
+        let after = format!("{GOOD}\ntrailing");
+        assert!(matches!(read(0, after.as_bytes(), false, "n"), Outcome::Unknown(..)));
+    }
+}

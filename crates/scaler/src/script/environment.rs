@@ -1,0 +1,201 @@
+//! What a script is given: exactly the agreed variables, each checked before anything is started.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+use uuid::Uuid;
+use voiceai_runtime::Secret;
+use voiceai_scaler_core::Service;
+use voiceai_scaler_core::name::{is_host_name, is_label_value, is_provider_id};
+
+/// Where scripts find their tools. The service's own PATH is not handed on unless PROVIDER_ENV_PASS names it.
+pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Variables that make a shell or the loader run code before the script's first line.
+const NEVER_PASSED: [&str; 12] = [
+    "BASH_ENV",
+    "ENV",
+    "SHELLOPTS",
+    "BASHOPTS",
+    "PS4",
+    "IFS",
+    "CDPATH",
+    "GLOBIGNORE",
+    "PROMPT_COMMAND",
+    "PYTHONSTARTUP",
+    "PERL5OPT",
+    "NODE_OPTIONS",
+];
+
+/// True for a variable that PROVIDER_ENV_PASS may not name.
+#[must_use]
+pub fn is_never_passed(name: &str) -> bool {
+    NEVER_PASSED.contains(&name)
+        || name.starts_with("LD_")
+        || name.starts_with("BASH_FUNC_")
+        || name.is_empty()
+        || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+/// The labels that mark a server as ours.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Labels {
+    /// Always `voiceai-scaler`.
+    #[serde(rename = "managed-by")]
+    pub managed_by: String,
+    /// The server group.
+    pub group: String,
+    /// `voice` or `api`.
+    pub role: String,
+    /// The environment.
+    pub environment: String,
+    /// The operation that made the server.
+    pub operation: String,
+}
+
+impl Labels {
+    /// The labels of the server that `operation` made.
+    #[must_use]
+    pub fn new(group: &str, service: Service, environment: &str, operation: Uuid) -> Self {
+        Self {
+            managed_by: "voiceai-scaler".to_owned(),
+            group: group.to_owned(),
+            role: service.as_str().to_owned(),
+            environment: environment.to_owned(),
+            operation: operation.to_string(),
+        }
+    }
+
+    fn values(&self) -> [&str; 5] {
+        [&self.managed_by, &self.group, &self.role, &self.environment, &self.operation]
+    }
+}
+
+/// Everything a call of a script says.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// The operation that calls.
+    pub operation: Uuid,
+    /// The server's name.
+    pub server: String,
+    /// The server group.
+    pub group: String,
+    /// What the server does.
+    pub service: Service,
+    /// The provider's folder.
+    pub provider: String,
+    /// The group's configuration.
+    pub config: Map<String, Value>,
+    /// The machine type and location of this try.
+    pub candidate: Map<String, Value>,
+    /// The server's labels.
+    pub labels: Labels,
+    /// The start-up document; only for scaleUp.
+    pub cloud_init: Option<PathBuf>,
+    /// The provider's id, once known.
+    pub provider_id: Option<String>,
+}
+
+/// What all calls of a process share.
+#[derive(Debug, Clone, Default)]
+pub struct Surroundings {
+    /// ENVIRONMENT.
+    pub environment: String,
+    /// HTTP_PROXY, HTTPS_PROXY and NO_PROXY, as far as they are set.
+    pub proxy: Vec<(String, String)>,
+    /// What PROVIDER_ENV_PASS names, with its values.
+    pub passed: Vec<(String, OsString)>,
+    /// Each provider's own credentials and endpoint.
+    pub credentials: BTreeMap<String, Vec<(String, Secret)>>,
+}
+
+impl Surroundings {
+    /// The whole environment of one call.
+    ///
+    /// # Errors
+    /// The first name, label or id that must not reach a shell.
+    pub fn of(&self, call: &Call) -> Result<Vec<(String, OsString)>, String> {
+        check(call, &self.environment)?;
+        let mut all: Vec<(String, OsString)> = vec![("PATH".into(), PATH.into())];
+        let mut set = |name: &str, value: OsString| {
+            all.retain(|(have, _)| have != name);
+            all.push((name.to_owned(), value));
+        };
+        for (name, value) in &self.passed {
+            set(name, value.clone());
+        }
+        for (name, value) in &self.proxy {
+            set(name, value.into());
+        }
+        for (name, value) in self.credentials.get(&call.provider).into_iter().flatten() {
+            set(name, value.expose().into());
+        }
+        // Last, so that nothing passed on can stand in for what the contract says.
+        set("OPERATION_ID", call.operation.to_string().into());
+        set("INSTANCE_NAME", call.server.clone().into());
+        set("GROUP_NAME", call.group.clone().into());
+        set("SERVICE", call.service.as_str().into());
+        set("ENVIRONMENT", self.environment.clone().into());
+        set("PROVIDER_CONFIG", json(&call.config).into());
+        set("CANDIDATE", json(&call.candidate).into());
+        set("LABELS", json(&call.labels).into());
+        if let Some(file) = &call.cloud_init {
+            set("CLOUD_INIT_FILE", file.into());
+        }
+        if let Some(id) = &call.provider_id {
+            set("PROVIDER_ID", id.into());
+        }
+        Ok(all)
+    }
+
+    /// Replaces every secret value in `text`.
+    #[must_use]
+    pub fn mask(&self, text: &str) -> String {
+        let secrets = self
+            .credentials
+            .values()
+            .flatten()
+            .map(|(_, value)| value.expose().to_owned())
+            .chain(self.passed.iter().filter_map(|(_, value)| value.to_str().map(str::to_owned)));
+        secrets
+            // A short value would blank out innocent words.
+            .filter(|value| value.len() >= 6)
+            .fold(text.to_owned(), |text, value| text.replace(&value, "[REDACTED]"))
+    }
+}
+
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_else(|_| "{}".to_owned())
+}
+
+fn check(call: &Call, environment: &str) -> Result<(), String> {
+    let wrong = |what: &str| Err(format!("{what} may not be handed to a script"));
+    if !is_host_name(&call.server) {
+        return wrong("the server's name");
+    }
+    if !is_label_value(&call.group) {
+        return wrong("the group's name");
+    }
+    if !is_host_name(&call.provider) {
+        return wrong("the provider's name");
+    }
+    if !is_label_value(environment) {
+        return wrong("ENVIRONMENT");
+    }
+    if let Some(bad) = call.labels.values().into_iter().find(|value| !is_label_value(value)) {
+        return Err(format!("the label {bad:?} may not be handed to a script"));
+    }
+    if call.provider_id.as_deref().is_some_and(|id| !is_provider_id(id)) {
+        return wrong("the provider's id");
+    }
+    Ok(())
+}
+
+/// The script of a provider, if its folder has it.
+#[must_use]
+pub fn script(folder: &Path, provider: &str, name: &str) -> PathBuf {
+    folder.join(provider).join(name)
+}

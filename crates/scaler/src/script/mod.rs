@@ -1,0 +1,11 @@
+//! Provider scripts: what they are given, how they are run, and how their answers are read.
+
+mod answer;
+mod environment;
+mod guard;
+mod runner;
+
+pub use answer::{Answer, Class, Outcome, STDOUT_MAX, ScriptError, Status};
+pub use environment::{Call, Labels, Surroundings, is_never_passed, script};
+pub use guard::run_if_asked;
+pub use runner::{Ran, Run, ScriptRunner};

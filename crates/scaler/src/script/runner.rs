@@ -1,0 +1,224 @@
+//! Starting scripts, and reading them without ever hanging on them.
+
+use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::answer::{self, Outcome, STDOUT_MAX};
+use super::guard;
+
+/// How much of stderr is kept, from its end.
+const STDERR_KEPT: usize = 16 * 1024;
+/// How long a pipe is read on after its script has ended.
+const PIPE_GRACE: Duration = Duration::from_secs(3);
+/// How much longer than the guard may need is waited for the guard itself.
+const GUARD_SLACK: Duration = Duration::from_secs(10);
+
+/// One run of one script.
+#[derive(Debug)]
+pub struct Run {
+    /// The script's file.
+    pub script: PathBuf,
+    /// Its whole environment.
+    pub environment: Vec<(String, OsString)>,
+    /// The server it is about.
+    pub server: String,
+    /// Its time limit.
+    pub limit: Duration,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Ran {
+    /// What is known now.
+    pub outcome: Outcome,
+    /// The end of its stderr.
+    pub stderr: String,
+    /// How long it took.
+    pub took: Duration,
+}
+
+struct Order {
+    run: Run,
+    cancel: CancellationToken,
+    reply: oneshot::Sender<Ran>,
+}
+
+/// Runs scripts on a thread of its own: the kernel's notice of a parent's death is bound to the thread that started the
+/// child, so that thread must live as long as the process. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ScriptRunner {
+    orders: mpsc::UnboundedSender<Order>,
+}
+
+impl ScriptRunner {
+    /// Starts the thread. `guard` is the binary that can be a guard: [`ScriptRunner::own_binary`] in the service.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn start(guard: PathBuf) -> std::io::Result<Self> {
+        let (orders, mut incoming) = mpsc::unbounded_channel::<Order>();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name("provider-scripts".into()).spawn(move || {
+            runtime.block_on(async move {
+                while let Some(order) = incoming.recv().await {
+                    let guard = guard.clone();
+                    tokio::spawn(async move {
+                        let ran = execute(&guard, order.run, order.cancel).await;
+                        let _ = order.reply.send(ran);
+                    });
+                }
+            });
+        })?;
+        Ok(Self { orders })
+    }
+
+    /// This very binary, even when its file was replaced meanwhile.
+    #[must_use]
+    pub fn own_binary() -> PathBuf {
+        PathBuf::from("/proc/self/exe")
+    }
+
+    /// Runs a script to its end, its time limit, or until `cancel`.
+    pub async fn run(&self, run: Run, cancel: CancellationToken) -> Ran {
+        let (reply, answer) = oneshot::channel();
+        let lost = |why: &str| Ran {
+            outcome: Outcome::Unknown(why.to_owned(), None),
+            stderr: String::new(),
+            took: Duration::ZERO,
+        };
+        if self.orders.send(Order { run, cancel, reply }).is_err() {
+            return lost("the script thread is gone");
+        }
+        answer.await.unwrap_or_else(|_| lost("the script thread dropped the run"))
+    }
+}
+
+/// Why the file cannot be a script, so that nothing is started.
+fn unusable(script: &Path) -> Option<String> {
+    match std::fs::metadata(script) {
+        Err(error) => Some(format!("{}: {error}", script.display())),
+        Ok(file) if !file.is_file() => Some(format!("{}: not a file", script.display())),
+        Ok(file) if file.permissions().mode() & 0o111 == 0 => {
+            Some(format!("{}: not executable", script.display()))
+        }
+        Ok(_) => None,
+    }
+}
+
+async fn execute(guard_binary: &Path, run: Run, cancel: CancellationToken) -> Ran {
+    let began = Instant::now();
+    let done = |outcome, stderr: Vec<u8>| Ran {
+        outcome,
+        stderr: String::from_utf8_lossy(&stderr).into_owned(),
+        took: began.elapsed(),
+    };
+    if let Some(why) = unusable(&run.script) {
+        return done(Outcome::NotStarted(why), Vec::new());
+    }
+    let spawned = Command::new(guard_binary)
+        .arg(guard::ARGUMENT)
+        .arg(std::process::id().to_string())
+        .arg(run.limit.as_millis().to_string())
+        .arg(&run.script)
+        .env_clear()
+        .envs(run.environment)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn();
+    let mut child = match spawned {
+        Ok(child) => child,
+        Err(error) => {
+            return done(Outcome::NotStarted(format!("start the script's guard: {error}")), Vec::new());
+        }
+    };
+    let stdout = tokio::spawn(read_start(child.stdout.take(), STDOUT_MAX));
+    let stderr = tokio::spawn(read_end(child.stderr.take(), STDERR_KEPT));
+    let exit = wait(&mut child, run.limit, &cancel).await;
+    // Whoever still holds the pipe now escaped the guard; nothing waits for it.
+    let (out, err) = tokio::join!(bounded(stdout), bounded(stderr));
+    let outcome = match (exit, out) {
+        (None, _) => Outcome::Unknown("the script's guard did not end".to_owned(), None),
+        (Some(guard::TIMED_OUT), _) => Outcome::Unknown(format!("no end within {:?}", run.limit), None),
+        (Some(guard::STOPPED), _) => Outcome::Unknown("it was stopped".to_owned(), None),
+        (Some(guard::NOT_STARTED), _) => Outcome::Unknown("it could not be started".to_owned(), None),
+        (Some(exit), Some((bytes, too_long))) => answer::read(exit, &bytes, too_long, &run.server),
+        (Some(exit), None) => Outcome::Unknown("its stdout stayed open".to_owned(), answer::Class::of(exit)),
+    };
+    done(outcome, err.unwrap_or_default())
+}
+
+/// The guard's exit code. The guard keeps the time limit itself; the limit here is for a guard that fails.
+async fn wait(child: &mut Child, limit: Duration, cancel: &CancellationToken) -> Option<i32> {
+    let pid = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
+    let patience = limit + guard::GRACE + GUARD_SLACK;
+    let ended = tokio::select! {
+        ended = tokio::time::timeout(patience, child.wait()) => ended,
+        () = cancel.cancelled() => {
+            if let Some(pid) = pid {
+                let _ = kill(pid, Signal::SIGTERM);
+            }
+            tokio::time::timeout(guard::GRACE + GUARD_SLACK, child.wait()).await
+        }
+    };
+    if let Ok(Ok(status)) = ended {
+        return status.code();
+    }
+    let _ = child.kill().await;
+    None
+}
+
+async fn bounded<T>(task: tokio::task::JoinHandle<T>) -> Option<T> {
+    let abort = task.abort_handle();
+    let ended = tokio::time::timeout(PIPE_GRACE, task).await;
+    abort.abort();
+    ended.ok()?.ok()
+}
+
+/// Keeps the first `most` bytes and reads the rest away, so that the writer is never blocked. True: there was more.
+async fn read_start(pipe: Option<impl AsyncRead + Unpin>, most: usize) -> (Vec<u8>, bool) {
+    let mut kept = Vec::new();
+    let mut too_long = false;
+    each_block(pipe, |block| {
+        let room = most - kept.len();
+        kept.extend_from_slice(&block[..block.len().min(room)]);
+        too_long |= block.len() > room;
+    })
+    .await;
+    (kept, too_long)
+}
+
+/// Keeps the last `most` bytes.
+async fn read_end(pipe: Option<impl AsyncRead + Unpin>, most: usize) -> Vec<u8> {
+    let mut kept = Vec::new();
+    each_block(pipe, |block| {
+        kept.extend_from_slice(block);
+        if kept.len() > most {
+            kept.drain(..kept.len() - most);
+        }
+    })
+    .await;
+    kept
+}
+
+async fn each_block(pipe: Option<impl AsyncRead + Unpin>, mut take: impl FnMut(&[u8])) {
+    let Some(mut pipe) = pipe else { return };
+    let mut block = vec![0; 8192];
+    while let Ok(read) = pipe.read(&mut block).await {
+        if read == 0 {
+            break;
+        }
+        take(&block[..read]);
+    }
+}

@@ -1,0 +1,114 @@
+//! What was decided, and why.
+
+use jiff::Timestamp;
+use jiff_sqlx::ToSqlx as _;
+use serde_json::Value;
+use voiceai_postgres::{Tenure, sqlx, term};
+
+use super::rows::{get, time};
+use super::{Store, StoreError};
+
+/// One evaluation of one group.
+#[derive(Debug, Clone)]
+pub struct DecisionRow {
+    /// The group's id.
+    pub group_id: String,
+    /// The group's name.
+    pub group_name: String,
+    /// `hold`, `add`, `remove` or `invalid`.
+    pub action: &'static str,
+    /// The reason's stable word.
+    pub reason: String,
+    /// One line for a person.
+    pub summary: String,
+    /// The whole decision.
+    pub details: Value,
+}
+
+/// One past evaluation, as far as later ones remember it.
+#[derive(Debug, Clone)]
+pub struct PastSample {
+    /// The group's id.
+    pub group_id: String,
+    /// When.
+    pub at: Timestamp,
+    /// The decision.
+    pub details: Value,
+}
+
+impl Store {
+    /// Writes one row for each evaluation, in one statement.
+    ///
+    /// # Errors
+    /// [`StoreError::Fenced`] when a newer leader has taken over; else as the database says.
+    pub async fn write_decisions(
+        &self,
+        tenure: &Tenure,
+        at: Timestamp,
+        rows: &[DecisionRow],
+    ) -> Result<(), StoreError> {
+        const TRIED: &str = "write decisions";
+        let term = tenure.check()?;
+        let column = |of: fn(&DecisionRow) -> String| rows.iter().map(of).collect::<Vec<_>>();
+        let details: Vec<Value> = rows.iter().map(|row| row.details.clone()).collect();
+        let answer = sqlx::query(
+            "WITH leader AS (SELECT 1 FROM ops.leader_terms WHERE name = $1 AND term = $2 FOR SHARE), \
+             written AS ( \
+                 INSERT INTO ops.decisions (at, term, group_id, group_name, action, reason, summary, details) \
+                 SELECT $3, $2, d.* FROM leader, unnest($4::text[], $5::text[], $6::text[], $7::text[], $8::text[], \
+                     $9::jsonb[]) AS d) \
+             SELECT EXISTS (SELECT FROM leader)",
+        )
+        .bind(&*term.name)
+        .bind(term.number)
+        .bind(at.to_sqlx())
+        .bind(column(|row| row.group_id.clone()))
+        .bind(column(|row| row.group_name.clone()))
+        .bind(column(|row| row.action.to_owned()))
+        .bind(column(|row| row.reason.clone()))
+        .bind(column(|row| row.summary.clone()))
+        .bind(details)
+        .fetch_one(&self.pool)
+        .await
+        .map_err(StoreError::database(TRIED))?;
+        if get(&answer, 0)? {
+            return Ok(());
+        }
+        term::refused(term, "decisions.write");
+        Err(StoreError::Fenced { tried: TRIED })
+    }
+
+    /// Evaluations since `since`, oldest first: what a new leader remembers of its predecessor's.
+    ///
+    /// # Errors
+    /// As the database says.
+    pub async fn past_samples(&self, since: Timestamp) -> Result<Vec<PastSample>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT group_id, at, details FROM ops.decisions WHERE at > $1 AND action <> 'invalid' ORDER BY id",
+        )
+        .bind(since.to_sqlx())
+        .fetch_all(&self.pool)
+        .await
+        .map_err(StoreError::database("read past decisions"))?;
+        rows.iter()
+            .map(|row| Ok(PastSample { group_id: get(row, 0)?, at: time(row, 1)?, details: get(row, 2)? }))
+            .collect()
+    }
+
+    /// Removes what nobody reads any more, a bounded number of rows at a time. Returns how many were removed.
+    ///
+    /// # Errors
+    /// As the database says.
+    pub async fn prune(&self) -> Result<u64, StoreError> {
+        let done = sqlx::query(
+            "DELETE FROM ops.decisions WHERE id IN ( \
+                 SELECT id FROM ops.decisions \
+                 WHERE (action = 'hold' AND at < now() - interval '2 days') OR at < now() - interval '90 days' \
+                 ORDER BY id LIMIT 5000)",
+        )
+        .execute(&self.pool)
+        .await
+        .map_err(StoreError::database("prune decisions"))?;
+        Ok(done.rows_affected())
+    }
+}

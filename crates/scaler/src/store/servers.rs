@@ -1,0 +1,153 @@
+//! Servers with their open operations.
+
+use std::collections::{BTreeSet, HashMap};
+
+use jiff::{SignedDuration, Timestamp};
+use uuid::Uuid;
+use voiceai_postgres::sqlx;
+use voiceai_scaler_core::fleet::Phase;
+use voiceai_scaler_core::{Operation, ServerStatus};
+
+use super::rows::{self, OPERATION, OPERATION_COLUMNS, OperationRow, SERVER, SERVER_COLUMNS, ServerRow, get};
+use super::{Store, StoreError};
+
+/// For how long a name is not given out again after its server's end.
+pub(super) const NAME_REST: SignedDuration = SignedDuration::from_mins(10);
+
+/// One server that is not gone, with the operation that works on it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FleetRow {
+    /// The server.
+    pub server: ServerRow,
+    /// Its open operation, if it has one.
+    pub operation: Option<OperationRow>,
+}
+
+impl FleetRow {
+    /// What a decision sees of it. `None`: it does not exist.
+    #[must_use]
+    pub fn phase(&self) -> Option<Phase> {
+        match &self.operation {
+            Some(row) => row.operation.phase(row.settings.by_operator),
+            None => match self.server.status {
+                ServerStatus::Active => Some(Phase::Active),
+                ServerStatus::Gone => None,
+                // A status other than active without an operation: kept for a person.
+                _ => Some(Phase::Failed),
+            },
+        }
+    }
+
+    /// The operation's kind and state.
+    #[must_use]
+    pub fn state(&self) -> Option<Operation> {
+        self.operation.as_ref().map(|row| row.operation)
+    }
+}
+
+impl Store {
+    /// The database's clock.
+    ///
+    /// # Errors
+    /// As the database says.
+    pub async fn now(&self) -> Result<Timestamp, StoreError> {
+        let row = sqlx::query("SELECT clock_timestamp()")
+            .fetch_one(&self.pool)
+            .await
+            .map_err(StoreError::database("read the clock"))?;
+        rows::time(&row, 0)
+    }
+
+    /// Every server that is not gone, ordered by name.
+    ///
+    /// # Errors
+    /// As the database says.
+    pub async fn fleet(&self) -> Result<Vec<FleetRow>, StoreError> {
+        let sql = format!(
+            "SELECT {SERVER}, {OPERATION} FROM ops.servers s \
+             LEFT JOIN ops.operations o ON o.server_id = s.id AND o.finished_at IS NULL \
+             WHERE s.status <> 'gone' ORDER BY s.name"
+        );
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .fetch_all(&self.pool)
+            .await
+            .map_err(StoreError::database("read the servers"))?;
+        rows.iter()
+            .map(|row| {
+                Ok(FleetRow {
+                    server: rows::server(row, 0)?,
+                    operation: rows::operation(row, SERVER_COLUMNS)?,
+                })
+            })
+            .collect()
+    }
+
+    /// One operation with its server, and the database's clock: the one that every scaler shares.
+    ///
+    /// # Errors
+    /// As the database says.
+    pub async fn operation(
+        &self,
+        id: Uuid,
+    ) -> Result<Option<(Timestamp, ServerRow, OperationRow)>, StoreError> {
+        let sql = format!(
+            "SELECT {SERVER}, {OPERATION}, clock_timestamp() FROM ops.operations o JOIN ops.servers s ON s.id = o.server_id WHERE o.id = $1"
+        );
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(id)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(StoreError::database("read an operation"))?;
+        let Some(row) = row else { return Ok(None) };
+        let Some(operation) = rows::operation(&row, SERVER_COLUMNS)? else { return Ok(None) };
+        let now = rows::time(&row, SERVER_COLUMNS + OPERATION_COLUMNS)?;
+        Ok(Some((now, rows::server(&row, 0)?, operation)))
+    }
+
+    /// Ids of the operations that are not finished, oldest first.
+    ///
+    /// # Errors
+    /// As the database says.
+    pub async fn open_operations(&self) -> Result<Vec<Uuid>, StoreError> {
+        let rows =
+            sqlx::query("SELECT id FROM ops.operations WHERE finished_at IS NULL ORDER BY created_at, id")
+                .fetch_all(&self.pool)
+                .await
+                .map_err(StoreError::database("read the open operations"))?;
+        rows.iter().map(|row| get(row, 0)).collect()
+    }
+
+    /// Names of servers that ended within [`NAME_REST`]: they rest, and nothing of them may be left in routing.
+    ///
+    /// # Errors
+    /// As the database says.
+    pub async fn resting_names(&self) -> Result<BTreeSet<String>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT DISTINCT name FROM ops.servers \
+             WHERE status = 'gone' AND gone_at > now() - make_interval(secs => $1)",
+        )
+        .bind(NAME_REST.as_secs_f64())
+        .fetch_all(&self.pool)
+        .await
+        .map_err(StoreError::database("read resting names"))?;
+        rows.iter().map(|row| get(row, 0)).collect()
+    }
+
+    /// How many servers of each group failed to become healthy within the last half hour, by the group's id.
+    ///
+    /// # Errors
+    /// As the database says.
+    pub async fn recent_failures(&self) -> Result<HashMap<String, i64>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT s.group_id, count(*) FROM ops.operation_steps t JOIN ops.operations o ON o.id = t.operation_id \
+             JOIN ops.servers s ON s.id = o.server_id LEFT JOIN ops.scaling_groups g ON g.group_id = s.group_id \
+             WHERE t.to_state = 'failed' AND o.kind = 'up' AND t.at > now() - interval '30 minutes' \
+               AND COALESCE(o.error_code, '') NOT IN ('out_of_stock', 'quota') \
+               AND (g.circuit_since IS NULL OR t.at > g.circuit_since) GROUP BY 1",
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(StoreError::database("count failures"))?;
+        rows.iter().map(|row| Ok((get(row, 0)?, get(row, 1)?))).collect()
+    }
+}
