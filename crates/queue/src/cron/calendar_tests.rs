@@ -73,6 +73,24 @@ fn a_search_that_starts_inside_the_repeated_hour_finds_what_is_still_ahead() {
 }
 
 #[test]
+fn a_run_that_the_clock_change_moves_or_repeats_is_noted() {
+    for (expression, slot, says) in [
+        ("30 2 * * *", "2026-03-29T01:00:00Z", Some("moved")),
+        ("30 2 * * *", "2026-03-30T00:30:00Z", None),
+        ("30 2 * * *", "2026-10-25T00:30:00Z", Some("the first time")),
+        ("0 3 * * *", "2026-03-29T01:00:00Z", None),
+        ("0 2,3 * * *", "2026-03-29T01:00:00Z", None),
+        ("*/30 * * * *", "2026-10-25T00:30:00Z", Some("both times")),
+        ("*/30 * * * *", "2026-10-25T02:30:00Z", None),
+    ] {
+        let calendar = Calendar::parse(expression, "Europe/Berlin").unwrap();
+        let note = calendar.clock_change_note(at(slot));
+        assert_eq!(note.is_some(), says.is_some(), "{expression} {slot}: {note:?}");
+        assert!(note.unwrap_or_default().contains(says.unwrap_or_default()), "{note:?}");
+    }
+}
+
+#[test]
 fn other_zones_jump_at_midnight_by_half_an_hour_and_by_a_day() {
     // Cairo skips 00:00 to 01:00 on 24 April 2026.
     assert_eq!(
@@ -200,7 +218,7 @@ proptest! {
 
     /// A daily fixed time has exactly one slot for every local day, whatever the zone does.
     #[test]
-    fn a_daily_fixed_time_has_one_slot_a_day(zone in zones(), hour in 0_u8..24, minute in 0_u8..60) {
+    fn a_daily_fixed_time_has_one_slot_a_day_of_the_year(zone in zones(), hour in 0_u8..24, minute in 0_u8..60) {
         let calendar = Calendar::parse(&format!("{minute} {hour} * * *"), zone).unwrap();
         let year = calendar.slots_between(at("2025-12-31T00:00:00Z"), at("2027-01-02T00:00:00Z"));
         let days: Vec<_> = year

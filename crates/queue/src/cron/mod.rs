@@ -6,6 +6,7 @@
 //! audit row.
 
 mod calendar;
+mod clock;
 mod expression;
 mod overview;
 mod policy;
@@ -18,6 +19,8 @@ mod zone;
 mod calendar_tests;
 #[cfg(test)]
 mod policy_tests;
+#[cfg(test)]
+mod store_tests;
 
 pub use calendar::{Calendar, CalendarError, Latest};
 pub use expression::{ExpressionError, Field};

@@ -1,6 +1,6 @@
 //! What `cron list` shows.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde_json::Value;
 use voiceai_postgres::PgPool;
@@ -8,7 +8,7 @@ use voiceai_postgres::PgPool;
 use super::policy::next_look;
 use super::schedule::{Record, Schedule};
 use super::store::{self, ScheduleError};
-use super::{Pause, Standing};
+use super::{Calendar, Pause, Standing};
 
 /// How many coming runs are shown.
 pub const NEXT_RUNS: usize = 5;
@@ -57,6 +57,10 @@ pub struct Details {
     pub paused_reason: Option<String>,
     /// Every slot up to here is decided.
     pub last_slot: Timestamp,
+    /// How long the first slot that nobody has decided is past, where that is longer than a change of leader takes: nothing
+    /// fires schedules.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overdue_seconds: Option<i64>,
     /// The coming runs, a pause counted in; none while disabled.
     pub next_runs: Vec<NextRun>,
     /// What it did so far.
@@ -77,6 +81,10 @@ pub struct NextRun {
 }
 
 /// Every schedule by name, malformed rows included.
+///
+/// "Now" is the database's clock, as it is for firing; a machine whose own clock is wrong changes nothing. Only a process that was
+/// started under `faketime` more than twelve hours away follows the time it was given, here and in the scheduler, so that the
+/// days of the clock change can be rehearsed with the real programs.
 ///
 /// # Errors
 /// As the database says.
@@ -110,6 +118,10 @@ fn line(schedule: Schedule, now: Timestamp) -> Line {
         Ok(calendar) if schedule.definition.enabled => coming(calendar, schedule.last_slot, pause, now),
         _ => vec![],
     };
+    let overdue_seconds = match &calendar {
+        Ok(calendar) if state == "active" => overdue(calendar, schedule.last_slot, pause, now),
+        _ => None,
+    };
     let (pause, reason) = schedule.pause.filter(|_| paused).unzip();
     let definition = schedule.definition;
     Line {
@@ -130,18 +142,27 @@ fn line(schedule: Schedule, now: Timestamp) -> Line {
             paused_until: pause.map(|pause| pause.until),
             paused_reason: reason.flatten(),
             last_slot: schedule.last_slot,
+            overdue_seconds,
             next_runs,
             record: schedule.record,
         }),
     }
 }
 
-fn coming(
-    calendar: &super::Calendar,
-    last_slot: Timestamp,
-    pause: Option<Pause>,
-    now: Timestamp,
-) -> Vec<NextRun> {
+/// How long ago the first undecided slot was; slots inside the last pause are not waited for.
+fn overdue(calendar: &Calendar, last_slot: Timestamp, pause: Option<Pause>, now: Timestamp) -> Option<i64> {
+    let mut first = calendar.next_after(last_slot)?;
+    if let Some(pause) = pause.filter(|pause| pause.since <= first && first < pause.until) {
+        first = calendar.next_after(pause.until.checked_sub(SignedDuration::from_nanos(1)).ok()?)?;
+    }
+    let late = now.duration_since(first).as_secs();
+    (late > OVERDUE_AFTER).then_some(late)
+}
+
+/// Seconds; a change of leader and two polls at the defaults.
+const OVERDUE_AFTER: i64 = 60;
+
+fn coming(calendar: &Calendar, last_slot: Timestamp, pause: Option<Pause>, now: Timestamp) -> Vec<NextRun> {
     let standing = Standing { last_slot: last_slot.min(now), pause, busy: false, held: false };
     let Some(first) = next_look(calendar, standing, now) else { return vec![] };
     let rest = calendar.next_runs(first, NEXT_RUNS - 1);

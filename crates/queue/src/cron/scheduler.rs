@@ -34,6 +34,14 @@ impl Default for SchedulerSettings {
     }
 }
 
+impl SchedulerSettings {
+    /// In how much time the loop beats at least once, both databases being away: what to register its pulse with.
+    #[must_use]
+    pub const fn bound(&self) -> Duration {
+        self.poll_interval.saturating_add(Duration::from_secs(90))
+    }
+}
+
 /// Fires schedules: each slot exactly once, whatever the number of schedulers, restarts and changes of leader.
 ///
 /// A slot becomes a job by one statement in PostgreSQL that checks the leader's term, moves the schedule's cursor from exactly where
@@ -41,7 +49,8 @@ impl Default for SchedulerSettings {
 /// moment leaves the slot either due or fired, and two schedulers that decide the same can only apply it once. From there the
 /// [`crate::outbox`] makes one job of the row, and looks after it until it has finished, even when Redis loses it.
 ///
-/// Time is the database's clock, so a machine whose own clock is wrong fires neither early nor twice.
+/// Time is the database's clock, so a machine whose own clock is wrong fires neither early nor twice; [`super::list`] names the
+/// one exception, a rehearsal.
 #[derive(Debug)]
 pub struct Scheduler<Q> {
     pool: PgPool,
@@ -117,7 +126,7 @@ impl<Q: Enqueue> Scheduler<Q> {
             pulse.beat();
             let leading = tenure.borrow_and_update().clone();
             let wait = match leading {
-                Some(leading) => self.look(&leading).await,
+                Some(leading) => self.look(&leading, &pulse).await,
                 None => self.settings.poll_interval,
             };
             pulse.beat();
@@ -132,9 +141,9 @@ impl<Q: Enqueue> Scheduler<Q> {
     }
 
     /// One pass, and how long to wait for the next.
-    async fn look(&mut self, tenure: &Tenure) -> Duration {
+    async fn look(&mut self, tenure: &Tenure, pulse: &Pulse) -> Duration {
         let poll = self.settings.poll_interval;
-        match self.pass(tenure).await {
+        match self.pass(tenure, pulse).await {
             Ok(look) => {
                 if self.troubled {
                     tracing::info!("scheduler: the database is back");
@@ -154,7 +163,7 @@ impl<Q: Enqueue> Scheduler<Q> {
         }
     }
 
-    async fn pass(&mut self, tenure: &Tenure) -> Result<Look, Halt> {
+    async fn pass(&mut self, tenure: &Tenure, pulse: &Pulse) -> Result<Look, Halt> {
         if tenure.check().is_err() {
             return Err(Halt::NotLeading);
         }
@@ -163,6 +172,7 @@ impl<Q: Enqueue> Scheduler<Q> {
         let mut seen = Vec::with_capacity(rows.len());
         let mut next: Option<Timestamp> = None;
         for row in rows {
+            pulse.beat();
             let schedule = match row {
                 Ok(schedule) => schedule,
                 Err(malformed) => {

@@ -9,6 +9,7 @@ use voiceai_postgres::Term;
 use voiceai_postgres::sqlx::postgres::PgRow;
 use voiceai_postgres::sqlx::{self, PgExecutor, PgPool, Row};
 
+use super::clock;
 use super::policy::{MissedRuns, Pause, Verdict};
 use super::schedule::{Definition, DefinitionError, Record, Schedule, check_name, slot_job_id};
 
@@ -77,7 +78,7 @@ pub(crate) async fn load(
     let mut now = Timestamp::UNIX_EPOCH;
     let mut schedules = Vec::with_capacity(rows.len());
     for row in &rows {
-        now = row.try_get::<SqlTimestamp, _>("clock")?.to_jiff();
+        now = clock::now(row.try_get::<SqlTimestamp, _>("clock")?.to_jiff());
         if let Some(name) = row.try_get::<Option<String>, _>("name")? {
             let revision = row.try_get("revision")?;
             schedules.push(read(row).map_err(|problem| Malformed { name, revision, problem }));
@@ -209,8 +210,9 @@ async fn upsert(
     };
     let row = sqlx::query(
         "INSERT INTO ops.schedules AS s (name, kind, queue, payload, priority, expression, zone, missed, \
-             catch_up_max, overlap, enabled, overridden) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) \
+             catch_up_max, overlap, enabled, overridden, last_slot) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, \
+             COALESCE(CASE WHEN abs(extract(epoch FROM $13 - now())) > 12 * 3600 THEN $13 END, now())) \
          ON CONFLICT (name) DO UPDATE SET kind = $2, queue = $3, payload = $4, priority = $5, expression = $6, \
              zone = $7, missed = $8, catch_up_max = $9, overlap = $10, enabled = $11, overridden = $12 \
          WHERE $12 OR (NOT s.overridden AND (s.kind, s.queue, s.payload, s.priority, s.expression, s.zone, s.missed, \
@@ -229,6 +231,7 @@ async fn upsert(
     .bind(definition.overlap.to_string())
     .bind(definition.enabled)
     .bind(operator)
+    .bind(clock::faked().map(Timestamp::to_sqlx))
     .fetch_optional(executor)
     .await
     .map_err(ScheduleError::database("write the schedule"))?;

@@ -45,6 +45,14 @@ impl Default for RelaySettings {
     }
 }
 
+impl RelaySettings {
+    /// In how much time the loop beats at least once, both databases being away: what to register its pulse with.
+    #[must_use]
+    pub const fn bound(&self) -> Duration {
+        self.poll_interval.saturating_add(Duration::from_secs(90))
+    }
+}
+
 /// Moves rows of `ops.outbox` into their queues.
 #[derive(Debug)]
 pub struct Relay<Q> {
@@ -125,7 +133,7 @@ impl<Q: Enqueue> Relay<Q> {
         if boot_now() < *upkeep_due {
             return false;
         }
-        match upkeep::run(&self.pool, &self.queue, self.settings.retention).await {
+        match upkeep::run(&self.pool, &self.queue, self.settings.retention, pulse).await {
             Ok(recovered) => {
                 *upkeep_due = boot_now().saturating_add(self.settings.upkeep_every);
                 self.count("recovered", recovered);

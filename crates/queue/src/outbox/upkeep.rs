@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use voiceai_postgres::sqlx::{self, PgPool, Row};
+use voiceai_runtime::Pulse;
 
 use super::{Enqueue, JobStanding, bounded};
 
@@ -15,9 +16,11 @@ pub(super) async fn run<Q: Enqueue>(
     pool: &PgPool,
     queue: &Q,
     retention: Duration,
+    pulse: &Pulse,
 ) -> Result<usize, sqlx::Error> {
     let mut recovered = 0;
     loop {
+        pulse.beat();
         let due = bounded(critical_due(pool)).await?;
         let last = due.len() < usize::try_from(BATCH).unwrap_or(usize::MAX);
         recovered += check(pool, queue, due).await?;
@@ -25,7 +28,9 @@ pub(super) async fn run<Q: Enqueue>(
             break;
         }
     }
-    while bounded(delete_old(pool, retention)).await? == BATCH.unsigned_abs() {}
+    while bounded(delete_old(pool, retention)).await? == BATCH.unsigned_abs() {
+        pulse.beat();
+    }
     Ok(recovered)
 }
 

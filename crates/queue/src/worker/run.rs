@@ -239,7 +239,9 @@ impl End<'_> {
         match verdict {
             Verdict::Done(value) => {
                 self.shared.voice.completed(self.attempt, took);
-                let record = (history == HistoryMode::All)
+                // A schedule's record of its last success is kept whatever its kind keeps of others.
+                let scheduled = crate::cron::schedule_of_job(self.attempt.id().as_str()).is_some();
+                let record = (history == HistoryMode::All || scheduled)
                     .then(|| self.record(Ending::Completed, started, None, value.clone()));
                 let settle = self.done(value);
                 self.ended(settle, "completed", record, took)
