@@ -48,7 +48,7 @@ impl QueueName {
 /// Longest wait for the answer to one call. A call takes the server a few milliseconds at most.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 /// How long a call that may be repeated is repeated.
-const REPEAT_LIMIT: Duration = Duration::from_secs(6);
+const REPEAT_LIMIT: Duration = Duration::from_secs(10);
 
 /// Calls functions of the library on a connection of its own, one call at a time: replies are matched to commands by
 /// their order alone, so only a connection without other traffic can be trusted after an answer went missing. It is then

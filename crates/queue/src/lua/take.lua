@@ -136,6 +136,8 @@ local function fill(P, now, inc, token, want, cfg)
     end
     local marks = ghosts and call('SMISMEMBER', P .. 'ghosts', unpack(popped))
     local value = key == '' and token or (token .. '\n' .. lane)
+    -- A limited job is written at once: the next look at its key's slots asks what runs.
+    local into = limited == '' and fields or {}
     local started = 0
     for i = 1, #popped do
       local id = popped[i]
@@ -144,12 +146,13 @@ local function fill(P, now, inc, token, want, cfg)
         call('HDEL', P .. 'jobs', id)
       else
         ids[#ids + 1] = id
-        fields[#fields + 1] = id
-        fields[#fields + 1] = value
+        into[#into + 1] = id
+        into[#into + 1] = value
         if limited ~= '' then call('SADD', P .. 'slot:' .. limited, id) end
         started = started + 1
       end
     end
+    if limited ~= '' and started > 0 then call('HSET', P .. 'active', unpack(into)) end
     if entries and started > 0 then rate_spend(P, limited, now, entries, started) end
     if #popped < n or call('LLEN', P .. 'lane:' .. lane) == 0 then
       call('ZREM', ring, lane)
@@ -186,10 +189,8 @@ local function fill(P, now, inc, token, want, cfg)
     end
   end
 
-  if #fields > 0 then
-    chunked(fields, function(i, j) call('HSET', P .. 'active', unpack(fields, i, j)) end)
-    if rate_limit then rate_spend(P, '', now, rate_entries, #ids) end
-  end
+  chunked(fields, function(i, j) call('HSET', P .. 'active', unpack(fields, i, j)) end)
+  if rate_limit and #ids > 0 then rate_spend(P, '', now, rate_entries, #ids) end
   return ids, opens, want > 0 and #ids >= want and call('EXISTS', P .. 'ready') == 1
 end
 

@@ -124,6 +124,12 @@ impl Worker {
         Self { client, registry: Arc::new(registry), settings }
     }
 
+    /// A worker of `registry`'s kinds on the listed queues alone: for queues that come up while a process runs.
+    #[must_use]
+    pub fn on_listed(client: Client, registry: Registry, settings: WorkerSettings) -> Self {
+        Self { client, registry: Arc::new(registry), settings }
+    }
+
     /// The queues it works.
     #[must_use]
     pub fn queues(&self) -> &[QueueSettings] {

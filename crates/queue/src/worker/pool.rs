@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use voiceai_runtime::{Backoff, Vitals, random_unit};
 
 use super::desk::Desk;
@@ -117,10 +118,12 @@ impl Pool {
             leases: Arc::clone(&leases),
             tell: tell.clone(),
         };
-        let heart = tokio::spawn(heart.run(ended.clone()));
+        // Ended with the loop, whatever ends it: a lease must not outlive those who work under it.
+        let heart = AbortOnDropHandle::new(tokio::spawn(heart.run(ended.clone())));
         let redis = self.client.redis().clone();
         let (poll, ear_wanted) = (self.worker.poll_interval, Arc::clone(&wanted));
-        let ear = tokio::spawn(wake::listen(redis, name.clone(), poll, ear_wanted, tell, ended.clone()));
+        let ear = wake::listen(redis, name.clone(), poll, ear_wanted, tell, ended.clone());
+        let ear = AbortOnDropHandle::new(tokio::spawn(ear));
 
         let voice = Voice::of(&self.queue.name);
         voice.started(&self.queue.name, self.queue.concurrency);

@@ -10,11 +10,12 @@ use super::{Running, SOON, Setup, Work, check, invariant, settings, until};
 async fn a_job_runs_once_and_leaves_nothing_behind() {
     let s = Setup::new().await;
     let worker = s.worker(4);
-    let ids: Vec<String> =
-        futures_util::future::join_all((0..50).map(|i| async move { i }).map(|i| async {
-            s.enqueue(&Work::named(format!("n{}", i.await))).await
-        }))
-        .await;
+    let ids: Vec<String> = futures_util::future::join_all(
+        (0..50)
+            .map(|i| async move { i })
+            .map(|i| async { s.enqueue(&Work::named(format!("n{}", i.await))).await }),
+    )
+    .await;
     s.wait_empty(SOON).await;
     let mut names = s.diary.names();
     names.sort();
@@ -103,7 +104,8 @@ async fn a_snooze_spends_no_attempt() {
 async fn a_result_is_kept_and_an_absurd_one_is_dropped_but_the_job_is_done() {
     let s = Setup::new().await;
     let worker = s.worker(2);
-    let small = s.enqueue(&Work { result: Some(serde_json::json!({"sum": 42})), ..Work::named("small") }).await;
+    let small =
+        s.enqueue(&Work { result: Some(serde_json::json!({"sum": 42})), ..Work::named("small") }).await;
     let large = Work { result: Some("x".repeat(2 << 20).into()), ..Work::named("large") };
     let large = s.enqueue(&large).await;
     s.wait_state(&small, State::Completed).await;

@@ -1,1 +1,199 @@
-//! To be filled.
+//! Lost answers, lost connections, restarts, failovers, skewed clocks: everything goes on by itself.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use voiceai_queue::{Ending, State};
+use voiceai_testkit::{RedisOptions, RedisServer, TcpProxy};
+
+use super::{Running, SOON, Setup, Work, check, settings, until};
+
+#[tokio::test]
+async fn lost_answers_strand_nothing() {
+    let server = RedisServer::start(RedisOptions::default()).await;
+    let straight = Setup::on(&server.url()).await;
+    let proxy = TcpProxy::start(server.port()).await;
+    let faulty = Setup::on(&proxy.url(&server.url())).await;
+    let jobs = (0..600).map(|i| Work { sleep_ms: 20, ..Work::named(format!("{i}")) }.job());
+    straight.client.enqueue_bulk(jobs.collect()).await.unwrap();
+    let worker = faulty.worker(5);
+    until("it works", async || faulty.diary.runs().len() > 5).await;
+    proxy.drop_every_nth_reply(40);
+    straight.wait_empty(Duration::from_secs(60)).await;
+    assert!(proxy.dropped() >= 2, "{} answers were lost", proxy.dropped());
+    let ran: BTreeSet<String> = faulty.diary.names().into_iter().collect();
+    assert_eq!(ran.len(), 600, "every job ran");
+    let stats = straight.stats().await;
+    assert_eq!((stats.completed, stats.dead), (600, 0));
+    assert!(stats.counters.get("failed").is_none(), "no attempt was spent");
+    check(&straight.client, &straight.queue).await;
+    proxy.drop_every_nth_reply(0);
+    worker.stop().await;
+    check(&straight.client, &straight.queue).await;
+}
+
+#[tokio::test]
+async fn a_lost_answer_to_an_enqueue_neither_loses_nor_doubles() {
+    let server = RedisServer::start(RedisOptions::default()).await;
+    let straight = Setup::on(&server.url()).await;
+    let proxy = TcpProxy::start(server.port()).await;
+    let faulty = Setup::on(&proxy.url(&server.url())).await;
+    proxy.drop_every_nth_reply(10);
+    let mut accepted = 0;
+    for _ in 0..20 {
+        accepted += u64::from(faulty.client.enqueue(Work::named("x").job()).await.is_ok());
+    }
+    assert!(proxy.dropped() >= 2);
+    proxy.drop_every_nth_reply(0);
+    let stats = straight.stats().await;
+    assert_eq!((accepted, stats.accepted), (20, 20));
+    check(&straight.client, &straight.queue).await;
+}
+
+#[tokio::test]
+async fn a_worker_survives_cut_and_black_holed_connections() {
+    let server = RedisServer::start(RedisOptions::default()).await;
+    let straight = Setup::on(&server.url()).await;
+    let proxy = TcpProxy::start(server.port()).await;
+    let faulty = Setup::on(&proxy.url(&server.url())).await;
+    let worker = faulty.worker(5);
+    for round in 0..3 {
+        straight.enqueue(&Work::named(format!("before {round}"))).await;
+        until("it works", async || faulty.diary.count(&format!("before {round}")) == 1).await;
+        match round {
+            0 => proxy.cut(),
+            1 => {
+                proxy.pause();
+                tokio::time::sleep(Duration::from_secs(4)).await;
+                proxy.resume();
+            }
+            _ => {
+                proxy.refuse();
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                proxy.resume();
+            }
+        }
+        straight.enqueue(&Work::named(format!("after {round}"))).await;
+        voiceai_testkit::wait_until(Duration::from_secs(15), "it works again", async || {
+            faulty.diary.count(&format!("after {round}")) == 1
+        })
+        .await;
+    }
+    straight.wait_empty(SOON).await;
+    check(&straight.client, &straight.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_redis_restart_kills_no_worker_and_blames_no_job() {
+    let mut server = RedisServer::start(RedisOptions { appendonly: true, ..RedisOptions::default() }).await;
+    let s = Setup::on(&server.url()).await;
+    let worker = s.worker(10);
+    let long = s.enqueue(&Work { sleep_ms: 1_500, ..Work::named("long") }).await;
+    s.wait_state(&long, State::Active).await;
+    server.restart(false).await;
+    s.enqueue(&Work::named("after")).await;
+    until("work goes on", async || s.diary.count("after") == 1).await;
+    until("the long one is done", async || s.records.of(&long) == ["completed"]).await;
+    assert_eq!(s.diary.count("long"), 1, "its lease was not taken for lost");
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn an_emptied_redis_gets_its_functions_and_workers_back() {
+    let mut server = RedisServer::start(RedisOptions::default()).await;
+    let s = Setup::on(&server.url()).await;
+    let worker = s.worker(4);
+    s.enqueue(&Work::named("before")).await;
+    until("it works", async || s.diary.count("before") == 1).await;
+    server.restart(true).await;
+    s.enqueue(&Work::named("after")).await;
+    until("work goes on", async || s.diary.count("after") == 1).await;
+    s.client.redis().command::<voiceai_redis::Value>("FUNCTION", vec!["FLUSH"]).await.unwrap();
+    s.enqueue(&Work::named("flushed")).await;
+    until("work goes on", async || s.diary.count("flushed") == 1).await;
+    s.wait_empty(SOON).await;
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_stale_acknowledgement_is_refused_counted_and_its_handler_cancelled() {
+    let s = Setup::new().await;
+    let worker = s.worker(1);
+    let id = s.enqueue(&Work { sleep_ms: 1_000, ..Work::named("x") }).await;
+    s.wait_state(&id, State::Active).await;
+    // As after a sweep by others: the job belongs to another token now.
+    s.command("HSET", &[&s.key("active"), &id, "another.1"]).await;
+    until("the ack is refused", async || s.stats().await.counters.get("stale") == Some(&1)).await;
+    assert!(s.records.of(&id).is_empty(), "nothing was recorded as done");
+    assert_eq!(s.stats().await.completed, 0);
+    // The other owner is unknown, so a sweep brings the job back and it completes.
+    until("it ran again", async || s.records.of(&id) == ["completed"]).await;
+    assert_eq!(s.diary.count("x"), 2);
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_whose_lease_is_gone_stops_its_handlers_and_joins_anew() {
+    let s = Setup::new().await;
+    let worker = s.worker(2);
+    let id = s.enqueue(&Work { sleep_ms: 60_000, ..Work::named("x") }).await;
+    s.wait_state(&id, State::Active).await;
+    s.command("DEL", &[&s.key("workers")]).await;
+    until("the handler was stopped", async || s.diary.runs()[0].stopped).await;
+    until("it runs again under a new lease", async || s.diary.count("x") == 2).await;
+    s.client.cancel(&s.queue, &[id], "enough").await.unwrap();
+    s.wait_empty(SOON).await;
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_graceful_stop_hands_back_what_it_could_not_finish_without_spending_an_attempt() {
+    let s = Setup::new().await;
+    let settings =
+        voiceai_queue::WorkerSettings { drain: Duration::from_millis(300), ..settings(&s.queue, 3) };
+    let worker = Running::start(voiceai_queue::Worker::new(s.client.clone(), s.registry(), settings));
+    for i in 0..3 {
+        s.enqueue(&Work { sleep_ms: 60_000, ..Work::named(format!("long{i}")) }).await;
+    }
+    let quick = s.enqueue(&Work { sleep_ms: 100, ..Work::named("waits") }).await;
+    until("three run", async || s.diary.runs().len() == 3).await;
+    let began = std::time::Instant::now();
+    worker.stop().await;
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    let stats = s.stats().await;
+    assert_eq!((stats.waiting, stats.active, stats.suspects, stats.workers.len()), (4, 0, 0, 0));
+    assert!(stats.counters.get("failed").is_none() && stats.counters.get("orphans").is_none(), "{stats:?}");
+    assert_eq!(s.state(&quick).await, Some(State::Waiting));
+    // The head of the line is theirs again: what was begun goes first.
+    let list = s.client.list(&s.queue, &voiceai_queue::ListFilter::of(State::Waiting)).await.unwrap();
+    assert_eq!(list.jobs[3].id.as_str(), quick);
+    check(&s.client, &s.queue).await;
+}
+
+#[tokio::test]
+async fn jobs_of_a_dead_worker_are_back_within_its_lease_and_spend_no_attempt() {
+    let s = Setup::new().await;
+    let dying = s.worker(5);
+    for i in 0..5 {
+        s.enqueue(&Work { sleep_ms: 300, ..Work::named(format!("{i}")) }).await;
+    }
+    until("all run", async || s.diary.runs().len() == 5).await;
+    dying.drop_dead();
+    let other = Setup { db: None, ..Setup::on(&s.db.as_ref().unwrap().url).await };
+    let heir = other.worker(5);
+    let began = std::time::Instant::now();
+    other.wait_empty(Duration::from_secs(15)).await;
+    assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
+    let stats = other.stats().await;
+    assert_eq!((stats.completed, stats.counters.get("failed")), (5, None));
+    assert_eq!(stats.counters["orphans"], 5);
+    assert!(other.records.all().iter().all(|r| r.ending == Ending::Completed && r.attempt == 1));
+    assert_eq!(other.diary.most("*"), 1, "suspects run one at a time");
+    check(&other.client, &other.queue).await;
+    heir.stop().await;
+}

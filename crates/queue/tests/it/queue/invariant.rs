@@ -43,13 +43,15 @@ pub(crate) async fn check(client: &Client, queue: &str) {
 async fn look(client: &Client, queue: &str) -> Result<(), String> {
     let l = Look { client, queue };
     let jobs = l.hash("jobs").await;
-    let ghosts: BTreeSet<String> = l.ask::<Vec<String>>("SMEMBERS", "ghosts", &[]).await.into_iter().collect();
+    let ghosts: BTreeSet<String> =
+        l.ask::<Vec<String>>("SMEMBERS", "ghosts", &[]).await.into_iter().collect();
     let finished: BTreeSet<String> = l.zset("finished").await.into_iter().collect();
     let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut put = |id: &str, place: &str| places.entry(id.to_owned()).or_default().push(place.to_owned());
 
     let prefix = l.key("lane:");
-    let keys: Vec<String> = client.redis().command("KEYS", vec![format!("{}*", prefix.replace(['{', '}'], "?"))]).await.unwrap();
+    let keys: Vec<String> =
+        client.redis().command("KEYS", vec![format!("{}*", prefix.replace(['{', '}'], "?"))]).await.unwrap();
     let mut rings: BTreeSet<String> = BTreeSet::new();
     for ring in ["ready", "held", "suspect"] {
         rings.extend(l.zset(ring).await);
@@ -99,8 +101,11 @@ async fn look(client: &Client, queue: &str) -> Result<(), String> {
         return Err(format!("counted {waiting} waiting, {} dead: {stats:?}", dead.len()));
     }
     // Limits are tied to what runs: a slot without its running job is a leak.
-    let slots: Vec<String> =
-        client.redis().command("KEYS", vec![format!("{}*", l.key("slot:").replace(['{', '}'], "?"))]).await.unwrap();
+    let slots: Vec<String> = client
+        .redis()
+        .command("KEYS", vec![format!("{}*", l.key("slot:").replace(['{', '}'], "?"))])
+        .await
+        .unwrap();
     for slot in slots {
         let ids: Vec<String> = client.redis().command("SMEMBERS", vec![slot.as_str()]).await.unwrap();
         if let Some(id) = ids.iter().find(|id| !active.contains_key(*id)) {

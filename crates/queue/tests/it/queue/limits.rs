@@ -1,1 +1,118 @@
-//! To be filled.
+//! Rates and per-key concurrency over all workers; none of it leaks.
+
+use std::time::Duration;
+
+use voiceai_config::Rate;
+use voiceai_queue::{QueueLimits, QueueSettings, State, WhyNot, Worker};
+
+use super::{Running, SOON, Setup, Work, check, settings, until};
+
+fn rate(count: u32, per_ms: u64) -> Option<Option<Rate>> {
+    Some(Some(Rate { count, per: Duration::from_millis(per_ms) }))
+}
+
+/// The most starts in any window of this length.
+fn densest(s: &Setup, window: Duration) -> usize {
+    let mut starts: Vec<_> = s.diary.runs().iter().map(|r| r.at).collect();
+    starts.sort();
+    starts.iter().map(|a| starts.iter().filter(|b| **b >= *a && **b - *a < window).count()).max().unwrap_or(0)
+}
+
+#[tokio::test]
+async fn a_queues_rate_holds_over_all_workers_and_in_every_window() {
+    let s = Setup::new().await;
+    let mut queue = QueueSettings::new(&s.queue, 10);
+    queue.rate = Some(Rate { count: 10, per: Duration::from_secs(1) });
+    let with_rate =
+        || voiceai_queue::WorkerSettings { queues: vec![queue.clone()], ..settings(&s.queue, 10) };
+    s.client.enqueue_bulk((0..30).map(|i| Work::named(format!("{i}")).job()).collect()).await.unwrap();
+    let began = tokio::time::Instant::now();
+    let one = s.worker_with(with_rate());
+    let two = s.worker_with(with_rate());
+    until("it is limited", async || s.diary.runs().len() == 10).await;
+    let view = s.client.list(&s.queue, &voiceai_queue::ListFilter::of(State::Waiting)).await.unwrap();
+    let view = s.client.show(&s.queue, view.jobs[0].id.as_str()).await.unwrap().unwrap();
+    assert!(view.why_not.contains(&WhyNot::QueueRate { limit: 10, period_ms: 1_000 }), "{:?}", view.why_not);
+    s.wait_empty(SOON).await;
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(1_900) && took < Duration::from_secs(4), "{took:?}");
+    // Starts are noted by the handlers, a little after the server counted them.
+    assert!(densest(&s, Duration::from_millis(950)) <= 10, "{}", densest(&s, Duration::from_millis(950)));
+    check(&s.client, &s.queue).await;
+    one.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test]
+async fn per_key_limits_hold_and_other_keys_go_on() {
+    let s = Setup::new().await;
+    let limits = QueueLimits { key_concurrency: Some(Some(2)), ..Default::default() };
+    s.client.set(&s.queue, &limits).await.unwrap();
+    let job = |key: &str| Work { sleep_ms: 30, ..Work::named(key) }.job().key(key);
+    let mut jobs: Vec<_> = (0..20).map(|_| job("busy")).collect();
+    jobs.extend((0..4).map(|i| job(&format!("other{i}"))));
+    s.client.enqueue_bulk(jobs).await.unwrap();
+    let worker = s.worker(10);
+    until("other keys are not held up", async || {
+        s.diary.names().iter().filter(|n| n.starts_with("other")).count() == 4
+    })
+    .await;
+    assert!(s.diary.count("busy") < 10, "the others did not wait for the busy key");
+    s.wait_empty(SOON).await;
+    assert_eq!((s.diary.most("busy"), s.diary.count("busy")), (2, 20));
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_rate_holds_and_says_when_it_goes_on() {
+    let s = Setup::new().await;
+    s.client.set(&s.queue, &QueueLimits { key_rate: rate(3, 700), ..Default::default() }).await.unwrap();
+    s.client.enqueue_bulk((0..9).map(|_| Work::named("k").job().key("k")).collect()).await.unwrap();
+    let worker = s.worker(10);
+    s.wait_empty(SOON).await;
+    assert!(densest(&s, Duration::from_millis(650)) <= 3);
+    let runs = s.diary.runs();
+    assert!(runs[8].at - runs[0].at >= Duration::from_millis(1_350));
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_slot_that_was_lost_heals_and_a_dead_workers_slots_come_back() {
+    let s = Setup::new().await;
+    s.client
+        .set(&s.queue, &QueueLimits { key_concurrency: Some(Some(1)), ..Default::default() })
+        .await
+        .unwrap();
+    // As after a failover that lost the release: a slot without a running job.
+    s.command("SADD", &[&s.key("slot:k"), "ghost-of-a-job"]).await;
+    let worker = s.worker(4);
+    s.client.enqueue(Work::named("a").job().key("k")).await.unwrap();
+    until("it runs all the same", async || s.diary.count("a") == 1).await;
+    s.wait_empty(SOON).await;
+    check(&s.client, &s.queue).await;
+    s.client.enqueue(Work { sleep_ms: 60_000, ..Work::named("b") }.job().key("k")).await.unwrap();
+    until("it runs", async || s.diary.count("b") == 1).await;
+    worker.drop_dead();
+    s.client.enqueue(Work::named("c").job().key("k")).await.unwrap();
+    let limits = QueueLimits { key_concurrency: Some(Some(2)), ..Default::default() };
+    let other = Running::start(Worker::new(s.client.clone(), s.registry(), settings(&s.queue, 4)));
+    s.client.set(&s.queue, &limits).await.unwrap();
+    until("a raised limit acts at once", async || s.diary.count("c") == 1).await;
+    until("the dead worker's job runs again", async || s.diary.count("b") == 2).await;
+    check(&s.client, &s.queue).await;
+    s.client
+        .cancel(
+            &s.queue,
+            &[s.client.list(&s.queue, &voiceai_queue::ListFilter::of(State::Active)).await.unwrap().jobs[0]
+                .id
+                .to_string()],
+            "end",
+        )
+        .await
+        .unwrap();
+    s.wait_empty(SOON).await;
+    check(&s.client, &s.queue).await;
+    other.stop().await;
+}

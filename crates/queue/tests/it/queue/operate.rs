@@ -1,1 +1,213 @@
-//! To be filled.
+//! What operators do: pause, drain, cancel, replay, discard, purge, clean, limits, look.
+
+use std::time::Duration;
+
+use voiceai_queue::{
+    CancelOutcome, Ending, ListFilter, QueueError, QueueLimits, Quiet, ReplayOutcome, Selection, State,
+    WhyNot,
+};
+
+use super::{SOON, Setup, Work, check, until};
+
+#[tokio::test]
+async fn pause_stops_the_hand_out_and_resume_acts_at_once() {
+    let s = Setup::new().await;
+    let worker = s.worker(2);
+    s.client.pause(&s.queue).await.unwrap();
+    let id = s.enqueue(&Work::named("x")).await;
+    let view = s.client.show(&s.queue, &id).await.unwrap().unwrap();
+    assert_eq!(view.why_not.first(), Some(&WhyNot::Paused));
+    until("the worker saw the pause", async || s.stats().await.paused).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(s.diary.runs().is_empty(), "nothing runs while paused");
+    s.client.resume(&s.queue).await.unwrap();
+    until("it runs", async || s.diary.count("x") == 1).await;
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn draining_and_paused_producers_refuse_with_a_reason() {
+    let s = Setup::new().await;
+    s.enqueue(&Work::named("before")).await;
+    s.client.drain(&s.queue).await.unwrap();
+    let refused = s.client.enqueue(Work::named("x").job()).await.unwrap_err();
+    assert!(matches!(refused, QueueError::Draining { .. }) && refused.is_unavailable(), "{refused}");
+    let worker = s.worker(2);
+    s.wait_empty(SOON).await;
+    s.client.resume_only(&s.queue, Quiet::Draining).await.unwrap();
+    s.client.pause_producers(&s.queue).await.unwrap();
+    let refused = s.client.enqueue(Work::named("x").job().delay(SOON)).await.unwrap_err();
+    assert!(matches!(refused, QueueError::ProducersPaused { .. }), "{refused}");
+    s.client.resume(&s.queue).await.unwrap();
+    s.enqueue(&Work::named("after")).await;
+    until("it ran", async || s.diary.count("after") == 1).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn cancel_reaches_waiting_delayed_and_running_jobs() {
+    let s = Setup::new().await;
+    let delayed = s.client.enqueue(Work::named("delayed").job().delay(SOON)).await.unwrap().id.to_string();
+    let worker = s.worker(1);
+    let running = s.enqueue(&Work { sleep_ms: 60_000, ..Work::named("running") }).await;
+    s.wait_state(&running, State::Active).await;
+    let waiting = s.enqueue(&Work::named("waiting")).await;
+    let ids = vec![delayed.clone(), waiting.clone(), running.clone(), "nobody".into()];
+    let outcomes = s.client.cancel(&s.queue, &ids, "typo").await.unwrap();
+    use CancelOutcome as C;
+    assert_eq!(outcomes, [C::Cancelled, C::Cancelled, C::Asked, C::Absent]);
+    until("the running one ended", async || s.records.of(&running) == ["cancelled"]).await;
+    assert!(s.diary.runs()[0].stopped);
+    s.wait_empty(SOON).await;
+    let stats = s.stats().await;
+    assert_eq!((stats.cancelled, stats.completed, s.diary.runs().len()), (3, 0, 1));
+    assert_eq!(s.records.of(&waiting), ["cancelled"]);
+    check(&s.client, &s.queue).await;
+    // The place in the lane that the cancelled one left is passed over.
+    s.enqueue(&Work::named("next")).await;
+    until("it ran", async || s.diary.count("next") == 1).await;
+    s.wait_empty(SOON).await;
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn replay_starts_attempts_anew_and_keeps_the_lineage() {
+    let s = Setup::new().await;
+    let worker = s.worker(1);
+    let id = s.enqueue(&Work { fail_times: 9, ..Work::named("x") }).await;
+    s.wait_state(&id, State::Dead).await;
+    let outcomes = s.client.replay(&s.queue, &[id.clone(), "nobody".into()], "fixed").await.unwrap();
+    assert_eq!(outcomes, [ReplayOutcome::Replayed, ReplayOutcome::NotDead]);
+    until("it failed three times more", async || s.diary.count("x") == 6).await;
+    s.wait_state(&id, State::Dead).await;
+    let view = s.client.show(&s.queue, &id).await.unwrap().unwrap();
+    assert_eq!((view.attempts, view.replays), (3, 1));
+    let records = s.records.of(&id);
+    assert_eq!(records, ["failed", "failed", "dead", "replayed", "failed", "failed", "dead"]);
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn discard_purge_and_clean_remove_with_a_record() {
+    let s = Setup::new().await;
+    let kept = s.client.enqueue(Work::named("kept").job().delay(SOON)).await.unwrap().id.to_string();
+    let mut ids = Vec::new();
+    for i in 0..450 {
+        ids.push(Work::named(format!("{i}")).job().tenant(format!("t{}", i % 5)));
+    }
+    s.client.enqueue_bulk(ids).await.unwrap();
+    let waiting = s.client.list(&s.queue, &ListFilter::of(State::Waiting)).await.unwrap();
+    let one = waiting.jobs[3].id.to_string();
+    assert_eq!(s.client.discard(&s.queue, &[one.clone(), "nobody".into()], "wrong").await.unwrap(), 1);
+    check(&s.client, &s.queue).await;
+    let all = Selection::State { state: State::Waiting, older_than: Some(Duration::from_secs(3_600)) };
+    assert_eq!(
+        s.client.purge(&s.queue, &all, Ending::Removed, "clean").await.unwrap(),
+        0,
+        "none is that old"
+    );
+    let all = Selection::State { state: State::Waiting, older_than: None };
+    assert_eq!(s.client.purge(&s.queue, &all, Ending::Discarded, "purge").await.unwrap(), 449);
+    check(&s.client, &s.queue).await;
+    let stats = s.stats().await;
+    assert_eq!((stats.waiting, stats.delayed, stats.discarded), (0, 1, 450));
+    assert_eq!(s.records.all().len(), 450);
+    assert_eq!(s.records.of(&one), ["discarded"]);
+    let record = s.records.all().pop().unwrap();
+    assert!(record.payload.is_some() && record.error.as_deref() == Some("purge"));
+    assert_eq!(s.state(&kept).await, Some(State::Delayed));
+}
+
+#[tokio::test]
+async fn dead_jobs_are_listed_by_filter_and_page() {
+    let s = Setup::new().await;
+    let worker = s.worker(4);
+    for i in 0..7 {
+        let job = Work { discard: true, ..Work::named(format!("{i}")) }.job().tenant(if i % 2 == 0 {
+            "even"
+        } else {
+            "odd"
+        });
+        s.client.enqueue(job).await.unwrap();
+    }
+    until("all are dead", async || s.stats().await.dead == 7).await;
+    let filter = ListFilter { tenant: Some("even".into()), limit: 3, ..ListFilter::of(State::Dead) };
+    let page = s.client.list(&s.queue, &filter).await.unwrap();
+    assert_eq!(page.jobs.len(), 3);
+    let rest = s.client.list(&s.queue, &ListFilter { cursor: page.next, ..filter }).await.unwrap();
+    assert_eq!((rest.jobs.len(), rest.next), (1, None));
+    let by_error =
+        |text: &str| ListFilter { error_contains: Some(text.into()), ..ListFilter::of(State::Dead) };
+    assert_eq!(s.client.list(&s.queue, &by_error("no such user")).await.unwrap().jobs.len(), 7);
+    assert!(s.client.list(&s.queue, &by_error("timeout")).await.unwrap().jobs.is_empty());
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn stored_concurrency_overrides_the_workers_own_at_once() {
+    let s = Setup::new().await;
+    let worker = s.worker(2);
+    s.enqueue(&Work::named("warm")).await;
+    until("warm", async || s.diary.count("warm") == 1).await;
+    let limits = QueueLimits { worker_concurrency: Some(Some(6)), ..Default::default() };
+    s.client.set(&s.queue, &limits).await.unwrap();
+    let slow = (0..18).map(|_| Work { sleep_ms: 150, ..Work::named("slow") }.job());
+    s.client.enqueue_bulk(slow.collect()).await.unwrap();
+    s.wait_empty(SOON).await;
+    assert_eq!(s.diary.most("*"), 6);
+    s.client
+        .set(&s.queue, &QueueLimits { worker_concurrency: Some(None), ..Default::default() })
+        .await
+        .unwrap();
+    assert!(s.stats().await.settings.get("worker_concurrency").is_none());
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn retention_bounds_results_and_dead_jobs() {
+    let s = Setup::new().await;
+    let worker = s.worker(4);
+    for i in 0..6 {
+        s.enqueue(&Work { result: Some(i.into()), ..Work::named("ok") }).await;
+        s.enqueue(&Work { discard: true, ..Work::named("bad") }).await;
+    }
+    s.wait_empty(SOON).await;
+    let limits = QueueLimits {
+        keep_completed_count: Some(Some(2)),
+        keep_dead_count: Some(Some(3)),
+        ..Default::default()
+    };
+    s.client.set(&s.queue, &limits).await.unwrap();
+    // Due at once instead of in half a minute.
+    s.command("HSET", &[&s.key("pulse"), "tend_at", "0"]).await;
+    until("the bounds hold", async || {
+        let results: u64 = s.command("ZCARD", &[&s.key("results")]).await.convert().unwrap();
+        (results, s.stats().await.dead) == (2, 3)
+    })
+    .await;
+    assert_eq!(s.stats().await.removed, 3);
+    until("removals are recorded", async || {
+        s.records.all().iter().filter(|r| r.ending == Ending::Removed).count() == 3
+    })
+    .await;
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn show_says_why_a_job_does_not_run() {
+    let s = Setup::new().await;
+    s.client.enqueue_bulk((0..5).map(|i| Work::named(format!("{i}")).job()).collect()).await.unwrap();
+    let last = s.client.enqueue(Work::named("last").job()).await.unwrap().id.to_string();
+    s.client.enqueue_bulk((0..3).map(|_| Work::named("vip").job().priority(9)).collect()).await.unwrap();
+    let view = s.client.show(&s.queue, &last).await.unwrap().unwrap();
+    assert!(view.why_not.contains(&WhyNot::NoWorker), "{:?}", view.why_not);
+    assert!(view.why_not.contains(&WhyNot::Behind { jobs: 8, or_more: false }), "{:?}", view.why_not);
+    assert_eq!(s.client.find(&last).await.unwrap().unwrap().queue, s.queue);
+    assert!(s.client.find("nobody").await.unwrap().is_none());
+    let stats = s.stats().await;
+    assert!(stats.oldest_waiting_ms.is_some() && stats.saturation.is_none());
+}

@@ -1,1 +1,169 @@
-//! To be filled.
+//! Jobs that are tied to others: unique keys, parents and children.
+
+use std::time::Duration;
+
+use voiceai_queue::{AddOutcome, ChildPolicy, DeadReason, JobId, NewJob, State, UniqueMode, WhyNot};
+
+use super::{SOON, Setup, Work, check, until};
+
+async fn add(s: &Setup, work: &Work, mode: UniqueMode) -> (String, AddOutcome) {
+    let added = s.client.enqueue(work.job().unique("user 1", mode)).await.unwrap();
+    (added.id.to_string(), added.outcome)
+}
+
+#[tokio::test]
+async fn reject_refuses_while_the_holder_lives_and_only_the_holder_frees_the_key() {
+    let s = Setup::new().await;
+    let (first, outcome) = add(&s, &Work { sleep_ms: 200, ..Work::named("a") }, UniqueMode::Reject).await;
+    assert_eq!(outcome, AddOutcome::Accepted);
+    let held = add(&s, &Work::named("b"), UniqueMode::Reject).await;
+    assert_eq!(held, (first.clone(), AddOutcome::Duplicate));
+    let worker = s.worker(2);
+    s.wait_state(&first, State::Active).await;
+    assert_eq!(add(&s, &Work::named("b"), UniqueMode::Reject).await.1, AddOutcome::Duplicate);
+    s.wait_empty(SOON).await;
+    assert_eq!(add(&s, &Work::named("c"), UniqueMode::Reject).await.1, AddOutcome::Accepted);
+    s.wait_empty(SOON).await;
+    assert_eq!(s.diary.names(), ["a", "c"]);
+    // A death frees the key too, and so does a cancellation.
+    let (dies, _) = add(&s, &Work { discard: true, ..Work::named("d") }, UniqueMode::Reject).await;
+    s.wait_state(&dies, State::Dead).await;
+    s.client.pause(&s.queue).await.unwrap();
+    let (waits, outcome) = add(&s, &Work::named("e"), UniqueMode::Reject).await;
+    assert_eq!(outcome, AddOutcome::Accepted);
+    // The dead one cannot come back while the newer one holds the key.
+    let replay = s.client.replay(&s.queue, &[dies], "again").await.unwrap();
+    let holder = JobId::chosen(&waits).unwrap();
+    assert_eq!(replay, [voiceai_queue::ReplayOutcome::UniqueHeld { holder }]);
+    s.client.cancel(&s.queue, &[waits], "no").await.unwrap();
+    assert_eq!(add(&s, &Work::named("f"), UniqueMode::Reject).await.1, AddOutcome::Accepted);
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn throttle_accepts_one_per_period_whatever_became_of_it() {
+    let s = Setup::new().await;
+    let worker = s.worker(2);
+    let mode = UniqueMode::Throttle(Duration::from_millis(600));
+    let (first, _) = add(&s, &Work::named("a"), mode).await;
+    s.wait_empty(SOON).await;
+    assert_eq!(add(&s, &Work::named("b"), mode).await, (first, AddOutcome::Duplicate));
+    until("the period is over", async || add(&s, &Work::named("c"), mode).await.1 == AddOutcome::Accepted)
+        .await;
+    s.wait_empty(SOON).await;
+    assert_eq!(s.diary.names(), ["a", "c"]);
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn replace_leaves_only_the_newest_of_those_that_wait() {
+    let s = Setup::new().await;
+    for name in ["a", "b", "c"] {
+        assert_eq!(add(&s, &Work::named(name), UniqueMode::Replace).await.1, AddOutcome::Accepted);
+    }
+    let delayed =
+        Work::named("d").job().unique("user 1", UniqueMode::Replace).delay(Duration::from_millis(100));
+    s.client.enqueue(delayed).await.unwrap();
+    check(&s.client, &s.queue).await;
+    let stats = s.stats().await;
+    assert_eq!((stats.waiting, stats.delayed, stats.cancelled), (0, 1, 3));
+    let worker = s.worker(2);
+    s.wait_empty(SOON).await;
+    assert_eq!(s.diary.names(), ["d"]);
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn latest_keeps_the_newest_for_after_the_running_one_and_never_runs_two() {
+    let s = Setup::new().await;
+    let worker = s.worker(4);
+    let (first, _) = add(&s, &Work { sleep_ms: 300, ..Work::named("a") }, UniqueMode::Latest).await;
+    s.wait_state(&first, State::Active).await;
+    for name in ["b", "c", "d"] {
+        assert_eq!(
+            add(&s, &Work { sleep_ms: 100, ..Work::named(name) }, UniqueMode::Latest).await.1,
+            AddOutcome::Accepted
+        );
+    }
+    let waiting = s.client.list(&s.queue, &voiceai_queue::ListFilter::of(State::Delayed)).await.unwrap();
+    let view = s.client.show(&s.queue, waiting.jobs[0].id.as_str()).await.unwrap().unwrap();
+    assert!(view.why_not.contains(&WhyNot::WaitingForHolder { id: first }), "{:?}", view.why_not);
+    check(&s.client, &s.queue).await;
+    s.wait_empty(SOON).await;
+    assert_eq!((s.diary.names(), s.diary.most("*")), (vec!["a".into(), "d".into()], 1));
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+fn id(id: &str) -> JobId {
+    JobId::chosen(id).unwrap()
+}
+
+fn family(child: Work) -> (NewJob, Vec<NewJob>) {
+    let children = vec![
+        Work { result: Some(1.into()), ..Work::named("child-1") }.job().id(id("c1")),
+        child.job().id(id("c2")),
+    ];
+    (Work::named("parent").job().id(id("p")), children)
+}
+
+#[tokio::test]
+async fn a_parent_runs_after_its_children() {
+    let s = Setup::new().await;
+    let (parent, children) = family(Work { sleep_ms: 150, ..Work::named("child-2") });
+    let added = s.client.add_flow(parent, children, ChildPolicy::Wait).await.unwrap();
+    assert_eq!(added.len(), 3);
+    check(&s.client, &s.queue).await;
+    let view = s.client.show(&s.queue, "p").await.unwrap().unwrap();
+    assert_eq!((view.state, &view.why_not[0]), (State::Delayed, &WhyNot::WaitingForChildren { left: 2 }));
+    let stats = s.stats().await;
+    assert_eq!((stats.delayed, stats.blocked), (1, 1));
+    let worker = s.worker(4);
+    until("the results of a child are there", async || {
+        !s.client.children_results(&s.queue, "p").await.unwrap().is_empty()
+    })
+    .await;
+    let results = s.client.children_results(&s.queue, "p").await.unwrap();
+    assert_eq!(results["c1"], serde_json::json!(1));
+    s.wait_state("p", State::Completed).await;
+    assert_eq!(s.diary.names().last().map(String::as_str), Some("parent"));
+    assert!(s.client.children_results(&s.queue, "p").await.unwrap().is_empty(), "they go with the parent");
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_dead_child_is_waited_for_ignored_or_fatal_as_the_policy_says() {
+    for (policy, expected) in [
+        (ChildPolicy::Wait, State::Delayed),
+        (ChildPolicy::Ignore, State::Completed),
+        (ChildPolicy::Fail, State::Dead),
+    ] {
+        let s = Setup::new().await;
+        let (parent, children) = family(Work { discard: true, ..Work::named("child-2") });
+        s.client.add_flow(parent, children, policy).await.unwrap();
+        let worker = s.worker(4);
+        s.wait_state("c1", State::Completed).await;
+        s.wait_state("c2", State::Dead).await;
+        s.wait_state("p", expected).await;
+        check(&s.client, &s.queue).await;
+        match policy {
+            ChildPolicy::Wait => {
+                // A person discards the child: then the parent goes on.
+                s.client.discard(&s.queue, &["c2".into()], "hopeless").await.unwrap();
+                s.wait_state("p", State::Completed).await;
+            }
+            ChildPolicy::Ignore => assert_eq!(s.diary.count("parent"), 1),
+            ChildPolicy::Fail => {
+                let view = s.client.show(&s.queue, "p").await.unwrap().unwrap();
+                assert_eq!(view.dead_reason, Some(DeadReason::ChildFailed));
+                assert_eq!(s.diary.count("parent"), 0);
+            }
+        }
+        check(&s.client, &s.queue).await;
+        worker.stop().await;
+    }
+}
