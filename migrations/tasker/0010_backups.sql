@@ -24,7 +24,7 @@ CREATE TABLE ops.backups (
     -- The last proof by a restore that succeeded; taken back when a later one fails.
     proved_at      timestamptz,
     proof_tried_at timestamptz,
-    proof_seconds  double precision,
+    proof_ms       bigint CHECK (proof_ms >= 0),
     proof_problems text[] NOT NULL DEFAULT '{}',
     CHECK (state <> 'stored' OR (snapshot_at IS NOT NULL AND finished_at IS NOT NULL AND size_bytes IS NOT NULL
                                  AND sha256 IS NOT NULL)),

@@ -81,6 +81,11 @@ impl S3Error {
         self
     }
 
+    pub(crate) const fn with_kind(mut self, kind: S3ErrorKind) -> Self {
+        self.kind = kind;
+        self
+    }
+
     /// Sorts an SDK error.
     pub(crate) fn from_sdk<E>(
         tried: &'static str,

@@ -6,11 +6,13 @@
 //! [`S3ErrorKind`] what the operator has to look at.
 
 mod error;
+mod platform;
 mod settings;
 mod store;
 mod upload;
 
 pub use error::{S3Error, S3ErrorKind};
+pub use platform::{ParameterLayer, PlatformSettings, ResolveError, SecretLayer, platform_layers, resolve};
 pub use settings::S3Settings;
 pub use store::{Download, Object, ObjectStore, OpenUpload};
 pub use upload::{PartSizes, Uploaded};

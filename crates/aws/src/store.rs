@@ -104,15 +104,9 @@ impl ObjectStore {
     pub async fn check(&self) -> Result<(), S3Error> {
         // A listing, because the answer to a HEAD has no body that could say why it was refused.
         let asked = self.client.list_objects_v2().bucket(&self.bucket).max_keys(1).send().await;
-        asked.map(|_| ()).map_err(|error| {
-            let error = S3Error::from_sdk("reach bucket", &self.bucket, error);
-            match error.kind() {
-                S3ErrorKind::NotFound => {
-                    S3Error::new("reach bucket", &self.bucket, S3ErrorKind::NoSuchBucket, "")
-                }
-                _ => error,
-            }
-        })
+        asked
+            .map(|_| ())
+            .map_err(|error| about_bucket(S3Error::from_sdk("reach bucket", &self.bucket, error)))
     }
 
     /// The object's size; nothing when there is none.
@@ -198,7 +192,8 @@ impl ObjectStore {
         let mut pages =
             self.client.list_objects_v2().bucket(&self.bucket).prefix(prefix).into_paginator().send();
         while let Some(page) = pages.next().await {
-            let page = page.map_err(|error| S3Error::from_sdk("list", self.place(prefix), error))?;
+            let page =
+                page.map_err(|error| about_bucket(S3Error::from_sdk("list", self.place(prefix), error)))?;
             objects.extend(page.contents().iter().filter_map(|object| {
                 Some(Object {
                     key: object.key()?.to_owned(),
@@ -220,8 +215,9 @@ impl ObjectStore {
         loop {
             let request = self.client.list_multipart_uploads().bucket(&self.bucket).prefix(prefix);
             let asked = request.set_key_marker(key_marker).set_upload_id_marker(id_marker).send().await;
-            let page =
-                asked.map_err(|error| S3Error::from_sdk("list uploads under", self.place(prefix), error))?;
+            let page = asked.map_err(|error| {
+                about_bucket(S3Error::from_sdk("list uploads under", self.place(prefix), error))
+            })?;
             uploads.extend(page.uploads().iter().filter_map(|upload| {
                 Some(OpenUpload {
                     key: upload.key()?.to_owned(),
@@ -272,6 +268,11 @@ impl ObjectStore {
     pub(crate) fn place(&self, key: &str) -> String {
         format!("s3://{}/{key}", self.bucket)
     }
+}
+
+/// A request that names no key and is answered with "not found" misses the bucket, whatever words the store uses.
+fn about_bucket(error: S3Error) -> S3Error {
+    if error.kind() == S3ErrorKind::NotFound { error.with_kind(S3ErrorKind::NoSuchBucket) } else { error }
 }
 
 fn size(length: Option<i64>) -> u64 {

@@ -7,6 +7,7 @@
 )]
 
 mod faults;
+mod platform;
 mod real;
 mod scripted;
 

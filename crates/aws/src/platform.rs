@@ -1,0 +1,426 @@
+//! The platform's stores of settings: SSM parameters under `/<NAMESPACE>/<service>/`, and secrets whose names begin with
+//! `<NAMESPACE>/<service>/`. Both are read whole or not at all.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt;
+use std::time::Duration;
+
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_sdk_secretsmanager::types::{Filter, FilterNameStringType};
+use aws_sdk_ssm::config::Credentials;
+use aws_sdk_ssm::config::http::HttpResponse;
+use aws_sdk_ssm::error::{ProvideErrorMetadata, SdkError};
+use voiceai_config::catalogue::platform;
+use voiceai_config::{
+    Binary, Content, Environment, Layer, LayerError, LayerKind, ReadLayer, Reader, Report, Resolved, SERVICE,
+    Warning,
+};
+use voiceai_runtime::Secret;
+
+/// Tries of one call, the first included: the SDK waits between them, longer each time, and longer still when throttled.
+const ATTEMPTS_MAX: u32 = 4;
+/// Longest time one try of a call may take.
+const ATTEMPT_MAX: Duration = Duration::from_secs(5);
+const CALL_MAX: Duration = Duration::from_secs(20);
+/// Longest time until a connection stands.
+const CONNECT_MAX: Duration = Duration::from_secs(3);
+/// What an environment without the right to list secrets keeps everything in.
+const CONVENTIONAL: &str = "secrets";
+
+/// Where the platform keeps the settings of one service.
+#[derive(Debug, Clone)]
+pub struct PlatformSettings {
+    /// `NAMESPACE`, such as `voiceai/staging`, without slashes at its ends.
+    pub namespace: String,
+    /// The service's name on the platform.
+    pub service: String,
+    /// `AWS_REGION`.
+    pub region: String,
+    /// A server other than AWS.
+    pub endpoint: Option<String>,
+    /// Keys; without them the standard AWS credential chain is used.
+    pub keys: Option<(Secret, Secret)>,
+    /// `AWS_USE_INSTANCE_PROFILE`: only the instance's own role counts, whatever else the chain would find.
+    pub instance_profile: bool,
+    /// Longest time one call may take with all its tries: a start waits for it. Default 20 s.
+    pub call_limit: Duration,
+}
+
+impl PlatformSettings {
+    /// Reads the settings; nothing when `NAMESPACE` is unset.
+    pub fn read(reader: &Reader<'_>) -> Option<Self> {
+        let namespace = reader.optional(&platform::NAMESPACE)?;
+        Some(Self {
+            namespace: namespace.trim_matches('/').to_owned(),
+            service: SERVICE.to_owned(),
+            region: reader.get(&platform::AWS_REGION),
+            endpoint: None,
+            keys: None,
+            instance_profile: reader.get(&platform::AWS_USE_INSTANCE_PROFILE),
+            call_limit: CALL_MAX,
+        })
+    }
+
+    async fn load(&self) -> SdkConfig {
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(CONNECT_MAX)
+            .operation_attempt_timeout(ATTEMPT_MAX)
+            .operation_timeout(self.call_limit);
+        let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            .region(Region::new(self.region.clone()))
+            .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS_MAX))
+            .timeout_config(timeouts.build());
+        if let Some((access, secret)) = &self.keys {
+            loader = loader.credentials_provider(Credentials::new(
+                access.expose(),
+                secret.expose(),
+                None,
+                None,
+                "settings",
+            ));
+        } else if self.instance_profile {
+            let role = aws_config::imds::credentials::ImdsCredentialsProvider::builder().build();
+            loader = loader.credentials_provider(role);
+        }
+        if let Some(endpoint) = &self.endpoint {
+            loader = loader.endpoint_url(endpoint);
+        }
+        loader.load().await
+    }
+
+    fn prefix(&self) -> String {
+        format!("{}/{}/", self.namespace, self.service)
+    }
+}
+
+/// The settings could not be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// What says where the layers are is itself wrong.
+    #[error(transparent)]
+    Invalid(#[from] Report),
+    /// A layer could not be read.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
+}
+
+/// All settings of `binary`: the environment, and with `NAMESPACE` in it the platform's stores above.
+///
+/// # Errors
+/// When `NAMESPACE` or what belongs to it is wrong, or a store cannot be read whole.
+pub async fn resolve(binary: Binary) -> Result<Resolved, ResolveError> {
+    let environment = Resolved::from_environment(binary);
+    match environment.read(PlatformSettings::read)?.settings {
+        None => Ok(environment),
+        Some(settings) => {
+            let (parameters, secrets) = platform_layers(&settings).await;
+            Ok(Resolved::from_layers(binary, &[&Environment, &parameters, &secrets]).await?)
+        }
+    }
+}
+
+/// The platform's two layers of settings, in any order: their kinds give it.
+pub async fn platform_layers(settings: &PlatformSettings) -> (ParameterLayer, SecretLayer) {
+    let shared = settings.load().await;
+    let parameters =
+        ParameterLayer { client: aws_sdk_ssm::Client::new(&shared), path: format!("/{}", settings.prefix()) };
+    let secrets =
+        SecretLayer { client: aws_sdk_secretsmanager::Client::new(&shared), prefix: settings.prefix() };
+    (parameters, secrets)
+}
+
+/// SSM parameters: the last part of a parameter's name is the variable.
+#[derive(Debug, Clone)]
+pub struct ParameterLayer {
+    client: aws_sdk_ssm::Client,
+    path: String,
+}
+
+impl ParameterLayer {
+    async fn content(&self) -> Result<Content, LayerError> {
+        let mut found = BTreeMap::new();
+        // Not the SDK's paginator: it takes a repeated token for the end, and part of the parameters for all of them.
+        let mut token: Option<String> = None;
+        loop {
+            let request = self.client.get_parameters_by_path().path(&self.path).recursive(true);
+            let page = request.with_decryption(true).set_next_token(token.clone()).send().await;
+            let page = page.map_err(|error| failed(&self.origin(), "ssm:GetParametersByPath", &error))?;
+            for parameter in page.parameters.unwrap_or_default() {
+                if let (Some(name), Some(value)) = (parameter.name, parameter.value) {
+                    found.insert(name, value);
+                }
+            }
+            match page.next_token {
+                None => break,
+                next if next == token => return Err(endless(&self.origin(), "ssm:GetParametersByPath")),
+                next => token = next,
+            }
+        }
+        let mut content = Merging::new(self.origin());
+        for (name, value) in found {
+            let variable = name.rsplit('/').next().unwrap_or(&name).to_owned();
+            content.add(&name, variable, value);
+        }
+        Ok(content.done())
+    }
+}
+
+impl Layer for ParameterLayer {
+    fn kind(&self) -> LayerKind {
+        LayerKind::Ssm
+    }
+
+    fn origin(&self) -> String {
+        format!("SSM {}", self.path)
+    }
+
+    fn read(&self) -> ReadLayer<'_> {
+        Box::pin(self.content())
+    }
+}
+
+/// Secrets: each is a JSON object whose keys are variables.
+#[derive(Debug, Clone)]
+pub struct SecretLayer {
+    client: aws_sdk_secretsmanager::Client,
+    prefix: String,
+}
+
+impl SecretLayer {
+    async fn content(&self) -> Result<Content, LayerError> {
+        let mut content = Merging::new(self.origin());
+        let names = match self.names().await? {
+            Some(names) => names,
+            None => {
+                content.warn("NAMESPACE", format!(
+                    "secretsmanager:ListSecrets is denied, so only the secret {}{CONVENTIONAL} is read; grant it to have every secret under {} found",
+                    self.prefix, self.prefix
+                ));
+                vec![format!("{}{CONVENTIONAL}", self.prefix)]
+            }
+        };
+        let listed = content.content.warnings.is_empty();
+        for name in names {
+            let Some(text) = self.value(&name, listed).await? else { continue };
+            for (variable, value) in variables(&text).map_err(|reason| self.malformed(&name, reason))? {
+                content.add(&name, variable, value);
+            }
+        }
+        Ok(content.done())
+    }
+
+    /// `None` when this host may not list secrets.
+    async fn names(&self) -> Result<Option<Vec<String>>, LayerError> {
+        let filter = Filter::builder().key(FilterNameStringType::Name).values(&self.prefix).build();
+        let mut names = Vec::new();
+        let mut token: Option<String> = None;
+        loop {
+            let request = self.client.list_secrets().filters(filter.clone()).set_next_token(token.clone());
+            let page = match request.send().await {
+                Ok(page) => page,
+                Err(error) if is_denied(&error) => return Ok(None),
+                Err(error) => return Err(failed(&self.origin(), "secretsmanager:ListSecrets", &error)),
+            };
+            names.extend(page.secret_list.unwrap_or_default().into_iter().filter_map(|secret| secret.name));
+            match page.next_token {
+                None => break,
+                next if next == token => return Err(endless(&self.origin(), "secretsmanager:ListSecrets")),
+                next => token = next,
+            }
+        }
+        // The service's own filter ignores case.
+        names.retain(|name| name.starts_with(&self.prefix));
+        names.sort_unstable();
+        Ok(Some(names))
+    }
+
+    /// `None` when a secret that was only guessed does not exist.
+    async fn value(&self, name: &str, listed: bool) -> Result<Option<Secret>, LayerError> {
+        let got = self.client.get_secret_value().secret_id(name).send().await;
+        let place = format!("Secrets Manager {name}");
+        match got {
+            Ok(value) => match value.secret_string {
+                Some(text) => Ok(Some(Secret::new(text))),
+                None => Err(self.malformed(name, "it is binary")),
+            },
+            Err(error) if !listed && error.code() == Some("ResourceNotFoundException") => Ok(None),
+            Err(error) => Err(failed(&place, "secretsmanager:GetSecretValue", &error)),
+        }
+    }
+
+    fn malformed(&self, name: &str, reason: &str) -> LayerError {
+        LayerError {
+            origin: format!("Secrets Manager {name}"),
+            call: "secretsmanager:GetSecretValue".to_owned(),
+            reason: format!("the secret is no JSON object of variables: {reason}"),
+            remedy: format!("Store it as {{\"NAME\":\"value\"}}, or move it out of {}.", self.prefix),
+        }
+    }
+}
+
+impl Layer for SecretLayer {
+    fn kind(&self) -> LayerKind {
+        LayerKind::SecretsManager
+    }
+
+    fn origin(&self) -> String {
+        format!("Secrets Manager {}", self.prefix)
+    }
+
+    fn read(&self) -> ReadLayer<'_> {
+        Box::pin(self.content())
+    }
+}
+
+/// The variables of a secret. What is wrong is said without any of its text.
+fn variables(text: &Secret) -> Result<Vec<(String, String)>, &'static str> {
+    use serde_json::Value;
+    let Ok(Value::Object(keys)) = serde_json::from_str(text.expose()) else {
+        return Err("it is something else");
+    };
+    keys.into_iter()
+        .filter_map(|(name, value)| match value {
+            Value::Null => None,
+            Value::String(text) => Some(Ok((name, text))),
+            Value::Bool(_) | Value::Number(_) => Some(Ok((name, value.to_string()))),
+            Value::Array(_) | Value::Object(_) => {
+                Some(Err("one of its values is itself an object or a list"))
+            }
+        })
+        .collect()
+}
+
+/// Puts a layer together from places read in the order of their names: the last one wins, and a difference is told.
+struct Merging {
+    origin: String,
+    content: Content,
+    from: BTreeMap<String, String>,
+}
+
+impl Merging {
+    fn new(origin: String) -> Self {
+        Self { origin, content: Content::default(), from: BTreeMap::new() }
+    }
+
+    fn add(&mut self, place: &str, variable: String, value: String) {
+        let before = self.content.values.insert(variable.clone(), Secret::new(value));
+        let other = self.from.insert(variable.clone(), place.to_owned());
+        if let (Some(before), Some(other)) = (before, other)
+            && self.content.values.get(&variable).is_some_and(|now| now.expose() != before.expose())
+        {
+            let message =
+                format!("{} gives it twice: {place} wins over {other}; delete one of them", self.origin);
+            self.warn(&variable, message);
+        }
+    }
+
+    fn warn(&mut self, name: &str, message: String) {
+        self.content.warnings.push(Warning { name: name.to_owned(), message, nearest: None });
+    }
+
+    fn done(self) -> Content {
+        self.content
+    }
+}
+
+fn is_denied<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> bool {
+    error.code().is_some_and(|code| code.contains("AccessDenied"))
+}
+
+/// The pages do not end: going on would take for ever, and stopping would use part of the values for all of them.
+fn endless(origin: &str, call: &str) -> LayerError {
+    LayerError {
+        origin: origin.to_owned(),
+        call: call.to_owned(),
+        reason: "a page points at itself as the next one".to_owned(),
+        remedy: "Start again; if it stays, look at what stands between this host and AWS.".to_owned(),
+    }
+}
+
+/// What an operator needs of an SDK error: the service's own words, or the chain of what failed on the way.
+fn failed<E>(origin: &str, call: &str, error: &SdkError<E, HttpResponse>) -> LayerError
+where
+    E: ProvideErrorMetadata + Error + fmt::Debug + 'static,
+{
+    let code = error.code().unwrap_or_default();
+    let reason = match (error.message(), code) {
+        (Some(message), code) if !code.is_empty() => format!("{code}: {message}"),
+        (_, "") => chain(error),
+        (_, code) => code.to_owned(),
+    };
+    LayerError {
+        origin: origin.to_owned(),
+        call: call.to_owned(),
+        remedy: remedy(call, code, &reason),
+        reason,
+    }
+}
+
+fn remedy(call: &str, code: &str, reason: &str) -> String {
+    let lower = reason.to_ascii_lowercase();
+    if code.contains("AccessDenied") {
+        format!("Grant the role of this host {call}.")
+    } else if code.contains("Throttl") || code.contains("TooManyRequests") {
+        "Start again in a moment; if it stays, look who else calls this service.".to_owned()
+    } else if ["UnrecognizedClientException", "InvalidSignatureException", "ExpiredTokenException"]
+        .contains(&code)
+        || lower.contains("credentials")
+    {
+        "Check the credentials of this host: its role and hop limit 2, or the AWS_ variables.".to_owned()
+    } else if code.contains("Decrypt") || code.contains("KMS") {
+        "Grant the role of this host kms:Decrypt on the key.".to_owned()
+    } else if code.is_empty() {
+        "Check the route to AWS, HTTPS_PROXY and NO_PROXY, and the region.".to_owned()
+    } else {
+        "See the service's own words.".to_owned()
+    }
+}
+
+/// The causes, outermost first; the SDK's own outermost text says nothing.
+fn chain(error: &dyn Error) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        if texts.last() != Some(&text) {
+            texts.push(text);
+        }
+        next = cause.source();
+    }
+    if texts.is_empty() { error.to_string() } else { texts.join(": ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Vec<(String, String)>, &'static str> {
+        variables(&Secret::new(text))
+    }
+
+    #[test]
+    fn a_secrets_keys_are_variables() {
+        let found = read(r#"{"A":"x","B":5,"C":true,"D":null}"#).expect("an object");
+        let pairs: Vec<_> = found.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(pairs, [("A", "x"), ("B", "5"), ("C", "true")]);
+        for wrong in ["hunter2", "[1]", "\"x\"", "", r#"{"A":{"B":1}}"#] {
+            let error = read(wrong).expect_err(wrong);
+            assert!(!error.contains("hunter2"));
+        }
+    }
+
+    #[test]
+    fn two_places_that_differ_are_told_and_the_last_wins() {
+        let mut merging = Merging::new("SSM /x/".into());
+        merging.add("/x/A", "A".into(), "1".into());
+        merging.add("/x/y/A", "A".into(), "1".into());
+        assert!(merging.content.warnings.is_empty(), "the same value twice is no contradiction");
+        merging.add("/x/z/A", "A".into(), "2".into());
+        let content = merging.done();
+        assert_eq!(content.values["A"].expose(), "2");
+        assert!(content.warnings[0].message.contains("/x/z/A wins over /x/y/A"), "{:?}", content.warnings);
+    }
+}

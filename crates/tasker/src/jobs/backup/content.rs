@@ -1,0 +1,169 @@
+//! Counts and digests of a database's tables, as one session's snapshot sees them.
+
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Executor as _, Row as _};
+use voiceai_postgres::sqlx;
+
+use super::error::BackupError;
+use super::manifest::{Content, DatabaseFacts, TableFacts};
+
+/// Tables whose rows a dump carries: not the system's, not an extension's own, not temporary, not foreign. Of a partitioned
+/// table each partition counts for itself. Materialised views are left out: a restore fills them anew.
+const TABLES: &str = "
+    SELECT n.nspname::text, c.relname::text, pg_catalog.format('%I.%I', n.nspname, c.relname)
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind = 'r' AND c.relpersistence <> 't'
+      AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
+      AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d
+                      WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid AND d.deptype = 'e')
+    ORDER BY 1, 2";
+
+const SCHEMAS: &str = "
+    SELECT n.nspname::text FROM pg_catalog.pg_namespace n
+    WHERE n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
+      AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d
+                      WHERE d.classid = 'pg_catalog.pg_namespace'::pg_catalog.regclass AND d.objid = n.oid AND d.deptype = 'e')
+    ORDER BY 1";
+
+const DATABASE: &str = "
+    SELECT d.datname::text, pg_catalog.current_setting('server_version'), pg_catalog.pg_encoding_to_char(d.encoding)::text,
+           d.datcollate::text, d.datctype::text, pg_catalog.pg_database_size(d.oid)
+    FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()";
+
+/// A table on the list.
+#[derive(Debug, Clone)]
+pub(super) struct Listed {
+    schema: String,
+    name: String,
+    quoted: String,
+}
+
+/// The tables to be dumped.
+pub(super) async fn tables(session: &mut PgConnection, place: &str) -> Result<Vec<Listed>, BackupError> {
+    let rows = sqlx::query(TABLES)
+        .fetch_all(session)
+        .await
+        .map_err(BackupError::database("list of tables", place))?;
+    Ok(rows.iter().map(|row| Listed { schema: row.get(0), name: row.get(1), quoted: row.get(2) }).collect())
+}
+
+/// Keeps the tables as they are defined until the transaction ends: one that is dropped meanwhile would make dump and
+/// count differ.
+pub(super) async fn lock(
+    session: &mut PgConnection,
+    place: &str,
+    tables: &[Listed],
+) -> Result<(), BackupError> {
+    if tables.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = tables.iter().map(|table| format!("ONLY {}", table.quoted)).collect();
+    // The names come quoted from the server itself.
+    let statement = AssertSqlSafe(format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", ")));
+    let locked = session.execute(sqlx::raw_sql(statement)).await;
+    locked.map(|_| ()).map_err(BackupError::database("lock of the tables", place))
+}
+
+/// Counts and digests everything.
+pub(super) async fn content(
+    session: &mut PgConnection,
+    place: &str,
+    tables: Vec<Listed>,
+) -> Result<Content, BackupError> {
+    let failed = || BackupError::database("count", place);
+    let schemas = sqlx::query(SCHEMAS).fetch_all(&mut *session).await.map_err(failed())?;
+    let objects = "SELECT count(*) FROM pg_catalog.pg_largeobject_metadata";
+    let objects: i64 = sqlx::query_scalar(objects).fetch_one(&mut *session).await.map_err(failed())?;
+    let mut content = Content {
+        schemas: schemas.iter().map(|row| row.get(0)).collect(),
+        tables: Vec::with_capacity(tables.len()),
+        large_objects: objects.unsigned_abs(),
+    };
+    for table in tables {
+        let (rows, digest) = match count_and_digest(session, &table).await {
+            Ok(both) => both,
+            Err(error) if is_too_large(&error) => {
+                tracing::warn!(schema = table.schema, table = table.name, %error, "a row is too large for a digest");
+                (count(session, &table).await.map_err(failed())?, None)
+            }
+            Err(error) => return Err(failed()(error)),
+        };
+        content.tables.push(TableFacts { schema: table.schema, name: table.name, rows, digest });
+    }
+    Ok(content)
+}
+
+/// The digest is a sum, so that the order of rows, which a restore may change, does not matter; a row that is there twice
+/// counts twice.
+async fn count_and_digest(
+    session: &mut PgConnection,
+    table: &Listed,
+) -> Result<(u64, Option<String>), sqlx::Error> {
+    let statement = format!(
+        "SELECT pg_catalog.count(*), COALESCE(pg_catalog.sum(('x' || pg_catalog.\"left\"(pg_catalog.md5(t::text), 16))\
+         ::pg_catalog.bit(64)::pg_catalog.int8), 0)::text FROM ONLY {} t",
+        table.quoted
+    );
+    // An error must not end the snapshot.
+    session.execute("SAVEPOINT one_table").await?;
+    match sqlx::query(AssertSqlSafe(statement)).fetch_one(&mut *session).await {
+        Ok(row) => {
+            session.execute("RELEASE SAVEPOINT one_table").await?;
+            Ok((row.get::<i64, _>(0).unsigned_abs(), Some(row.get(1))))
+        }
+        Err(error) => {
+            session.execute("ROLLBACK TO SAVEPOINT one_table").await?;
+            Err(error)
+        }
+    }
+}
+
+async fn count(session: &mut PgConnection, table: &Listed) -> Result<u64, sqlx::Error> {
+    let statement = format!("SELECT pg_catalog.count(*) FROM ONLY {}", table.quoted);
+    let rows: i64 = sqlx::query_scalar(AssertSqlSafe(statement)).fetch_one(session).await?;
+    Ok(rows.unsigned_abs())
+}
+
+/// A row's text may not pass one gigabyte; the server then says so in one of these ways.
+fn is_too_large(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code().map(std::borrow::Cow::into_owned));
+    matches!(code.as_deref(), Some("54000" | "53200" | "XX000"))
+}
+
+/// Facts of the session's database.
+pub(super) async fn database_facts(
+    session: &mut PgConnection,
+    place: &str,
+) -> Result<DatabaseFacts, BackupError> {
+    let row =
+        sqlx::query(DATABASE).fetch_one(session).await.map_err(BackupError::database("look at", place))?;
+    let version: String = row.get(1);
+    Ok(DatabaseFacts {
+        name: row.get(0),
+        server_version: version.split(' ').next().unwrap_or_default().to_owned(),
+        encoding: row.get(2),
+        collate: row.get(3),
+        ctype: row.get(4),
+        size_bytes: row.get::<i64, _>(5).unsigned_abs(),
+    })
+}
+
+/// Begins a transaction that sees one moment and reads only, with everything that shapes a row's text fixed, and without
+/// the time limits that a role or database may set: a dump takes as long as it takes, and is bounded from outside.
+pub(super) async fn begin_snapshot(session: &mut PgConnection, place: &str) -> Result<(), BackupError> {
+    let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY;
+        SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL lock_timeout = '60s';
+        SET LOCAL search_path = ''; SET LOCAL row_security = off; SET LOCAL DateStyle = ISO;
+        SET LOCAL IntervalStyle = postgres; SET LOCAL TimeZone = 'UTC'; SET LOCAL extra_float_digits = 1;
+        SET LOCAL bytea_output = hex; SET LOCAL xmlbinary = base64; SET LOCAL lc_monetary = 'C'";
+    session.execute(sqlx::raw_sql(begin)).await.map(|_| ()).map_err(BackupError::database("snapshot", place))
+}
+
+/// The content of a database that nobody else writes to.
+pub(super) async fn content_now(session: &mut PgConnection, place: &str) -> Result<Content, BackupError> {
+    begin_snapshot(session, place).await?;
+    let tables = tables(session, place).await?;
+    let content = content(session, place, tables).await?;
+    session.execute("COMMIT").await.map_err(BackupError::database("count", place))?;
+    Ok(content)
+}
