@@ -1,1 +1,21 @@
 //! voiceai-tasker: the platform's background work on a Redis job queue.
+//!
+//! - [`cli`] says what may be asked, [`commands`] answer it;
+//! - [`operate`] holds what operators do and see, as typed functions;
+//! - [`run`] composes the service: workers, scheduler, outbox relay, history;
+//! - [`jobs`] holds every kind of job.
+
+pub mod cli;
+pub mod commands;
+pub mod jobs;
+pub mod operate;
+pub mod run;
+pub mod settings;
+
+use voiceai_config::Binary;
+use voiceai_postgres::{COMMON, TASKER};
+use voiceai_service::Identity;
+
+/// What makes this binary differ from the other.
+pub const IDENTITY: Identity =
+    Identity { binary: Binary::Tasker, version: env!("CARGO_PKG_VERSION"), components: &[COMMON, TASKER] };

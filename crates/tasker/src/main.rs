@@ -1,3 +1,11 @@
 //! The voiceai-tasker binary.
 
-fn main() {}
+use std::process::ExitCode;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match voiceai_cli::parse() {
+        Ok(cli) => Box::pin(voiceai_tasker::commands::dispatch(cli)).await.into(),
+        Err(exit) => exit.into(),
+    }
+}

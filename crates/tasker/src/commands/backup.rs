@@ -1,0 +1,211 @@
+//! `backup …`
+
+use serde::Serialize;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+use voiceai_cli::{Column, Failure, Mutation, Output, human_duration};
+use voiceai_runtime::{Secret, Shutdown};
+
+use super::{Service, act, warn};
+use crate::cli::{Backup, Page};
+use crate::jobs::backup::{self, Address, BackupContext, Entry, Manifest, Proof};
+use crate::jobs::registry;
+use crate::operate::{Act, trail};
+
+pub(super) async fn run(command: Backup, service: &Service, output: Output) -> Result<(), Failure> {
+    match command {
+        Backup::Run { mutation } => take(&mutation, service, output).await,
+        Backup::List { page } => list(&page, service, output).await,
+        Backup::Verify { id } => verify(&id, service, output).await,
+        Backup::Restore { id, into, mutation } => restore(&id, into, &mutation, service, output).await,
+    }
+}
+
+/// From the bucket alone: no table of ours is read or written.
+async fn from_bucket(service: &Service) -> Result<BackupContext, Failure> {
+    registry::backup_context(&service.settings, &service.shared, None).await?.ok_or_else(no_bucket)
+}
+
+fn no_bucket() -> Failure {
+    Failure::refused("no_bucket", "S3_BUCKET is not set, so there are no backups", "Set S3_BUCKET.")
+}
+
+/// Cancelled by Ctrl-C or SIGTERM, so that a command leaves nothing half done behind.
+fn cancellable() -> Result<CancellationToken, Failure> {
+    let shutdown = Shutdown::on_signals()
+        .map_err(|error| Failure::failed("signals", error.to_string(), "Report this."))?;
+    Ok(shutdown.stopping())
+}
+
+async fn take(mutation: &Mutation, service: &Service, output: Output) -> Result<(), Failure> {
+    let act = act(mutation)?;
+    if mutation.dry_run {
+        let context = from_bucket(service).await?;
+        let place = format!("s3://{}/{}", context.store.bucket(), context.prefix);
+        return output
+            .one(&json!({ "dry_run": true, "to": place }), |_| format!("would take a backup to {place}\n"));
+    }
+    let pool = service.pool().await?;
+    let context = registry::backup_context(&service.settings, &service.shared, Some(pool.clone())).await?;
+    let context = context.ok_or_else(no_bucket)?;
+    trail::record(&pool, &act, "backup.run", context.database.place(), json!({})).await?;
+    let taken = backup::run(&context, None, &cancellable()?).await?;
+    let shown = Shown::of(&taken.manifest, taken.proof.as_ref());
+    output.one(&shown, |shown| format!("{}\n", shown.id))
+}
+
+/// A backup as it is listed.
+#[derive(Debug, Serialize)]
+struct Shown {
+    id: String,
+    key: String,
+    database: String,
+    environment: String,
+    /// The moment the data are from.
+    snapshot_at: Option<jiff::Timestamp>,
+    finished_at: Option<jiff::Timestamp>,
+    size_bytes: Option<u64>,
+    sha256: Option<String>,
+    tables: Option<usize>,
+    rows: Option<u64>,
+    server_version: Option<String>,
+    /// `stored`, `proved`, `disproved` or `unusable`.
+    state: &'static str,
+    proved_at: Option<jiff::Timestamp>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    problems: Vec<String>,
+}
+
+impl Shown {
+    fn of(manifest: &Manifest, proof: Option<&Proof>) -> Self {
+        Self {
+            id: manifest.id.clone(),
+            key: manifest.key.clone(),
+            database: manifest.database.name.clone(),
+            environment: manifest.environment.clone(),
+            snapshot_at: Some(manifest.snapshot_at),
+            finished_at: Some(manifest.finished_at),
+            size_bytes: Some(manifest.bytes),
+            sha256: Some(manifest.sha256.clone()),
+            tables: Some(manifest.content.tables.len()),
+            rows: Some(manifest.content.rows()),
+            server_version: Some(manifest.database.server_version.clone()),
+            state: match proof {
+                Some(proof) if proof.proved => "proved",
+                Some(_) => "disproved",
+                None => "stored",
+            },
+            proved_at: proof.filter(|proof| proof.proved).map(|proof| proof.at),
+            problems: proof.map(|proof| proof.problems.clone()).unwrap_or_default(),
+        }
+    }
+
+    fn listed(entry: &Entry) -> Self {
+        let mut shown = match &entry.manifest {
+            Ok(manifest) => Self::of(manifest, entry.proof.as_ref()),
+            Err(problem) => Self {
+                id: entry.keys.id().to_owned(),
+                key: entry.keys.dump(),
+                database: String::new(),
+                environment: String::new(),
+                snapshot_at: None,
+                finished_at: None,
+                size_bytes: None,
+                sha256: None,
+                tables: None,
+                rows: None,
+                server_version: None,
+                state: "unusable",
+                proved_at: None,
+                problems: vec![problem.clone()],
+            },
+        };
+        if let Some(problem) = &entry.problem {
+            shown.state = "unusable";
+            shown.problems.push(problem.clone());
+        }
+        shown
+    }
+}
+
+async fn list(page: &Page, service: &Service, output: Output) -> Result<(), Failure> {
+    let context = from_bucket(service).await?;
+    let limit = usize::try_from(page.limit).unwrap_or(usize::MAX);
+    let listing = backup::list(&context, limit, page.cursor.as_deref()).await?;
+    let rows: Vec<Shown> = listing.backups.iter().map(Shown::listed).collect();
+    let columns = [
+        Column::new("ID", |row: &Shown| row.id.clone()),
+        Column::new("SNAPSHOT", |row: &Shown| {
+            row.snapshot_at.map(|at| format!("{at:.0}")).unwrap_or_default()
+        }),
+        Column::new("DATABASE", |row: &Shown| row.database.clone()),
+        Column::new("BYTES", |row: &Shown| row.size_bytes.map(|bytes| bytes.to_string()).unwrap_or_default()),
+        Column::new("ROWS", |row: &Shown| row.rows.map(|rows| rows.to_string()).unwrap_or_default()),
+        Column::new("STATE", |row: &Shown| row.state.to_owned()),
+        Column::new("KEY", |row: &Shown| row.key.clone()),
+        Column::new("PROBLEMS", |row: &Shown| row.problems.join("; ")),
+    ];
+    output.list("backups", &rows, listing.next.as_deref(), &columns)
+}
+
+async fn verify(id: &str, service: &Service, output: Output) -> Result<(), Failure> {
+    // The row beside the bucket's proof is written where our tables are there, and not missed where they are not.
+    let pool = service.pool().await.ok();
+    let context =
+        registry::backup_context(&service.settings, &service.shared, pool).await?.ok_or_else(no_bucket)?;
+    let proof = backup::verify(&context, id, &cancellable()?).await?;
+    let text = |proof: &Proof| {
+        let took = human_duration(std::time::Duration::from_millis(proof.duration_ms));
+        let word = if proof.proved { "proved" } else { "NOT PROVED" };
+        let mut text = format!(
+            "{} {word}: {} rows in {} tables compared in {took}\n",
+            proof.id, proof.rows, proof.tables
+        );
+        for problem in &proof.problems {
+            text.push_str(&format!("  {problem}\n"));
+        }
+        text
+    };
+    output.one(&proof, text)?;
+    if proof.proved {
+        return Ok(());
+    }
+    let message = format!("backup {} is not proved: {}", proof.id, proof.problems.join("; "));
+    Err(Failure::failed("backup_disproved", message, "Take a new backup at once, and look after the store."))
+}
+
+async fn restore(
+    id: &str,
+    into: String,
+    mutation: &Mutation,
+    service: &Service,
+    output: Output,
+) -> Result<(), Failure> {
+    let act = act(mutation)?;
+    let context = from_bucket(service).await?;
+    let target = Address::parse("--into", &Secret::new(into))?;
+    if mutation.dry_run {
+        let (_, manifest) = backup::find(&context, id).await?;
+        let document = json!({ "dry_run": true, "id": manifest.id, "into": target.place() });
+        return output.one(&document, |_| format!("would restore {} into {}\n", manifest.id, target.place()));
+    }
+    let restored = backup::restore(&context, id, &target, &cancellable()?).await?;
+    note_restore(service, &act, &restored.manifest.id, &restored.into).await;
+    output.one(&restored, |restored| {
+        format!(
+            "{} restored into {}: {} rows in {} tables are as the manifest says\n",
+            restored.manifest.id, restored.into, restored.rows, restored.tables
+        )
+    })
+}
+
+/// A restore works while our own database is gone; then its audit row is said to be missing.
+async fn note_restore(service: &Service, act: &Act, id: &str, into: &str) {
+    let noted = match service.pool().await {
+        Ok(pool) => trail::record(&pool, act, "backup.restore", id, json!({ "into": into })).await,
+        Err(failure) => Err(failure),
+    };
+    if let Err(failure) = noted {
+        warn(&format!("the audit row of the restore could not be written: {}", failure.message));
+    }
+}

@@ -1,0 +1,6 @@
+//! Every kind of job, a file or folder each, and what the command line knows of them.
+//!
+//! `diagnostic.probe` comes with the queue itself: [`voiceai_queue::probe`].
+
+pub mod backup;
+pub mod registry;

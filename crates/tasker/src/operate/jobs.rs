@@ -1,0 +1,554 @@
+//! Jobs: list, show, count, cancel, discard.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::{Value, json};
+use voiceai_cli::Failure;
+use voiceai_postgres::PgPool;
+use voiceai_queue::history::{self, CursorError, HistoryRow};
+use voiceai_queue::{CancelOutcome, Client, JobView, ListFilter, QueueStats, State};
+
+use super::{Act, Desk, database_failure, queue_failure, trail};
+
+/// Which jobs a list shows.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// Only this state; else every state but completed.
+    pub state: Option<State>,
+    /// Only this queue; else all.
+    pub queue: Option<String>,
+    /// Only this kind.
+    pub kind: Option<String>,
+    /// Only this tenant.
+    pub tenant: Option<String>,
+    /// Only those whose last error holds this.
+    pub error_contains: Option<String>,
+    /// Only those enqueued longer ago.
+    pub older_than: Option<Duration>,
+}
+
+/// One row of a list. Whatever the state, a row has `id`, `kind`, `queue` and `state`.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Row {
+    /// A live job.
+    Live(Box<JobView>),
+    /// A job that has ended.
+    Past(Box<HistoryRow>),
+}
+
+/// Live states, those that need attention first.
+const LIVE: [State; 4] = [State::Dead, State::Active, State::Waiting, State::Delayed];
+
+/// One page and where it goes on. Completed jobs come from the history, newest first; live ones oldest first, queue by
+/// queue. `pool` is asked only for completed jobs.
+///
+/// # Errors
+/// Usage (2) for a cursor that is none; else as the stores say.
+pub async fn list(
+    client: &Client,
+    pool: impl AsyncFnOnce() -> Result<PgPool, Failure>,
+    wanted: &Wanted,
+    limit: u32,
+    cursor: Option<&str>,
+) -> Result<(Vec<Row>, Option<String>), Failure> {
+    if wanted.state == Some(State::Completed) {
+        return completed(&pool().await?, wanted, limit, cursor).await;
+    }
+    let queues = match &wanted.queue {
+        Some(queue) => vec![queue.clone()],
+        None => client.queues().await.map_err(|error| queue_failure(&error))?,
+    };
+    let states: &[State] = wanted.state.as_ref().map_or(&LIVE, std::slice::from_ref);
+    let places: Vec<(&str, State)> =
+        queues.iter().flat_map(|queue| states.iter().map(move |state| (queue.as_str(), *state))).collect();
+    let (mut rows, mut inner) = (Vec::new(), None);
+    let mut at = 0;
+    if let Some(text) = cursor {
+        let (place, rest) = read_cursor(text, &places).ok_or_else(invalid_cursor)?;
+        at = place;
+        inner = rest;
+    }
+    while let Some((queue, state)) = places.get(at) {
+        let filter = ListFilter {
+            kind: wanted.kind.clone(),
+            tenant: wanted.tenant.clone(),
+            error_contains: wanted.error_contains.clone(),
+            older_than: wanted.older_than,
+            limit: limit as usize - rows.len(),
+            cursor: inner.take(),
+            ..ListFilter::of(*state)
+        };
+        let page = client.list(queue, &filter).await.map_err(|error| queue_failure(&error))?;
+        rows.extend(page.jobs.into_iter().map(|job| Row::Live(Box::new(job))));
+        match page.next {
+            Some(next) if rows.len() >= limit as usize => {
+                return Ok((rows, Some(write_cursor(queue, *state, Some(&next)))));
+            }
+            // The page was cut because much was looked at and little matched: go on within this command.
+            Some(next) => inner = Some(next),
+            None => {
+                at += 1;
+                if rows.len() >= limit as usize {
+                    let next = places.get(at).map(|(queue, state)| write_cursor(queue, *state, None));
+                    return Ok((rows, next));
+                }
+            }
+        }
+    }
+    Ok((rows, None))
+}
+
+async fn completed(
+    pool: &PgPool,
+    wanted: &Wanted,
+    limit: u32,
+    cursor: Option<&str>,
+) -> Result<(Vec<Row>, Option<String>), Failure> {
+    let filter = history::Filter {
+        outcome: Some("completed".to_owned()),
+        queue: wanted.queue.clone(),
+        kind: wanted.kind.clone(),
+        tenant: wanted.tenant.clone(),
+        error_contains: wanted.error_contains.clone(),
+        before: wanted.older_than.and_then(|age| Timestamp::now().checked_sub(age).ok()),
+        ..history::Filter::default()
+    };
+    let limit = u16::try_from(limit).unwrap_or(u16::MAX);
+    let page = history::list(pool, &filter, cursor, limit).await.map_err(|error| match error {
+        CursorError::Cursor(_) => invalid_cursor(),
+        CursorError::Database(error) => database_failure(&error),
+    })?;
+    Ok((page.rows.into_iter().map(|row| Row::Past(Box::new(row))).collect(), page.next))
+}
+
+fn invalid_cursor() -> Failure {
+    Failure::usage(
+        "invalid_cursor",
+        "--cursor is no cursor of this list",
+        "Pass the `next` of the page before.",
+    )
+}
+
+/// `<queue>:<state>:<where that list goes on>`
+fn write_cursor(queue: &str, state: State, inner: Option<&str>) -> String {
+    format!("{queue}:{}:{}", state.as_str(), inner.unwrap_or_default())
+}
+
+fn read_cursor(text: &str, places: &[(&str, State)]) -> Option<(usize, Option<String>)> {
+    let mut parts = text.splitn(3, ':');
+    let (queue, state, inner) = (parts.next()?, parts.next()?, parts.next()?);
+    let at = places.iter().position(|(q, s)| *q == queue && s.as_str() == state)?;
+    Some((at, Some(inner.to_owned()).filter(|inner| !inner.is_empty())))
+}
+
+/// Everything known about one job.
+#[derive(Clone, Debug, Serialize)]
+pub struct Shown {
+    /// The job as it is, or as its last record says.
+    #[serde(flatten)]
+    pub job: Row,
+    /// What the history says of it, oldest first; absent when PostgreSQL could not be asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub history: Option<Vec<HistoryRow>>,
+}
+
+/// Shows one job: the live one, else what the history remembers. `pool` may be away: then the live job is shown alone.
+///
+/// # Errors
+/// Not found (3); else as the stores say.
+pub async fn show(
+    client: &Client,
+    pool: Result<&PgPool, &Failure>,
+    queue: Option<&str>,
+    id: &str,
+) -> Result<Shown, Failure> {
+    let live = locate(client, queue, id).await?;
+    let past = match pool {
+        Ok(pool) => Some(history::of_job(pool, queue, id).await.map_err(|error| database_failure(&error))?),
+        Err(failure) if live.is_none() => return Err(failure.clone()),
+        Err(_) => None,
+    };
+    match (live, past) {
+        // A remembered id says that the job is done, and no more: its record says what it was.
+        (Some(live), Some(mut past)) if live.kind.is_empty() && !past.is_empty() => {
+            let last = past.pop().map(Box::new);
+            let job = last.clone().map_or(Row::Live(Box::new(live)), Row::Past);
+            past.extend(last.map(|row| *row));
+            Ok(Shown { job, history: Some(past) })
+        }
+        (Some(live), past) => Ok(Shown { job: Row::Live(Box::new(live)), history: past }),
+        (None, Some(past)) => match past.last().cloned() {
+            Some(last) => Ok(Shown { job: Row::Past(Box::new(last)), history: Some(past) }),
+            None => Err(not_found(id)),
+        },
+        (None, None) => Err(not_found(id)),
+    }
+}
+
+fn not_found(id: &str) -> Failure {
+    Failure::not_found(
+        "job_not_found",
+        format!("no queue and no history holds a job with the id `{id}`"),
+        "Look with `jobs list`; ids are case-sensitive.",
+    )
+}
+
+/// Finds a live job in its queue, or in any.
+///
+/// # Errors
+/// As Redis says.
+pub async fn locate(client: &Client, queue: Option<&str>, id: &str) -> Result<Option<JobView>, Failure> {
+    let found = match queue {
+        Some(queue) => client.show(queue, id).await,
+        None => client.find(id).await,
+    };
+    found.map_err(|error| queue_failure(&error))
+}
+
+/// Numbers in the shape that dashboards of the platform know: `failed` is what was given up.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Numbers {
+    /// Ready to run.
+    pub waiting: u64,
+    /// Running.
+    pub active: u64,
+    /// Ever completed.
+    pub completed: u64,
+    /// Given up: the same as `dead`.
+    pub failed: u64,
+    /// Not yet due.
+    pub delayed: u64,
+    /// Given up, waiting for a person.
+    pub dead: u64,
+    /// All of the above, each once.
+    pub total: u64,
+}
+
+impl Numbers {
+    /// Those of one queue.
+    #[must_use]
+    pub fn of(stats: &QueueStats) -> Self {
+        Self {
+            waiting: stats.waiting,
+            active: stats.active,
+            completed: stats.completed,
+            failed: stats.dead,
+            delayed: stats.delayed,
+            dead: stats.dead,
+            total: stats.waiting + stats.active + stats.completed + stats.dead + stats.delayed,
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.waiting += other.waiting;
+        self.active += other.active;
+        self.completed += other.completed;
+        self.failed += other.failed;
+        self.delayed += other.delayed;
+        self.dead += other.dead;
+        self.total += other.total;
+    }
+}
+
+/// Numbers of one queue.
+#[derive(Clone, Debug, Serialize)]
+pub struct QueueNumbers {
+    /// The queue.
+    pub queue: String,
+    /// Its numbers.
+    #[serde(flatten)]
+    pub numbers: Numbers,
+    /// Ever accepted.
+    pub accepted: u64,
+    /// Ever cancelled.
+    pub cancelled: u64,
+    /// Ever discarded by an operator.
+    pub discarded: u64,
+    /// Ever removed by retention or a clean-up.
+    pub removed: u64,
+    /// Every accepted job is in one place, or its end was counted.
+    pub balances: bool,
+}
+
+/// Numbers of all queues together, and of each.
+#[derive(Clone, Debug, Serialize)]
+pub struct Stats {
+    /// All together.
+    #[serde(flatten)]
+    pub all: Numbers,
+    /// Each.
+    pub queues: Vec<QueueNumbers>,
+    /// Always absent: this list has one page.
+    pub next: Option<String>,
+}
+
+/// Counts jobs, of one queue or of all.
+///
+/// # Errors
+/// Not found (3) for a queue that was never used; else as Redis says.
+pub async fn stats(client: &Client, queue: Option<&str>) -> Result<Stats, Failure> {
+    let names = match queue {
+        Some(queue) => vec![super::queues::known(client, queue).await?],
+        None => super::queues::names(client).await?,
+    };
+    let (mut all, mut queues) = (Numbers::default(), Vec::new());
+    for name in names {
+        let stats = client.stats(&name).await.map_err(|error| queue_failure(&error))?;
+        let numbers = Numbers::of(&stats);
+        all.add(&numbers);
+        queues.push(QueueNumbers {
+            queue: name,
+            numbers,
+            accepted: stats.accepted,
+            cancelled: stats.cancelled,
+            discarded: stats.discarded,
+            removed: stats.removed,
+            balances: stats.balances(),
+        });
+    }
+    Ok(Stats { all, queues, next: None })
+}
+
+/// What became of one job that something was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Answer {
+    /// The job.
+    pub id: String,
+    /// Its queue, where it was found.
+    pub queue: Option<String>,
+    /// `cancelled`, `asked` (it runs; its worker ends it), `discarded`, `dead`, `active`, `completed` or `absent`.
+    pub outcome: &'static str,
+}
+
+impl Answer {
+    /// True when what was asked for is done or under way.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        matches!(self.outcome, "cancelled" | "asked" | "discarded")
+    }
+}
+
+/// Where each of `ids` is.
+///
+/// # Errors
+/// As Redis says.
+pub async fn locate_all(
+    client: &Client,
+    queue: Option<&str>,
+    ids: &[String],
+) -> Result<Vec<(String, Option<JobView>)>, Failure> {
+    let mut found = Vec::with_capacity(ids.len());
+    for id in ids {
+        found.push((id.clone(), locate(client, queue, id).await?));
+    }
+    Ok(found)
+}
+
+/// What [`cancel`] would answer, without doing it.
+#[must_use]
+pub fn would_cancel(id: &str, view: Option<&JobView>) -> Answer {
+    let outcome = match view.map(|view| view.state) {
+        Some(State::Waiting | State::Delayed) => "cancelled",
+        Some(State::Active) => "asked",
+        Some(State::Dead) => "dead",
+        Some(State::Completed) => "completed",
+        None => "absent",
+    };
+    Answer { id: id.to_owned(), queue: view.map(|view| view.queue.clone()), outcome }
+}
+
+/// What [`discard`] would answer, without doing it.
+#[must_use]
+pub fn would_discard(id: &str, view: Option<&JobView>) -> Answer {
+    let outcome = match view.map(|view| view.state) {
+        Some(State::Waiting | State::Delayed | State::Dead) => "discarded",
+        Some(State::Active) => "active",
+        Some(State::Completed) => "completed",
+        None => "absent",
+    };
+    Answer { id: id.to_owned(), queue: view.map(|view| view.queue.clone()), outcome }
+}
+
+/// Cancels jobs: those that have not begun at once, running ones through their worker.
+///
+/// # Errors
+/// As the stores say; jobs before the failing one are cancelled.
+pub async fn cancel(
+    desk: &Desk,
+    found: &[(String, Option<JobView>)],
+    act: &Act,
+) -> Result<Vec<Answer>, Failure> {
+    let ids: Vec<&str> = found.iter().map(|(id, _)| id.as_str()).collect();
+    trail::record(&desk.pool, act, "jobs.cancel", &subject(&ids), json!({ "ids": ids })).await?;
+    let mut answers = Vec::with_capacity(found.len());
+    for (id, view) in found {
+        let mut answer = would_cancel(id, view.as_ref());
+        if let Some(view) = view
+            && answer.is_done()
+        {
+            let outcomes = desk.client.cancel(&view.queue, std::slice::from_ref(id), &act.why()).await;
+            let outcomes = outcomes.map_err(|error| queue_failure(&error))?;
+            answer.outcome = match outcomes.first() {
+                Some(CancelOutcome::Cancelled) => "cancelled",
+                Some(CancelOutcome::Asked) => "asked",
+                Some(CancelOutcome::Dead) => "dead",
+                // It ended between the look and the call.
+                Some(CancelOutcome::Absent) | None => "completed",
+            };
+        }
+        answers.push(answer);
+    }
+    Ok(answers)
+}
+
+/// Discards jobs for good; each is written to the history first.
+///
+/// # Errors
+/// As the stores say; jobs before the failing one are discarded.
+pub async fn discard(
+    desk: &Desk,
+    found: &[(String, Option<JobView>)],
+    act: &Act,
+) -> Result<Vec<Answer>, Failure> {
+    let ids: Vec<&str> = found.iter().map(|(id, _)| id.as_str()).collect();
+    trail::record(&desk.pool, act, "jobs.discard", &subject(&ids), json!({ "ids": ids })).await?;
+    let mut answers = Vec::with_capacity(found.len());
+    for (id, view) in found {
+        let mut answer = would_discard(id, view.as_ref());
+        if let Some(view) = view
+            && answer.is_done()
+        {
+            let gone = desk.client.discard(&view.queue, std::slice::from_ref(id), &act.why()).await;
+            if gone.map_err(|error| queue_failure(&error))? == 0 {
+                // It began to run between the look and the call.
+                answer.outcome = "active";
+            }
+        }
+        answers.push(answer);
+    }
+    Ok(answers)
+}
+
+/// A subject for the audit trail: the one id, or how many.
+fn subject(ids: &[&str]) -> String {
+    match ids {
+        [one] => (*one).to_owned(),
+        many => format!("{} jobs", many.len()),
+    }
+}
+
+/// Turns answers into the failure that their exit code needs: nothing found (3), nothing possible (4), some of both (6).
+#[must_use]
+pub fn judge(answers: &[Answer], verb: &str) -> Option<Failure> {
+    let undone: Vec<_> = answers.iter().filter(|answer| !answer.is_done()).collect();
+    let first = undone.first()?;
+    let told: Vec<_> =
+        undone.iter().take(5).map(|answer| format!("{} is {}", answer.id, answer.outcome)).collect();
+    let message =
+        format!("{} of {} jobs could not be {verb}: {}", undone.len(), answers.len(), told.join(", "));
+    let remedy = match first.outcome {
+        "absent" => "Look with `jobs list`; a job that has completed is gone from its queue.",
+        "dead" => "Replay or discard a dead job.",
+        "active" => "Cancel a running job first.",
+        _ => "Look with `jobs show`.",
+    };
+    Some(if undone.len() < answers.len() {
+        Failure::partial("partly_done", message, remedy)
+    } else if undone.iter().all(|answer| answer.outcome == "absent") {
+        Failure::not_found("job_not_found", message, remedy)
+    } else {
+        Failure::refused("job_state", message, remedy)
+    })
+}
+
+/// One line about a job, for tables.
+#[must_use]
+pub fn cells(row: &Row) -> Cells {
+    match row {
+        Row::Live(job) => Cells {
+            id: job.id.to_string(),
+            kind: job.kind.clone(),
+            queue: job.queue.clone(),
+            state: job.state.as_str().to_owned(),
+            since: job.dead_at.or(job.enqueued_at),
+            attempts: job.attempts.to_string(),
+            note: job
+                .dead_reason
+                .map(|reason| reason.as_str().to_owned())
+                .into_iter()
+                .chain(job.error.clone())
+                .collect::<Vec<_>>()
+                .join(": "),
+        },
+        Row::Past(row) => Cells {
+            id: row.id.clone(),
+            kind: row.kind.clone(),
+            queue: row.queue.clone(),
+            state: row.outcome.clone(),
+            since: Some(row.finished_at),
+            attempts: row.attempt.to_string(),
+            note: row.reason.clone().into_iter().chain(row.error.clone()).collect::<Vec<_>>().join(": "),
+        },
+    }
+}
+
+/// A job's cells of a table.
+#[derive(Clone, Debug)]
+pub struct Cells {
+    /// Id.
+    pub id: String,
+    /// Kind.
+    pub kind: String,
+    /// Queue.
+    pub queue: String,
+    /// State.
+    pub state: String,
+    /// Since when: dead, finished or enqueued.
+    pub since: Option<Timestamp>,
+    /// Attempts.
+    pub attempts: String,
+    /// Why it is dead, and its last error.
+    pub note: String,
+}
+
+impl Row {
+    /// As JSON, for text output.
+    #[must_use]
+    pub fn value(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_names_queue_state_and_place() {
+        let places = [("a", State::Dead), ("a", State::Waiting), ("b", State::Dead)];
+        let read = |text: &str| read_cursor(text, &places);
+        assert_eq!(read(&write_cursor("a", State::Waiting, Some("50"))), Some((1, Some("50".into()))));
+        assert_eq!(read(&write_cursor("b", State::Dead, None)), Some((2, None)));
+        for wrong in ["", "a", "a:dead", "c:dead:1", "a:active:1"] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
+    }
+
+    fn answers(outcomes: &[&'static str]) -> Vec<Answer> {
+        outcomes.iter().map(|outcome| Answer { id: "x".into(), queue: None, outcome }).collect()
+    }
+
+    #[test]
+    fn the_exit_code_tells_none_some_and_all() {
+        let exit = |outcomes: &[&'static str]| {
+            judge(&answers(outcomes), "cancelled").map(|failure| failure.exit.code())
+        };
+        assert_eq!(exit(&["cancelled", "asked"]), None);
+        assert_eq!(exit(&["absent", "absent"]), Some(3));
+        assert_eq!(exit(&["dead"]), Some(4));
+        assert_eq!(exit(&["cancelled", "absent"]), Some(6));
+    }
+}

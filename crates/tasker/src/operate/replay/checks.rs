@@ -1,0 +1,132 @@
+//! What must hold before a job is tried again: the payload is its kind's, this version has a handler, and the kind's own
+//! precondition holds.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use serde_json::json;
+use tokio::sync::{Mutex, OnceCell};
+use voiceai_cli::Failure;
+use voiceai_queue::{Job as _, JobView};
+use voiceai_replay::{Candidate, Refusal};
+
+use super::Wanted;
+use crate::jobs::backup::{self, BackupContext, BackupDatabase, BackupError};
+use crate::jobs::registry::Kinds;
+use crate::operate::Desk;
+
+/// The checks of one plan. What costs a call to somebody else is asked once for each kind.
+#[derive(Debug)]
+pub struct Checks {
+    kinds: Kinds,
+    backup: Option<BackupContext>,
+    bucket: OnceCell<Result<(), String>>,
+    served: Mutex<BTreeMap<String, BTreeSet<String>>>,
+}
+
+impl Checks {
+    /// Checks against the kinds of this version; `backup` where a bucket is set.
+    #[must_use]
+    pub fn new(kinds: Kinds, backup: Option<BackupContext>) -> Self {
+        Self { kinds, backup, bucket: OnceCell::new(), served: Mutex::default() }
+    }
+
+    /// Checks one dead job.
+    pub(super) async fn check(&self, desk: &Desk, job: &JobView) -> Result<(), Refusal> {
+        let payload = job.payload.as_ref().map_or("", |payload| payload.get());
+        match self.kinds.get(&job.kind) {
+            Some(kind) => kind.check_payload(payload).map_err(|problem| {
+                Refusal::new("bad_payload", format!("its payload does not parse: {problem}"))
+            })?,
+            // Another process of the same version may be told to handle more kinds than this one.
+            None if self.is_served(desk, job).await => {}
+            None => {
+                let message =
+                    format!("no handler for kind `{}` in this version, and no live worker has one", job.kind);
+                return Err(Refusal::new("no_handler", message));
+            }
+        }
+        self.precondition(&job.kind).await
+    }
+
+    async fn is_served(&self, desk: &Desk, job: &JobView) -> bool {
+        let mut served = self.served.lock().await;
+        if !served.contains_key(&job.queue) {
+            let kinds = match desk.client.stats(&job.queue).await {
+                Ok(stats) => stats.workers.into_iter().flat_map(|worker| worker.kinds).collect(),
+                Err(_) => BTreeSet::new(),
+            };
+            served.insert(job.queue.clone(), kinds);
+        }
+        served.get(&job.queue).is_some_and(|kinds| kinds.contains(&job.kind))
+    }
+
+    /// The kind's own precondition.
+    async fn precondition(&self, kind: &str) -> Result<(), Refusal> {
+        if kind != BackupDatabase::KIND {
+            return Ok(());
+        }
+        let looked = self.bucket.get_or_init(|| async {
+            match &self.backup {
+                Some(backup) => backup.store.check().await.map_err(|error| error.to_string()),
+                None => Err("S3_BUCKET is not set".to_owned()),
+            }
+        });
+        looked.await.clone().map_err(|problem| Refusal::new("bucket_unreachable", problem))
+    }
+
+    /// Work of a kind that was never enqueued, by the kind's finder.
+    ///
+    /// # Errors
+    /// Refused (4) for a kind without one.
+    pub(super) async fn missing(&self, desk: &Desk, wanted: &Wanted) -> Result<Vec<Candidate>, Failure> {
+        let kind = wanted.kind.clone().unwrap_or_default();
+        let since = wanted.since.map_or(Timestamp::MIN, |since| since.timestamp(Timestamp::now()));
+        if kind == BackupDatabase::KIND {
+            return self.missing_backup(desk, since).await;
+        }
+        Err(Failure::refused(
+            "no_finder",
+            format!("kind `{kind}` has no finder: nothing tells which of its jobs were never enqueued"),
+            "Enqueue what is missing with `jobs enqueue`.",
+        ))
+    }
+
+    /// A backup is missing when the bucket holds none of this database from `since` on, and none is on its way.
+    async fn missing_backup(&self, desk: &Desk, since: Timestamp) -> Result<Vec<Candidate>, Failure> {
+        let Some(backup) = &self.backup else {
+            return Err(Failure::refused(
+                "no_bucket",
+                "S3_BUCKET is not set, so no backup can be missing",
+                "Set S3_BUCKET.",
+            ));
+        };
+        let newest = match backup::find(backup, "latest").await {
+            Ok((_, manifest)) => Some(manifest.snapshot_at),
+            Err(BackupError::NotFound { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        if newest.is_some_and(|newest| newest >= since) {
+            return Ok(Vec::new());
+        }
+        let job = BackupDatabase { verify: false };
+        let payload = serde_json::to_value(&job).unwrap_or_default();
+        // One id for one gap: two operators who fill the same one enqueue one job.
+        let id = format!("missing:{}:{}", BackupDatabase::KIND, newest.unwrap_or(since).as_second());
+        let on_its_way = crate::operate::jobs::locate(&desk.client, Some(BackupDatabase::QUEUE), &id).await?;
+        let refused =
+            on_its_way.map(|job| Refusal::new("on_its_way", format!("job {id} is {}", job.state.as_str())));
+        Ok(vec![Candidate {
+            place: BackupDatabase::QUEUE.to_owned(),
+            id,
+            content: Some(json!({ "kind": BackupDatabase::KIND, "payload": payload })),
+            shown: json!({
+                "queue": BackupDatabase::QUEUE,
+                "kind": BackupDatabase::KIND,
+                "newest_backup_at": newest,
+                "since": since,
+            }),
+            refused,
+        }])
+    }
+}

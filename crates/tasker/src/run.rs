@@ -1,0 +1,157 @@
+//! What `run` does: composes workers, scheduler, outbox relay, history and the leader's chores.
+
+mod chores;
+mod pools;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use voiceai_cli::Failure;
+use voiceai_leader::{RedisTerm, TermMirror};
+use voiceai_postgres::Tenure;
+use voiceai_queue::cron::{self, Definition, Scheduler, SchedulerSettings};
+use voiceai_queue::history::{History, HistorySettings, Retention, RetentionSettings, Writer};
+use voiceai_queue::outbox::{self, Relay, RelaySettings, Wakeups};
+use voiceai_queue::{Client, Job as _};
+use voiceai_redis::Redis;
+use voiceai_runtime::Vitals;
+use voiceai_service::Context;
+
+use crate::jobs::backup::BackupDatabase;
+use crate::jobs::registry::{self, Contexts};
+use crate::operate::queue_failure;
+use crate::operate::queues::BUILT_IN;
+use crate::operate::schedules::schedule_failure;
+use crate::settings::TaskerSettings;
+use chores::Chores;
+use pools::Pools;
+
+/// Name of the schedule that every installation has.
+pub const BACKUP_SCHEDULE: &str = "database-backup";
+
+/// Longest time for which a loop that talks to a store may be silent, beside its own interval: several calls at their limit.
+const STORE_BOUND: Duration = Duration::from_secs(120);
+
+/// Starts every loop and comes back. They end with [`Context::shutdown`].
+///
+/// # Errors
+/// When a store refuses what the loops need.
+pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<TaskerSettings>, Failure> {
+    let (history, writer) = History::new(context.pool.clone(), HistorySettings::default());
+    let client = Client::with_history(context.redis.clone(), Arc::new(history));
+    let client = client.await.map_err(|error| queue_failure(&error))?;
+    let settings = context.settings.clone();
+    let backup = registry::backup_context(&settings, &context.shared, Some(context.pool.clone())).await?;
+    declare_schedules(&context, backup.is_some()).await?;
+
+    let tenure = context.elect(term_mirrors(&context.redis));
+    let contexts = Contexts { redis: context.redis.clone(), backup };
+    let handlers = registry::handlers(&settings, &contexts);
+    tracing::info!(kinds = handlers.kinds().join(","), "job kinds registered");
+
+    let wakeups = Wakeups::new();
+    start_outbox(&context, &client, &wakeups);
+    start_scheduler(&context, &client, &wakeups, &tenure);
+    let pools = Pools::new(client.clone(), handlers, &context);
+    start_workers(&context, pools, writer);
+    start_leader_chores(&context, client, tenure);
+    Ok(context)
+}
+
+/// Copies of the term beside the data that the queues' scripts fence with it.
+fn term_mirrors(redis: &Redis) -> Vec<Arc<dyn TermMirror>> {
+    let mirror = |queue: &str| -> Arc<dyn TermMirror> {
+        Arc::new(RedisTerm::new(redis.clone(), format!("voiceai:queue:{{{queue}}}:term")))
+    };
+    BUILT_IN.map(mirror).into()
+}
+
+/// The nightly backup. A schedule that an operator has set is left as it is.
+async fn declare_schedules(context: &Context<TaskerSettings>, has_bucket: bool) -> Result<(), Failure> {
+    let nightly = Definition {
+        queue: BackupDatabase::QUEUE.to_owned(),
+        enabled: has_bucket,
+        ..Definition::new(BACKUP_SCHEDULE, BackupDatabase::KIND, "0 2 * * *")
+    };
+    let created = cron::declare(&context.pool, &nightly).await.map_err(|error| schedule_failure(&error))?;
+    if created {
+        tracing::info!(schedule = BACKUP_SCHEDULE, enabled = has_bucket, "schedule created");
+    }
+    Ok(())
+}
+
+fn start_outbox(context: &Context<TaskerSettings>, client: &Client, wakeups: &Wakeups) {
+    let poll_interval = context.settings.worker_poll;
+    let settings = RelaySettings { poll_interval, ..RelaySettings::default() };
+    let relay = Relay::new(context.pool.clone(), client.clone(), settings);
+    let stopping = context.shutdown.stopping();
+    let pulse = context.vitals.register("outbox relay", poll_interval + STORE_BOUND);
+    context.shutdown.spawn("outbox relay", relay.run(wakeups.clone(), stopping.clone(), pulse));
+    // Ends with the process: nothing is lost when it is dropped.
+    context.shutdown.spawn("wake-ups", outbox::listen(context.pool.clone(), wakeups.clone(), stopping));
+}
+
+fn start_scheduler(
+    context: &Context<TaskerSettings>,
+    client: &Client,
+    wakeups: &Wakeups,
+    tenure: &watch::Receiver<Option<Tenure>>,
+) {
+    let poll_interval = context.settings.scheduler_poll;
+    let settings = SchedulerSettings { poll_interval, ..SchedulerSettings::default() };
+    let scheduler = Scheduler::new(context.pool.clone(), client.clone(), settings, wakeups.clone());
+    let pulse = context.vitals.register("scheduler", poll_interval + STORE_BOUND);
+    let stopping = context.shutdown.stopping();
+    context.shutdown.spawn("scheduler", scheduler.run(tenure.clone(), stopping, pulse));
+}
+
+/// The workers, and the history behind them: it is written to the end only once no worker records any more.
+fn start_workers(context: &Context<TaskerSettings>, pools: Pools, writer: Writer) {
+    let finished = CancellationToken::new();
+    let pulse = context.vitals.register("history writer", STORE_BOUND);
+    context.shutdown.spawn("history writer", writer.run(finished.clone(), pulse));
+    let (stopping, forced) = (context.shutdown.stopping(), context.shutdown.forced());
+    let vitals = context.vitals.clone();
+    context.shutdown.spawn("workers", async move {
+        // Also when the pools panic: the writer must not wait for ever.
+        let _finished = finished.drop_guard();
+        pools.run(stopping, forced, vitals).await;
+    });
+}
+
+fn start_leader_chores(
+    context: &Context<TaskerSettings>,
+    client: Client,
+    tenure: watch::Receiver<Option<Tenure>>,
+) {
+    let stopping = context.shutdown.stopping();
+    let retention = Retention::new(context.pool.clone(), RetentionSettings::default());
+    let pulse = context.vitals.register("history retention", STORE_BOUND);
+    context.shutdown.spawn("history retention", retention.run(tenure.clone(), stopping.clone(), pulse));
+    let chores = Chores::new(client, context.pool.clone(), context.settings.clone());
+    let pulse = context.vitals.register("leader chores", STORE_BOUND);
+    context.shutdown.spawn("leader chores", chores.run(tenure.clone(), stopping.clone(), pulse));
+    context.shutdown.spawn("status line", tell_status(tenure, context.vitals.clone(), stopping));
+}
+
+/// Keeps the line that `healthcheck` shows.
+async fn tell_status(
+    mut tenure: watch::Receiver<Option<Tenure>>,
+    vitals: Vitals,
+    stopping: CancellationToken,
+) {
+    loop {
+        let line = match tenure.borrow_and_update().as_ref() {
+            Some(tenure) if tenure.is_held() => format!("leader, term {}, held", tenure.term().number),
+            Some(tenure) => format!("leader, term {}", tenure.term().number),
+            None => "follower".to_owned(),
+        };
+        vitals.set_status(line);
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            changed = tenure.changed() => if changed.is_err() { return },
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! What the leader alone does beside firing schedules: keeps Redis as the queues' rows say, and reports the queues as a whole.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use voiceai_postgres::{PgPool, Tenure};
+use voiceai_queue::{Client, QueueGauges, QueueLimits};
+use voiceai_runtime::Pulse;
+
+use crate::operate::limits;
+use crate::operate::queues::BUILT_IN;
+use crate::settings::TaskerSettings;
+
+/// How often the rows are compared with Redis.
+const EVERY: Duration = Duration::from_secs(5);
+/// Longest time for one round; a store that hangs is left and tried again.
+const ROUND_MAX: Duration = Duration::from_secs(60);
+
+/// The leader's chores.
+pub(super) struct Chores {
+    client: Client,
+    pool: PgPool,
+    settings: TaskerSettings,
+    gauges: QueueGauges,
+    troubled: bool,
+}
+
+impl Chores {
+    pub(super) fn new(client: Client, pool: PgPool, settings: TaskerSettings) -> Self {
+        Self { client, pool, settings, gauges: QueueGauges::new(), troubled: false }
+    }
+
+    /// Runs until `stopping`, whenever `tenure` says that this process leads.
+    pub(super) async fn run(
+        mut self,
+        mut tenure: watch::Receiver<Option<Tenure>>,
+        stopping: CancellationToken,
+        pulse: Pulse,
+    ) {
+        let mut election_is_over = false;
+        while !stopping.is_cancelled() {
+            pulse.beat();
+            let leads = tenure.borrow_and_update().as_ref().is_some_and(Tenure::is_trusted);
+            let wait = if leads { self.round().await } else { EVERY };
+            pulse.beat();
+            tokio::select! {
+                () = stopping.cancelled() => {}
+                () = tokio::time::sleep(wait) => {}
+                changed = tenure.changed(), if !election_is_over => election_is_over = changed.is_err(),
+            }
+        }
+    }
+
+    /// One round, and how long to wait for the next.
+    async fn round(&mut self) -> Duration {
+        // Plain statements and single calls: cutting one off leaves nothing behind.
+        let done = tokio::time::timeout(ROUND_MAX, self.work()).await;
+        let problem = match done {
+            Ok(Ok(wait)) => {
+                if self.troubled {
+                    tracing::info!("the queues' settings are compared again");
+                }
+                self.troubled = false;
+                return wait;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("not done within {ROUND_MAX:?}"),
+        };
+        if !self.troubled {
+            tracing::warn!(problem, "the queues' settings cannot be compared now");
+        }
+        self.troubled = true;
+        EVERY
+    }
+
+    async fn work(&self) -> Result<Duration, limits::MirrorError> {
+        for (queue, changes) in limits::mirror(&self.client, &self.pool).await? {
+            for (name, value) in changes {
+                let value = value.as_deref().unwrap_or("none");
+                tracing::info!(queue, setting = name.word(), value, "queue setting brought to Redis");
+            }
+        }
+        for queue in self.client.queues().await? {
+            let stats = self.client.stats(&queue).await?;
+            self.gauges.record(&stats);
+            self.keep_retention(&queue, &stats.settings).await?;
+        }
+        let now = Timestamp::now();
+        let end = limits::next_end(&self.pool).await?;
+        let until_end = end.map(|end| Duration::try_from(end.duration_since(now)).unwrap_or_default());
+        Ok(until_end.map_or(EVERY, |until| (until + Duration::from_millis(20)).min(EVERY)))
+    }
+
+    /// The figures for how long results and dead jobs of the two named queues are kept, where nobody has set others.
+    async fn keep_retention(
+        &self,
+        queue: &str,
+        have: &std::collections::BTreeMap<String, String>,
+    ) -> Result<(), voiceai_queue::QueueError> {
+        let has_any = ["keep_completed_ms", "keep_completed", "keep_dead_ms", "keep_dead"];
+        if !BUILT_IN.contains(&queue) || has_any.iter().any(|name| have.contains_key(*name)) {
+            return Ok(());
+        }
+        let pool = self.settings.pool(queue);
+        if pool.keep_completed.is_none() && pool.keep_dead.is_none() {
+            return Ok(());
+        }
+        let limits = QueueLimits {
+            keep_completed: pool.keep_completed.map(|(age, _)| Some(age)),
+            keep_completed_count: pool.keep_completed.map(|(_, count)| Some(count)),
+            keep_dead: pool.keep_dead.map(Some),
+            ..QueueLimits::default()
+        };
+        self.client.set(queue, &limits).await
+    }
+}

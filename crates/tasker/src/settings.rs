@@ -1,0 +1,213 @@
+//! The settings that only voiceai-tasker reads.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use voiceai_aws::S3Settings;
+use voiceai_config::catalogue::queue;
+use voiceai_config::{Rate, Reader};
+
+/// Queue of outgoing mail.
+pub const EMAIL_QUEUE: &str = "email-queue";
+/// Queue of agent runs.
+pub const ORCHESTRATION_QUEUE: &str = "orchestration-queue";
+/// Queue of everything that names no other.
+pub const DEFAULT_QUEUE: &str = "default";
+
+/// What a queue's `QUEUE_<NAME>_…` variables say, each overriding the queue's own figure.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// Jobs that this process runs at a time.
+    pub concurrency: Option<u32>,
+    /// Starts per period over all processes.
+    pub rate: Option<Rate>,
+    /// Attempts in all, for kinds that retry exponentially.
+    pub attempts: Option<u32>,
+    /// Wait before the second attempt, for the same kinds.
+    pub backoff: Option<Duration>,
+}
+
+/// The figures of one queue's pool in this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Jobs that this process runs at a time.
+    pub concurrency: u32,
+    /// Starts per period over all processes.
+    pub rate: Option<Rate>,
+    /// Attempts in all; `None` leaves it to the kind.
+    pub attempts: Option<u32>,
+    /// Wait before the second attempt; `None` leaves it to the kind.
+    pub backoff: Option<Duration>,
+    /// How long results of completed jobs are kept, and how many; `None` leaves it to the kind.
+    pub keep_completed: Option<(Duration, u64)>,
+    /// How long dead jobs are kept; `None` keeps them until somebody decides.
+    pub keep_dead: Option<Duration>,
+}
+
+/// The settings of workers, schedules and backups.
+#[derive(Clone, Debug)]
+pub struct TaskerSettings {
+    /// `WORKER_CONCURRENCY`. Jobs that one process runs at a time, per queue. Default 5.
+    pub worker_concurrency: u32,
+    /// `WORKER_POLL_INTERVAL_MS`. The safety net behind wake-ups. Default 5 s.
+    pub worker_poll: Duration,
+    /// `SCHEDULER_POLL_INTERVAL_MS`. The safety net behind wake-ups. Default 10 s.
+    pub scheduler_poll: Duration,
+    /// `DIAGNOSTIC_JOBS`. Whether the probe is registered. Default false.
+    pub diagnostic_jobs: bool,
+    /// `S3_…`. Where backups go; absent without `S3_BUCKET`.
+    pub store: Option<S3Settings>,
+    overrides: BTreeMap<String, Overrides>,
+}
+
+impl TaskerSettings {
+    /// Reads them.
+    pub fn read(reader: &Reader<'_>) -> Self {
+        let mut overrides: BTreeMap<String, Overrides> = BTreeMap::new();
+        let mut of = |name: String, set: &dyn Fn(&mut Overrides)| set(overrides.entry(name).or_default());
+        for (name, value) in reader.each(&queue::QUEUE_CONCURRENCY) {
+            of(name, &|o| o.concurrency = Some(value));
+        }
+        for (name, value) in reader.each(&queue::QUEUE_RATE) {
+            of(name, &|o| o.rate = Some(value));
+        }
+        for (name, value) in reader.each(&queue::QUEUE_ATTEMPTS) {
+            of(name, &|o| o.attempts = Some(value));
+        }
+        for (name, value) in reader.each(&queue::QUEUE_BACKOFF) {
+            of(name, &|o| o.backoff = Some(value));
+        }
+        // The two names of one queue's variable must agree; the reader says so where they do not.
+        for name in [DEFAULT_QUEUE, EMAIL_QUEUE, ORCHESTRATION_QUEUE] {
+            let _ = reader.named(&queue::QUEUE_CONCURRENCY, name);
+            let _ = reader.named(&queue::QUEUE_RATE, name);
+            let _ = reader.named(&queue::QUEUE_ATTEMPTS, name);
+            let _ = reader.named(&queue::QUEUE_BACKOFF, name);
+        }
+        Self {
+            worker_concurrency: reader.get(&queue::WORKER_CONCURRENCY),
+            worker_poll: reader.get(&queue::WORKER_POLL_INTERVAL_MS),
+            scheduler_poll: reader.get(&queue::SCHEDULER_POLL_INTERVAL_MS),
+            diagnostic_jobs: reader.get(&queue::DIAGNOSTIC_JOBS),
+            store: S3Settings::read(reader),
+            overrides,
+        }
+    }
+
+    /// The pool of `queue`: what its variables say, else its own figures, else the defaults of every queue.
+    #[must_use]
+    pub fn pool(&self, queue: &str) -> Pool {
+        let own = own_figures(queue, self.worker_concurrency);
+        let given = self.overrides_of(queue);
+        Pool {
+            concurrency: given.concurrency.unwrap_or(own.concurrency),
+            rate: given.rate.or(own.rate),
+            attempts: given.attempts.or(own.attempts),
+            backoff: given.backoff.or(own.backoff),
+            ..own
+        }
+    }
+
+    fn overrides_of(&self, queue: &str) -> Overrides {
+        let variable = |name: &str| {
+            let part: String = name
+                .chars()
+                .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' })
+                .collect();
+            self.overrides.get(&part).copied().unwrap_or_default()
+        };
+        let long = variable(queue);
+        let short = queue.strip_suffix("-queue").map(variable).unwrap_or_default();
+        Overrides {
+            concurrency: long.concurrency.or(short.concurrency),
+            rate: long.rate.or(short.rate),
+            attempts: long.attempts.or(short.attempts),
+            backoff: long.backoff.or(short.backoff),
+        }
+    }
+}
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The figures that come with a queue: two queues have pools of their own, beside the one of every other queue.
+fn own_figures(queue: &str, worker_concurrency: u32) -> Pool {
+    let every = Pool {
+        concurrency: worker_concurrency,
+        rate: None,
+        attempts: None,
+        backoff: None,
+        keep_completed: None,
+        keep_dead: None,
+    };
+    match queue {
+        EMAIL_QUEUE => Pool {
+            concurrency: 5,
+            rate: Some(Rate { count: 10, per: Duration::from_secs(1) }),
+            attempts: Some(3),
+            backoff: Some(Duration::from_secs(60)),
+            keep_completed: Some((DAY, 1_000)),
+            keep_dead: Some(DAY * 7),
+        },
+        ORCHESTRATION_QUEUE => Pool {
+            concurrency: 3,
+            rate: Some(Rate { count: 5, per: Duration::from_secs(60) }),
+            attempts: Some(3),
+            backoff: Some(Duration::from_secs(30)),
+            keep_completed: Some((DAY, 500)),
+            keep_dead: Some(DAY * 7),
+        },
+        _ => every,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use voiceai_config::{Binary, Resolved};
+
+    use super::*;
+
+    fn settings(pairs: &[(&str, &str)]) -> TaskerSettings {
+        let resolved = Resolved::from_pairs(Binary::Tasker, pairs.iter().copied());
+        resolved.read(TaskerSettings::read).unwrap().settings
+    }
+
+    #[test]
+    fn the_two_named_queues_have_their_own_pools() {
+        let settings = settings(&[("WORKER_CONCURRENCY", "9")]);
+        assert_eq!(settings.pool("anything").concurrency, 9);
+        assert_eq!(settings.pool("anything").rate, None);
+        let email = settings.pool(EMAIL_QUEUE);
+        assert_eq!(
+            (email.concurrency, email.attempts, email.backoff),
+            (5, Some(3), Some(Duration::from_secs(60)))
+        );
+        assert_eq!(email.rate, Some(Rate { count: 10, per: Duration::from_secs(1) }));
+        let orchestration = settings.pool(ORCHESTRATION_QUEUE);
+        assert_eq!((orchestration.concurrency, orchestration.backoff), (3, Some(Duration::from_secs(30))));
+        assert_eq!(orchestration.rate, Some(Rate { count: 5, per: Duration::from_secs(60) }));
+    }
+
+    #[test]
+    fn a_queues_variables_win_in_both_spellings() {
+        let settings = settings(&[
+            ("QUEUE_EMAIL_CONCURRENCY", "50"),
+            ("QUEUE_ORCHESTRATION_QUEUE_RATE", "100/m"),
+            ("QUEUE_MY_QUEUE_ATTEMPTS", "7"),
+            ("QUEUE_MY_QUEUE_BACKOFF", "3s"),
+        ]);
+        assert_eq!(settings.pool(EMAIL_QUEUE).concurrency, 50);
+        let rate = settings.pool(ORCHESTRATION_QUEUE).rate.unwrap();
+        assert_eq!((rate.count, rate.per), (100, Duration::from_secs(60)));
+        let mine = settings.pool("my.queue");
+        assert_eq!((mine.attempts, mine.backoff), (Some(7), Some(Duration::from_secs(3))));
+    }
+
+    #[test]
+    fn two_spellings_that_disagree_are_refused() {
+        let resolved = Resolved::from_pairs(
+            Binary::Tasker,
+            [("QUEUE_EMAIL_CONCURRENCY", "5"), ("QUEUE_EMAIL_QUEUE_CONCURRENCY", "6")],
+        );
+        assert!(resolved.read(TaskerSettings::read).is_err());
+    }
+}
