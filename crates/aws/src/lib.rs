@@ -5,14 +5,16 @@
 //! left is found and removed ([`ObjectStore::abort_uploads`]). Every error says what was tried, on which key, and by its
 //! [`S3ErrorKind`] what the operator has to look at.
 
+mod download;
 mod error;
 mod platform;
 mod settings;
 mod store;
 mod upload;
 
+pub use download::Download;
 pub use error::{S3Error, S3ErrorKind};
 pub use platform::{ParameterLayer, PlatformSettings, ResolveError, SecretLayer, platform_layers, resolve};
 pub use settings::S3Settings;
-pub use store::{Download, Object, ObjectStore, OpenUpload};
+pub use store::{Object, ObjectStore, OpenUpload};
 pub use upload::{PartSizes, Uploaded};

@@ -113,6 +113,10 @@ pub enum ResolveError {
 /// When `NAMESPACE` or what belongs to it is wrong, or a store cannot be read whole.
 pub async fn resolve(binary: Binary) -> Result<Resolved, ResolveError> {
     let environment = Resolved::from_environment(binary);
+    if environment.shown(platform::NAMESPACE.declaration.name).is_none() {
+        // What else may be wrong is found together with everything else.
+        return Ok(environment);
+    }
     match environment.read(PlatformSettings::read)?.settings {
         None => Ok(environment),
         Some(settings) => {

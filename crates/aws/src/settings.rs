@@ -55,7 +55,8 @@ impl S3Settings {
                 "Give the bare name of the bucket, without s3:// and without a folder (that is S3_PREFIX).",
             );
         }
-        let endpoint = reader.optional(&storage::S3_ENDPOINT).map(|url| url.to_string());
+        let endpoint =
+            reader.optional(&storage::S3_ENDPOINT).map(|url| url.as_str().trim_end_matches('/').to_owned());
         let region = reader.optional(&storage::S3_REGION).unwrap_or_else(|| reader.get(&storage::AWS_REGION));
         let checksums = endpoint.is_none();
         let prefix = prefix.trim_matches('/').to_owned();

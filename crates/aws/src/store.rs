@@ -1,7 +1,5 @@
 //! One bucket.
 
-use std::fmt;
-use std::pin::Pin;
 use std::time::{Duration, SystemTime};
 
 use aws_config::retry::RetryConfig;
@@ -11,7 +9,6 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{Credentials, RequestChecksumCalculation, ResponseChecksumValidation};
 use aws_sdk_s3::primitives::ByteStream;
 use bytes::{Bytes, BytesMut};
-use tokio::io::AsyncBufRead;
 
 use crate::error::{S3Error, S3ErrorKind};
 use crate::settings::S3Settings;
@@ -19,9 +16,9 @@ use crate::settings::S3Settings;
 /// Tries of one request, the first included: the SDK waits between them, longer each time.
 const ATTEMPTS_MAX: u32 = 4;
 /// Longest time one try may take, the body of a part included.
-const ATTEMPT_MAX: Duration = Duration::from_secs(120);
+pub(crate) const ATTEMPT_MAX: Duration = Duration::from_secs(120);
 /// Longest time until a connection stands.
-const CONNECT_MAX: Duration = Duration::from_secs(5);
+pub(crate) const CONNECT_MAX: Duration = Duration::from_secs(5);
 
 /// An object, as a listing or a look at its head tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,20 +40,6 @@ pub struct OpenUpload {
     pub id: String,
     /// When it began, by the store's clock.
     pub initiated: Option<SystemTime>,
-}
-
-/// An object's bytes on their way.
-pub struct Download {
-    /// The bytes the store promised. A stream that ends earlier is an error of the reader.
-    pub size: u64,
-    /// The bytes.
-    pub reader: Pin<Box<dyn AsyncBufRead + Send>>,
-}
-
-impl fmt::Debug for Download {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Download").field("size", &self.size).finish_non_exhaustive()
-    }
 }
 
 /// One bucket. Cheap to clone; clones share connections.
@@ -125,17 +108,6 @@ impl ObjectStore {
                 error => Err(error),
             },
         }
-    }
-
-    /// Opens an object for reading from its beginning.
-    ///
-    /// # Errors
-    /// [`S3Error`], [`S3ErrorKind::NotFound`] when there is no such object. What happens later is an error of the reader.
-    pub async fn get(&self, key: &str) -> Result<Download, S3Error> {
-        let asked = self.client.get_object().bucket(&self.bucket).key(key).send().await;
-        let object = asked.map_err(|error| S3Error::from_sdk("read", self.place(key), error))?;
-        let size = size(object.content_length());
-        Ok(Download { size, reader: Box::pin(object.body.into_async_read()) })
     }
 
     /// Reads a small object whole.
@@ -275,7 +247,7 @@ fn about_bucket(error: S3Error) -> S3Error {
     if error.kind() == S3ErrorKind::NotFound { error.with_kind(S3ErrorKind::NoSuchBucket) } else { error }
 }
 
-fn size(length: Option<i64>) -> u64 {
+pub(crate) fn size(length: Option<i64>) -> u64 {
     length.and_then(|length| u64::try_from(length).ok()).unwrap_or(0)
 }
 

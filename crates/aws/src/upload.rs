@@ -1,7 +1,10 @@
 //! Uploads of unknown length, in parts.
 
 use std::io;
+use std::time::Duration;
 
+use aws_sdk_s3::config::Builder;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
 use bytes::{Bytes, BytesMut};
@@ -11,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{S3Error, S3ErrorKind};
-use crate::store::ObjectStore;
+use crate::store::{ATTEMPT_MAX, CONNECT_MAX, ObjectStore};
 
 const MIB: u64 = 1024 * 1024;
 /// S3 takes no more parts than this.
@@ -228,7 +231,12 @@ async fn send_part(
     let number = i32::try_from(number).unwrap_or(i32::MAX);
     let request =
         store.client.upload_part().bucket(&store.bucket).key(&key).upload_id(id).part_number(number);
-    let sent = request.body(ByteStream::from(part)).send().await;
+    // A large part takes its time even on a sound line: a MiB a second is granted on top.
+    let limit = ATTEMPT_MAX + Duration::from_secs(part.len() as u64 / MIB);
+    let limits =
+        TimeoutConfig::builder().connect_timeout(CONNECT_MAX).operation_attempt_timeout(limit).build();
+    let request = request.body(ByteStream::from(part)).customize();
+    let sent = request.config_override(Builder::new().timeout_config(limits)).send().await;
     let sent = sent.map_err(|error| S3Error::from_sdk("upload a part of", store.place(&key), error))?;
     Ok(CompletedPart::builder().part_number(number).set_e_tag(sent.e_tag().map(str::to_owned)).build())
 }

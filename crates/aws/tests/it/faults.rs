@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use tokio_util::sync::CancellationToken;
 use voiceai_aws::{ObjectStore, PartSizes, S3Error, S3ErrorKind, Uploaded};
 
-use crate::scripted::Scripted;
+use crate::scripted::{BROKEN, Scripted};
 use crate::{bytes, settings};
 
 const CREATED: &str = "<InitiateMultipartUploadResult><Bucket>b-1</Bucket><Key>k</Key><UploadId>u-1</UploadId>\
@@ -99,4 +99,55 @@ async fn a_wrong_clock_and_a_wrong_region_are_called_so() {
         assert_eq!(refused.kind(), kind, "{refused}");
         assert!(!refused.kind().remedy().is_empty());
     }
+}
+
+async fn read(server: &Scripted) -> Result<Vec<u8>, S3Error> {
+    let store = ObjectStore::new(&settings(&server.endpoint, "b-1", "a", "s")).await;
+    let mut download = store.get("k").await?;
+    assert_eq!(download.size(), 10);
+    let mut content = Vec::new();
+    while let Some(chunk) = download.next_chunk().await? {
+        content.extend_from_slice(&chunk);
+    }
+    Ok(content)
+}
+
+#[tokio::test]
+async fn a_download_that_breaks_off_is_taken_up_where_it_ended() {
+    let server = Scripted::start(|_, before| {
+        let answer = match before {
+            0 => "200 OK\netag: \"e\"\ncontent-length: 10\n\n0123",
+            1 => "206 Partial\netag: \"e\"\ncontent-range: bytes 4-9/10\ncontent-length: 6\n\n45",
+            _ => "206 Partial\netag: \"e\"\ncontent-range: bytes 6-9/10\ncontent-length: 4\n\n6789",
+        };
+        (BROKEN, answer.to_owned())
+    })
+    .await;
+    assert_eq!(read(&server).await.expect("whole"), b"0123456789");
+    assert_eq!(server.asked().len(), 3);
+}
+
+#[tokio::test]
+async fn a_download_never_mixes_two_objects_and_does_not_try_for_ever() {
+    let broken = "200 OK\netag: \"e\"\ncontent-length: 10\n\n0123";
+    let replaced = Scripted::start(move |_, before| match before {
+        0 => (BROKEN, broken.to_owned()),
+        _ => (412, error("PreconditionFailed")),
+    })
+    .await;
+    let failed = read(&replaced).await.expect_err("another object stands there now");
+    assert!(failed.to_string().contains("PreconditionFailed"), "{failed}");
+
+    let from_the_start = Scripted::start(move |_, _| (BROKEN, broken.to_owned())).await;
+    let failed = read(&from_the_start).await.expect_err("the answer is not the rest");
+    assert!(failed.to_string().contains("from the middle"), "{failed}");
+
+    let stuck = Scripted::start(move |_, before| match before {
+        0 => (BROKEN, broken.to_owned()),
+        _ => (BROKEN, "206 Partial\ncontent-range: bytes 4-9/10\ncontent-length: 6\n\n".to_owned()),
+    })
+    .await;
+    let failed = read(&stuck).await.expect_err("it never goes on");
+    assert_eq!(failed.kind(), S3ErrorKind::Unreachable, "{failed}");
+    assert!(failed.to_string().contains("after 4 of 10 bytes"), "{failed}");
 }

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
-use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio_util::sync::CancellationToken;
 use voiceai_aws::{ObjectStore, PartSizes, S3ErrorKind};
 
@@ -43,8 +43,10 @@ impl AsyncRead for Broken {
 async fn stored(store: &ObjectStore, key: &str) -> Vec<u8> {
     let mut download = store.get(key).await.expect("the object is there");
     let mut content = Vec::new();
-    download.reader.read_to_end(&mut content).await.expect("it can be read");
-    assert_eq!(content.len() as u64, download.size);
+    while let Some(chunk) = download.next_chunk().await.expect("it can be read") {
+        content.extend_from_slice(&chunk);
+    }
+    assert_eq!(content.len() as u64, download.size());
     content
 }
 

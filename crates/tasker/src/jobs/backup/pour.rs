@@ -1,10 +1,9 @@
 //! From the bucket into `pg_restore`, checked on the way.
 
 use std::collections::VecDeque;
-use std::io;
 
 use sha2::{Digest as _, Sha256};
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::process::ChildStdin;
 use tokio_util::sync::CancellationToken;
 
@@ -94,26 +93,16 @@ async fn feed(
     let mut held = Held { stdin, last: VecDeque::new() };
     let (mut hash, mut bytes) = (Sha256::new(), 0_u64);
     loop {
-        let chunk = download.reader.fill_buf().await.map_err(|error| broken(manifest, bytes, &error))?;
-        if chunk.is_empty() {
-            break;
-        }
-        hash.update(chunk);
-        held.push(chunk).await;
-        let length = chunk.len();
-        bytes += length as u64;
-        download.reader.consume(length);
+        let Some(chunk) = download.next_chunk().await? else { break };
+        hash.update(&chunk);
+        held.push(&chunk).await;
+        bytes += chunk.len() as u64;
     }
     let fed = Fed { sha256: hex(&hash.finalize()), bytes };
     if fed.sha256 == manifest.sha256 {
         held.release().await;
     }
     Ok(fed)
-}
-
-fn broken(manifest: &Manifest, bytes: u64, error: &io::Error) -> BackupError {
-    let problem = format!("reading broke off after {bytes} of {} bytes ({error})", manifest.bytes);
-    BackupError::Damaged { id: manifest.id.clone(), problem }
 }
 
 /// A pipe that keeps the last bytes back.

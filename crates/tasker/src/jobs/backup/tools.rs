@@ -51,6 +51,16 @@ impl Tools {
         Self { folders }
     }
 
+    /// The versions of `pg_dump` and `pg_restore` that a server of this major version gets: for `doctor`.
+    ///
+    /// # Errors
+    /// [`BackupError::NoTool`], with what was found.
+    pub async fn newest_pair(&self, server: u32) -> Result<(String, String), BackupError> {
+        let dump = self.find("pg_dump", server).await?;
+        let restore = self.find("pg_restore", dump.major).await?;
+        Ok((dump.version, restore.version))
+    }
+
     /// The tool for a server, or an archive, of this major version: that version's own, else the next higher one. An
     /// older one would refuse, or worse: miss what it does not know.
     ///
