@@ -8,6 +8,7 @@ use std::pin::Pin;
 use voiceai_runtime::Secret;
 
 use crate::catalogue;
+use crate::report::Warning;
 
 /// The layers, lowest first: where two give a value, the later one wins. [`Default`](Self::Default) counts only when no other
 /// layer gives a value, and [`Composed`](Self::Composed) is built from all the others and never replaces a value they give.
@@ -55,6 +56,8 @@ pub struct Content {
     pub values: BTreeMap<String, Secret>,
     /// Variables that are there and could not be read, with the reason: each is a violation when it is a setting.
     pub unreadable: BTreeMap<String, String>,
+    /// Oddities that the layer saw while it was read.
+    pub warnings: Vec<Warning>,
 }
 
 /// A layer that could not be read at all. The start ends: to go on with lower layers would be to run on old values.
@@ -196,7 +199,7 @@ impl Layer for Fixed {
     }
 
     fn read(&self) -> ReadLayer<'_> {
-        let content = Content { values: self.values.clone(), unreadable: BTreeMap::new() };
+        let content = Content { values: self.values.clone(), ..Content::default() };
         Box::pin(std::future::ready(Ok(content)))
     }
 }

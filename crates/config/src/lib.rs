@@ -30,6 +30,7 @@ mod print;
 mod reader;
 mod report;
 mod resolve;
+mod rules;
 mod setting;
 mod value;
 
@@ -37,7 +38,7 @@ pub use document::document;
 pub use duration::parse_duration;
 pub use general::{General, HostName, Instance, runtime_dir};
 pub use layer::{Content, Environment, Fixed, Layer, LayerError, LayerKind, ReadLayer};
-pub use manifest::{Manifest, Variable, manifest};
+pub use manifest::{Manifest, SERVICE, Template, Variable, manifest};
 pub use mask::{MASK, mask_url};
 pub use print::{Overridden, Printed};
 pub use reader::{Loaded, Reader};

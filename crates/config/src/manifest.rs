@@ -6,7 +6,7 @@ use crate::catalogue;
 use crate::setting::{Declaration, Required, Scope, Source};
 
 /// The service's name on the platform: the last part of `/<NAMESPACE>/<service>/`.
-const SERVICE: &str = "ops";
+pub const SERVICE: &str = "ops";
 
 /// The settings of both services in the shape of the platform's `vars.yaml`.
 #[derive(Debug, Clone, Serialize)]

@@ -6,7 +6,7 @@ use crate::report::{Report, Violation, Warning};
 use crate::resolve::{Candidate, Resolved};
 use crate::setting::{Declaration, Required, Setting};
 use crate::value::Value;
-use crate::{catalogue, resolve::Resolution};
+use crate::{resolve::Resolution, rules};
 
 /// Settings as types, with the oddities that do not stand against a start.
 #[derive(Debug)]
@@ -37,10 +37,7 @@ impl Reader<'_> {
         self.optional(setting).unwrap_or_else(|| {
             let declaration = &setting.declaration;
             if self.resolved.resolution(declaration).is_some_and(|found| found.winner.is_none()) {
-                self.add(missing(
-                    declaration,
-                    &format!("a value: {} needs it", self.resolved.binary().name()),
-                ));
+                self.add(missing(declaration, "a value, because nothing works without it"));
             }
             T::placeholder()
         })
@@ -165,7 +162,7 @@ fn check(declaration: &Declaration, raw: &str) -> Result<(), String> {
     }
 }
 
-fn wrong(declaration: &Declaration, candidate: &Candidate, expected: String) -> Violation {
+pub(crate) fn wrong(declaration: &Declaration, candidate: &Candidate, expected: String) -> Violation {
     let remedy = if candidate.layer == crate::LayerKind::Composed {
         "Correct the settings it is composed from.".to_owned()
     } else {
@@ -199,7 +196,7 @@ pub(crate) fn load<S>(
     if whole {
         check_all(&reader);
     }
-    if let Some(violation) = failpoint_refused(resolved, cfg!(debug_assertions)) {
+    for violation in rules::broken(resolved) {
         reader.add(violation);
     }
     let report = reader.found.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -242,33 +239,11 @@ fn needed_because<'v>(
     }
 }
 
-/// A build for production has no failpoints: one that was asked for and does nothing would make a test pass that tested
-/// nothing, or hide a leftover of a game day.
-pub(crate) fn failpoint_refused(resolved: &Resolved, has_failpoints: bool) -> Option<Violation> {
-    let declaration = &catalogue::general::VOICEAI_FAILPOINT.declaration;
-    let winner = resolved.resolution(declaration)?.winner.as_ref().filter(|_| !has_failpoints)?;
-    Some(Violation {
-        remedy: "Unset it, or run a development build.".to_owned(),
-        ..wrong(declaration, winner, "no failpoint: this build has none".to_owned())
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Setting;
     use crate::value::kinds::text;
-    use crate::{Binary, Setting};
-
-    #[test]
-    fn a_release_build_refuses_a_failpoint_and_a_development_build_takes_it() {
-        let resolved =
-            Resolved::from_pairs(Binary::Scaler, [("VOICEAI_FAILPOINT", "op.requested.before=abort")]);
-        let violation = failpoint_refused(&resolved, false).expect("a violation");
-        assert_eq!(violation.name, "VOICEAI_FAILPOINT");
-        assert!(failpoint_refused(&resolved, true).is_none());
-        let unset = Resolved::from_pairs(Binary::Scaler, [("VOICEAI_FAILPOINT", "")]);
-        assert!(failpoint_refused(&unset, false).is_none());
-    }
 
     #[test]
     fn what_is_required_depends_on_the_other_setting() {

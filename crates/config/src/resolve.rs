@@ -68,7 +68,7 @@ impl Resolved {
         pairs: impl IntoIterator<Item = (N, V)>,
     ) -> Self {
         let values = pairs.into_iter().map(|(name, value)| (name.into(), Secret::new(value))).collect();
-        let content = Content { values, unreadable: BTreeMap::new() };
+        let content = Content { values, ..Content::default() };
         Self::of(binary, vec![Stratum { kind: LayerKind::Bootstrap, origin: Environment.origin(), content }])
     }
 
@@ -101,6 +101,10 @@ impl Resolved {
             settings.into_iter().map(|(name, gathered)| (name, gathered.settle(&mut found))).collect();
         compose_values(&mut settings, &mut found);
         let mut names = BTreeSet::new();
+        for stratum in &mut strata {
+            found.warnings.append(&mut stratum.content.warnings);
+        }
+        found.warnings.extend(replaced_bootstrap(&strata));
         for stratum in &strata {
             names.extend(
                 stratum.content.values.keys().chain(stratum.content.unreadable.keys()).map(String::as_str),
@@ -187,6 +191,32 @@ impl Resolved {
     ) -> Result<reader::Loaded<S>, Report> {
         reader::load(self, true, read)
     }
+}
+
+/// What is edited on a host and silently replaced by the store above it: the classical way to change nothing for an hour.
+const EDITED_IN_VAIN: [&str; 3] = ["BASTION_PUBLIC_KEY", "CONFIG_BUCKET", "NAMESPACE"];
+
+fn replaced_bootstrap(strata: &[Stratum]) -> Vec<Warning> {
+    let value = |kind: LayerKind, name: &str| {
+        let strata = strata.iter().filter(|stratum| stratum.kind == kind);
+        strata.filter_map(|stratum| stratum.content.values.get(name)).next_back()
+    };
+    let differing = EDITED_IN_VAIN.into_iter().filter(|name| {
+        let (Some(bootstrap), Some(ssm)) = (value(LayerKind::Bootstrap, name), value(LayerKind::Ssm, name))
+        else {
+            return false;
+        };
+        !bootstrap.is_empty() && !ssm.is_empty() && bootstrap.expose() != ssm.expose()
+    });
+    differing
+        .map(|name| Warning {
+            name: name.to_owned(),
+            message:
+                "differs between the bootstrap environment and SSM; SSM's value counts, so change it there"
+                    .to_owned(),
+            nearest: None,
+        })
+        .collect()
 }
 
 fn effective<'s>(settings: &'s BTreeMap<&'static str, Resolution>, name: &str) -> Option<&'s str> {

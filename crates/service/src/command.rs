@@ -2,12 +2,12 @@ use std::future::Future;
 use std::time::Duration;
 
 use voiceai_cli::{ExitCode, Failure};
-use voiceai_config::{Reader, Resolved};
+use voiceai_config::Reader;
 use voiceai_postgres::PgPool;
 use voiceai_redis::Redis;
 use voiceai_telemetry::{REVISION, TelemetrySettings};
 
-use crate::{Backends, Identity, Shared, backends, failures};
+use crate::{Backends, Identity, Shared, backends, failures, resolve};
 
 /// How long a command waits for a backend: a person is waiting.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -71,7 +71,10 @@ where
     Fut: Future<Output = Result<ExitCode, Failure>>,
 {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let resolved = Resolved::from_environment(identity.binary);
+    let resolved = match resolve(identity.binary).await {
+        Ok(resolved) => resolved,
+        Err(failure) => return failure.report(json),
+    };
     let loaded = match resolved.read(|reader| (Shared::read(reader), read(reader))) {
         Ok(loaded) => loaded,
         Err(report) => {

@@ -12,6 +12,7 @@ mod command;
 pub mod failures;
 mod readiness;
 mod run;
+mod settings;
 mod shared;
 
 use voiceai_config::Binary;
@@ -20,6 +21,7 @@ use voiceai_postgres::Component;
 pub use backends::{Backends, connect, connect_pool, connect_redis};
 pub use command::{Command, command};
 pub use run::{Context, run};
+pub use settings::resolve;
 pub use shared::Shared;
 
 /// What makes one binary differ from the other before its own loops start.

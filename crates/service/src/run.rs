@@ -5,14 +5,14 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use voiceai_cli::{ExitCode, Failure};
-use voiceai_config::{Reader, Report, Resolved};
+use voiceai_config::{Reader, Report};
 use voiceai_leader::{Election, TermMirror};
 use voiceai_postgres::{PgPool, Tenure, migrate};
 use voiceai_redis::Redis;
 use voiceai_runtime::{Shutdown, Vitals, vitals};
 use voiceai_telemetry::{REVISION, Telemetry, TelemetrySettings};
 
-use crate::{Backends, Identity, Shared, connect, failures, readiness};
+use crate::{Backends, Identity, Shared, connect, failures, readiness, resolve};
 
 /// Kept back from SHUTDOWN_TIMEOUT for resigning and flushing.
 const RESERVE: Duration = Duration::from_secs(3);
@@ -57,7 +57,10 @@ where
 {
     // Redis, PostgreSQL, S3 and OTLP clients use the process-wide default; a second call is harmless.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let resolved = Resolved::from_environment(identity.binary);
+    let resolved = match resolve(identity.binary).await {
+        Ok(resolved) => resolved,
+        Err(failure) => return failure.report(false),
+    };
     let loaded = match resolved.read_whole(|reader| (Shared::read(reader), read(reader))) {
         Ok(loaded) => loaded,
         Err(report) => return invalid_settings(&report),

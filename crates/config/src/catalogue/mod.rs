@@ -5,6 +5,7 @@
 
 pub mod general;
 pub mod leader;
+pub mod platform;
 pub mod postgres;
 pub mod proxy;
 pub mod queue;
@@ -18,6 +19,7 @@ use crate::setting::{Declaration, Section};
 /// Every topic, in the order of the documents.
 pub static SECTIONS: &[&Section] = &[
     &general::SECTION,
+    &platform::SECTION,
     &redis::SECTION,
     &postgres::SECTION,
     &leader::SECTION,

@@ -3,6 +3,7 @@
 use url::Url;
 use voiceai_runtime::Secret;
 
+pub use crate::catalogue::platform::AWS_REGION;
 use crate::setting::{Binaries, settings};
 use crate::value::kinds::{secret, text, url};
 
@@ -21,6 +22,4 @@ settings! {
     S3_SECRET_KEY: Secret = secret().required_with("S3_ACCESS_KEY").only(Binaries::Tasker);
     /// Region of the bucket, where it is another one than `AWS_REGION`.
     S3_REGION: String = text().only(Binaries::Tasker).computed_default("`AWS_REGION`");
-    /// AWS region.
-    AWS_REGION: String = text().default("eu-central-1").only(Binaries::Tasker);
 }

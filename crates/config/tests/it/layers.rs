@@ -72,6 +72,17 @@ fn a_layer_that_cannot_be_read_ends_the_start() {
 }
 
 #[test]
+fn what_is_edited_on_the_host_and_replaced_by_ssm_is_a_warning() {
+    let bootstrap =
+        layer(LayerKind::Bootstrap, &[("CONFIG_BUCKET", "new"), ("NAMESPACE", "voiceai/staging")]);
+    let ssm = layer(LayerKind::Ssm, &[("CONFIG_BUCKET", "old"), ("NAMESPACE", "voiceai/staging")]);
+    let resolved = now(Resolved::from_layers(Binary::Scaler, &[&bootstrap, &ssm])).unwrap();
+    let names: Vec<_> = resolved.warnings().iter().map(|warning| warning.name.as_str()).collect();
+    assert_eq!(names, ["CONFIG_BUCKET"]);
+    assert!(resolved.warnings()[0].message.contains("SSM's value counts"));
+}
+
+#[test]
 fn a_url_is_composed_last_from_the_parts_of_all_layers() {
     let bootstrap = layer(LayerKind::Bootstrap, &[("DATABASE_HOST", "db"), ("DATABASE_USERNAME", "ops")]);
     let ssm = layer(LayerKind::Ssm, &[("DATABASE_NAME", "voiceai"), ("DATABASE_HOST", "db2")]);

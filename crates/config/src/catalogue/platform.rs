@@ -1,0 +1,29 @@
+//! The platform's stores of settings, and how AWS is reached.
+
+use voiceai_runtime::Secret;
+
+use crate::setting::settings;
+use crate::value::kinds::{boolean, secret, text};
+
+settings! {
+    "Platform", "With `NAMESPACE` set, settings are also read from SSM under `/<NAMESPACE>/ops/` and from the secrets whose names begin with `<NAMESPACE>/ops/`; a layer that cannot be read ends the start with exit code 5. AWS calls use the standard credential chain.";
+
+    /// Where the platform keeps this environment's settings, such as `voiceai/staging`. Unset: the environment alone is read.
+    NAMESPACE: String = text().bootstrap()
+        .check("names separated by single slashes, such as voiceai/staging", is_namespace);
+    /// AWS region.
+    AWS_REGION: String = text().default("eu-central-1").bootstrap();
+    /// True where the instance's own role is to be used and nothing else. Static keys beside it are refused: they would win in silence.
+    AWS_USE_INSTANCE_PROFILE: bool = boolean().default("false");
+    /// Static access key, read by the AWS credential chain itself.
+    AWS_ACCESS_KEY_ID: Secret = secret().bootstrap().required_with("AWS_SECRET_ACCESS_KEY");
+    /// Static secret key, read by the AWS credential chain itself.
+    AWS_SECRET_ACCESS_KEY: Secret = secret().bootstrap().required_with("AWS_ACCESS_KEY_ID");
+}
+
+fn is_namespace(raw: &str) -> bool {
+    let is_name = |part: &str| {
+        !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    };
+    raw.trim_matches('/').split('/').all(is_name)
+}

@@ -1,0 +1,18 @@
+use voiceai_aws::ResolveError;
+use voiceai_cli::{Failure, invalid_settings};
+use voiceai_config::{Binary, Resolved};
+
+/// All settings of `binary`: from the environment, and where it names a `NAMESPACE` from the platform's stores above it.
+///
+/// # Errors
+/// Refused (4) when what says where the stores are is wrong; unreachable (5) when one cannot be read whole.
+pub async fn resolve(binary: Binary) -> Result<Resolved, Failure> {
+    // Boxed: the futures of the AWS clients are large, and nobody else's stack should carry them.
+    Box::pin(voiceai_aws::resolve(binary)).await.map_err(|error| match error {
+        ResolveError::Invalid(report) => invalid_settings(&report),
+        ResolveError::Layer(error) => {
+            let message = format!("{}: {} failed: {}", error.origin, error.call, error.reason);
+            Failure::unreachable("settings_unreadable", message, error.remedy)
+        }
+    })
+}
