@@ -191,6 +191,9 @@ fn zones() -> impl Strategy<Value = &'static str> {
 }
 
 proptest! {
+    // Each case walks days or a year.
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
     /// Wherever a scheduler starts or restarts, it sees the same slots: none twice, none lost at the seam.
     #[test]
     fn a_span_cut_anywhere_has_the_same_slots(

@@ -177,6 +177,8 @@ fn policies_are_read_and_written() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     /// However often and whenever the scheduler looks, no slot fires twice, the cursor never goes back, and under a
     /// generous catch-up every slot outside a pause fires.
     #[test]

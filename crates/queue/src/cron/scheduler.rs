@@ -331,7 +331,8 @@ impl<Q: Enqueue> Scheduler<Q> {
             }
             let late = now.duration_since(*slot);
             self.lateness.record(late.as_secs_f64(), &[]);
-            tracing::info!(schedule = name, %slot, job.id = id, late_ms = late.as_millis(), "schedule fired");
+            let late_ms = i64::try_from(late.as_millis()).unwrap_or(i64::MAX);
+            tracing::info!(schedule = name, %slot, job.id = id, late_ms, "schedule fired");
         }
         self.count("fired", added.len());
         self.count("missed", usize::from(verdict.dropped.missed));
