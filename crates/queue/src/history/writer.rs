@@ -42,6 +42,7 @@ pub struct History {
     records: mpsc::Sender<FinishedJob>,
     pool: PgPool,
     limit: Duration,
+    batch: usize,
     counts: Arc<Counts>,
 }
 
@@ -83,7 +84,7 @@ impl History {
         }
         let (sender, receiver) = mpsc::channel(settings.buffer.max(1));
         let writer = Writer { records: receiver, pool: pool.clone(), settings, counts: Arc::clone(&counts) };
-        (Self { records: sender, pool, limit: settings.limit, counts }, writer)
+        (Self { records: sender, pool, limit: settings.limit, batch: settings.batch.max(1), counts }, writer)
     }
 
     /// Records dropped so far, because the buffer was full or the database refused them.
@@ -106,15 +107,28 @@ impl HistorySink for History {
         records: Vec<FinishedJob>,
     ) -> Pin<Box<dyn Future<Output = Result<(), HistoryError>> + Send + '_>> {
         Box::pin(async move {
-            let error = |reason: String| HistoryError { records: records.len(), reason };
-            match tokio::time::timeout(self.limit, insert(&self.pool, &records)).await {
-                Ok(Ok(())) => {
-                    self.counts.count("written", records.len());
-                    Ok(())
+            let total = records.len();
+            let mut left = records;
+            while !left.is_empty() {
+                let rest = left.split_off(left.len().min(self.batch));
+                let written = tokio::time::timeout(self.limit, insert(&self.pool, &left)).await;
+                let reason = match written {
+                    Ok(Ok(())) => {
+                        self.counts.count("written", left.len());
+                        left = rest;
+                        continue;
+                    }
+                    Ok(Err(error)) => error.to_string(),
+                    Err(_) => format!("no answer within {:?}", self.limit),
+                };
+                // Written later rather than never; the caller knows that it is not there yet.
+                left.extend(rest);
+                for record in left {
+                    self.record(record);
                 }
-                Ok(Err(source)) => Err(error(source.to_string())),
-                Err(_) => Err(error(format!("no answer within {:?}", self.limit))),
+                return Err(HistoryError { records: total, reason });
             }
+            Ok(())
         })
     }
 }
