@@ -139,14 +139,32 @@ impl Callers {
         Ok(())
     }
 
-    /// Hangs up until `count` calls are running, the newest first.
+    /// Hangs up until no server carries more than `count` calls, the newest first.
     pub async fn hang_up_to(&mut self, count: usize) {
-        while self.calls.len() > count {
-            if let Some(mut call) = self.calls.pop() {
-                let _ = call.stream.get_mut().shutdown().await;
-                self.ended += 1;
-            }
+        let mut kept: BTreeMap<String, usize> = BTreeMap::new();
+        let mut staying = Vec::with_capacity(self.calls.len());
+        for call in std::mem::take(&mut self.calls) {
+            let on_server = kept.entry(call.server.clone()).or_default();
+            *on_server += 1;
+            if *on_server > count { self.hang_up(call).await } else { staying.push(call) }
         }
+        self.calls = staying;
+    }
+
+    /// Hangs up every call on `server`.
+    pub async fn hang_up_on(&mut self, server: &str) {
+        let (going, staying): (Vec<Call>, Vec<Call>) =
+            std::mem::take(&mut self.calls).into_iter().partition(|call| call.server == server);
+        self.calls = staying;
+        for call in going {
+            self.hang_up(call).await;
+        }
+    }
+
+    async fn hang_up(&mut self, mut call: Call) {
+        // A call that was cut before would be found by `check_none_was_cut`; here its end changes nothing.
+        let _ = call.stream.get_mut().shutdown().await;
+        self.ended += 1;
     }
 
     /// Says a word in every call and hears it back.

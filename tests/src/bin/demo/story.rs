@@ -19,6 +19,8 @@ const GROUP: Group<'_> =
 const LOCK_TTL: Duration = Duration::from_secs(3);
 const HEARTBEAT: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_secs(30);
+/// Longer than the scaler needs to take a server without calls away.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
 /// Two instances of one service.
 struct Pair {
@@ -74,7 +76,7 @@ pub(crate) async fn tell(timeline: &Timeline, platform: &Platform) -> Result<()>
     world.callers.check_none_was_cut().await?;
     timeline.saw(format!("24 calls are running and heard: {}", spread(&world)));
 
-    timeline.chapter("Load falls: 2 calls go on, the others hang up");
+    timeline.chapter("Load falls: all but three callers hang up");
     shrink(timeline, &mut world, platform).await?;
 
     timeline.chapter("The leading scaler is killed with -9 in the middle of an operation");
@@ -132,40 +134,42 @@ async fn watch_entry(timeline: &Timeline, world: &World, platform: &Platform, co
 }
 
 async fn shrink(timeline: &Timeline, world: &mut World, platform: &Platform) -> Result<()> {
-    // The two oldest calls: they are on whatever servers they were put, which may be the very ones that drain.
-    world.callers.hang_up_to(2).await;
-    timeline.did(format!("2 calls go on: {}", spread(world)));
-    let mut drained = BTreeSet::new();
-    let begun = Instant::now();
-    loop {
-        world.callers.check_none_was_cut().await?;
-        for record in world.callers.destinations().await? {
-            if !record.takes_calls() && drained.insert(record.name.clone()) {
-                timeline.saw(format!("{} drains: no new calls, running ones go on", record.name));
-            }
+    world.callers.hang_up_to(1).await;
+    timeline.did(format!("one call goes on at each server: {}", spread(world)));
+    for _ in 0..2 {
+        let name = timeline
+            .until(SOON, "a server drains", async || {
+                let records = world.callers.destinations().await?;
+                let taken_out = records.into_iter().find(|record| !record.takes_calls());
+                Ok(taken_out.context("every server takes new calls")?.name)
+            })
+            .await?;
+        timeline.saw(format!("{name} drains: it takes no new calls, and its running call goes on"));
+        let begun = Instant::now();
+        while begun.elapsed() < LAST_WORDS {
+            world.callers.check_none_was_cut().await?;
+            let status = world.servers().await?.get(&name).cloned();
+            ensure!(status.as_deref() == Some("draining"), "{name} carries a call and is {status:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        // A server drains for as long as its calls last. Once it is seen to, its callers have said what they wanted to.
-        let waiting = world.servers().await?.values().any(|status| status == "draining");
-        let held = world.callers.by_server().keys().any(|server| drained.contains(server));
-        if waiting && held && begun.elapsed() > Duration::from_secs(8) {
-            timeline.saw("a draining server keeps its last call; now the caller hangs up");
-            world.callers.hang_up_to(world.callers.running() - 1).await;
-        }
-        match world.settled(platform, 1).await {
-            Ok(names) => {
-                timeline.saw(format!(
-                    "the group is at its minimum: {}; no running call was cut",
-                    names.join(", ")
-                ));
-                break;
-            }
-            Err(error) if begun.elapsed() > SOON + SOON => {
-                return Err(error).context("not seen within 60 s: the group shrinks to its minimum");
-            }
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-        }
+        timeline
+            .saw(format!("after {} s its call still runs; now the caller hangs up", LAST_WORDS.as_secs()));
+        world.callers.hang_up_on(&name).await;
+        timeline
+            .until(SOON, format!("{name} is deleted"), async || {
+                ensure!(!world.servers().await?.contains_key(&name), "{name} is in the table");
+                ensure!(!world.processes(platform)?.contains(&name), "{name} still runs");
+                let records = world.callers.destinations().await?;
+                ensure!(records.iter().all(|record| record.name != name), "{name} is in the dispatcher set");
+                ensure!(world.heartbeat(&name).await?.is_none(), "{name} left its heartbeat key behind");
+                Ok(())
+            })
+            .await?;
+        timeline.saw(format!("{name} is deleted, and nothing of it is left"));
     }
-    ensure!(drained.len() == 2, "two servers should have drained, seen were {drained:?}");
+    let left = timeline.until(SOON, "the minimum", async || world.settled(platform, 1).await).await?;
+    world.callers.check_none_was_cut().await?;
+    timeline.saw(format!("the group is at its minimum: {}; no running call was cut", left.join(", ")));
     Ok(())
 }
 
@@ -270,9 +274,10 @@ async fn schedule_backup(timeline: &Timeline, platform: &Platform) -> Result<()>
                     "cron",
                     "set",
                     SCHEDULE,
-                    "--expression",
+                    "--cron",
                     "* * * * *",
-                    "--enable",
+                    "--enabled",
+                    "true",
                     "--yes",
                     "--reason",
                     "demo",
