@@ -6,6 +6,7 @@
 mod database;
 mod host;
 mod leadership;
+mod proxy;
 mod redis;
 mod stores;
 
@@ -22,6 +23,24 @@ pub use stores::Stores;
 /// How long one check may take; all run at the same time.
 pub const BOUND: Duration = Duration::from_secs(10);
 
+/// Runs `doctor` on every layer of settings: see [`doctor`]. A layer that cannot be read is the one finding.
+pub async fn run<S>(
+    identity: Identity,
+    json: bool,
+    read: impl FnOnce(&Reader<'_>) -> S,
+    add: impl FnOnce(&mut Doctor, &Stores, &S),
+) -> ExitCode {
+    match voiceai_service::resolve(identity.binary).await {
+        Ok(resolved) => doctor(identity, json, &resolved, read, add).await,
+        Err(failure) => {
+            let mut doctor = Doctor::new();
+            let finding = Finding::failed(failure.message, failure.remedy);
+            doctor.check("settings", BOUND, std::future::ready(finding));
+            ended(&doctor.examine().await, json)
+        }
+    }
+}
+
 /// Runs `doctor`: the shared checks and those that `add` adds, printed as a table or, with `json`, as one document. Settings
 /// that are wrong are the first finding; then nothing that needs them is looked at.
 ///
@@ -33,8 +52,11 @@ pub async fn doctor<S>(
     read: impl FnOnce(&Reader<'_>) -> S,
     add: impl FnOnce(&mut Doctor, &Stores, &S),
 ) -> ExitCode {
-    let found = examine(identity, resolved, read, add).await;
-    match report(&found, Output::new(json)) {
+    ended(&examine(identity, resolved, read, add).await, json)
+}
+
+fn ended(found: &[Diagnosis], json: bool) -> ExitCode {
+    match report(found, Output::new(json)) {
         Ok(()) => ExitCode::Done,
         Err(failure) => failure.report(json),
     }
@@ -50,7 +72,7 @@ pub async fn examine<S>(
     // Another caller may have installed it; there is one for the whole process.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut doctor = Doctor::new();
-    match resolved.read_whole(|reader| (Shared::read(reader), read(reader))) {
+    match resolved.read_whole(|reader| (Shared::read(reader), proxy::Way::read(reader), read(reader))) {
         Err(wrong) => {
             let names: Vec<_> = wrong.violations.iter().map(|violation| violation.name.as_str()).collect();
             let evidence = format!("wrong: {}; nothing else was looked at", names.join(", "));
@@ -58,7 +80,7 @@ pub async fn examine<S>(
             doctor.check("settings", BOUND, std::future::ready(finding));
         }
         Ok(loaded) => {
-            let (shared, own) = loaded.settings;
+            let (shared, way, own) = loaded.settings;
             let finding = match loaded.warnings.as_slice() {
                 [] => Finding::ok("valid"),
                 warnings => {
@@ -72,6 +94,7 @@ pub async fn examine<S>(
             doctor.check("settings", BOUND, std::future::ready(finding));
             let stores = Stores::new(&shared);
             host::add(&mut doctor, resolved, &shared);
+            proxy::add(&mut doctor, way);
             redis::add(&mut doctor, &stores);
             database::add(&mut doctor, &stores, identity.components);
             leadership::add(&mut doctor, &stores, &shared);
