@@ -127,12 +127,16 @@ need_cargo() {
     exit 1
   }
 }
+# cargo_tool NAME VERSION [CARGO-ARGUMENT...]
 cargo_tool() {
   local name=$1 version=$2
+  shift 2
   if command -v "$name" >/dev/null || [[ -x ${CARGO_HOME:-$HOME/.cargo}/bin/$name ]]; then return 0; fi
   say "installing $name $version by cargo (a few minutes, once)"
-  # Built apart from this workspace: its flags and target directory are not ours.
-  (cd / && env -u CARGO_TARGET_DIR -u RUSTFLAGS CARGO_INCREMENTAL=0 cargo install --quiet --locked "$name@$version" >&2) || {
+  # Built apart from this workspace: its flags and target directory are not ours. Without much optimisation: these tools
+  # wait for others, and a machine that has just been set up should not.
+  (cd / && env -u CARGO_TARGET_DIR -u RUSTFLAGS CARGO_INCREMENTAL=0 CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
+    CARGO_PROFILE_RELEASE_DEBUG=0 cargo install --quiet --locked "$name@$version" "$@" >&2) || {
     say "error: cargo could not install $name $version; its message stands above"
     exit 1
   }
@@ -148,9 +152,12 @@ case ${1:-} in
     need_cargo
     need_stack
     need_compiler
+    # Gives a process another wall clock.
+    [[ $1 == build ]] || need faketime has faketime
     install_packages
     check_redis_version
-    [[ $1 == build ]] || cargo_tool cargo-nextest "$NEXTEST_VERSION"
+    # Without the part that updates itself, which brings an HTTP client.
+    [[ $1 == build ]] || cargo_tool cargo-nextest "$NEXTEST_VERSION" --no-default-features --features default-no-update
     ;;
   check)
     need_cargo

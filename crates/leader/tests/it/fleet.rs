@@ -17,13 +17,6 @@ pub(crate) const TAKEOVER: Duration = Duration::from_millis(1_000 + 250 + 1_000)
 /// For what has no bound of its own.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-/// More rounds under `make test-long`.
-pub(crate) fn rounds(usual: usize, long: usize) -> usize {
-    let is_long =
-        std::env::var("NEXTEST_PROFILE").is_ok_and(|p| p == "long") || std::env::var("LONG").is_ok();
-    if is_long { long } else { usual }
-}
-
 /// Who did an effect, and in which term.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Act {
@@ -44,9 +37,7 @@ impl Fleet {
     pub(crate) async fn start(members: usize) -> Self {
         let redis = voiceai_testkit::redis().await;
         let mut fleet = Self::on(&redis.url).await;
-        for _ in 0..members {
-            fleet.join();
-        }
+        fleet.join_ready(members).await;
         fleet
     }
 
@@ -66,6 +57,14 @@ impl Fleet {
             redis_url: redis_url.to_owned(),
             members: BTreeMap::new(),
             next: 0,
+        }
+    }
+
+    /// Several more processes; returns once all take part.
+    pub(crate) async fn join_ready(&mut self, count: usize) {
+        let names: Vec<String> = (0..count).map(|_| self.join()).collect();
+        for name in names {
+            self.member(&name).wait_for_line(SOON * 3, "ready").await;
         }
     }
 

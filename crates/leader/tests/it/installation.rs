@@ -1,9 +1,11 @@
 //! One environment: which Redis and which database belong together.
 
+use std::time::Duration;
+
 use voiceai_leader::{INSTALLATION_KEY, InstallationError, check_installation};
 use voiceai_postgres::PgPool;
 use voiceai_postgres::sqlx;
-use voiceai_redis::Redis;
+use voiceai_redis::{Redis, RedisSettings};
 use voiceai_testkit::RedisDb;
 
 use crate::lone::connect;
@@ -112,7 +114,10 @@ async fn of_many_first_starts_all_agree() {
 
 #[tokio::test]
 async fn a_store_that_is_away_is_no_refusal() {
-    let s = stores().await;
+    let mut s = stores().await;
+    let mut settings = RedisSettings::from_url(&*s.db.url).unwrap();
+    settings.command_timeout = Duration::from_millis(300);
+    s.redis = Redis::connect(&settings).await.unwrap();
     s.pool.close().await;
     let error = check_installation(&s.redis, &s.pool, "production").await.unwrap_err();
     assert!(matches!(error, InstallationError::Database(_)), "{error}");

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 
-use crate::fleet::{Fleet, SOON, TAKEOVER, TTL, p50_max, rounds};
+use crate::fleet::{Fleet, SOON, TAKEOVER, TTL, p50_max};
 
 async fn pause_rounds(count: usize) -> (Vec<Duration>, usize, i64) {
     let fleet = Fleet::start(2).await;
@@ -26,12 +26,10 @@ async fn pause_rounds(count: usize) -> (Vec<Duration>, usize, i64) {
     (takeovers, verdict.effects, verdict.refusals)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leader_paused_past_its_lease_commits_nothing_more_and_its_attempts_are_counted() {
+/// Five lanes of `count` rounds each.
+async fn leaders_are_paused(count: usize) {
     let (mut takeovers, mut effects, mut refusals) = (Vec::new(), 0, 0);
-    for (lane_takeovers, lane_effects, lane_refusals) in
-        join_all((0..5).map(|_| pause_rounds(rounds(6, 60)))).await
-    {
+    for (lane_takeovers, lane_effects, lane_refusals) in join_all((0..5).map(|_| pause_rounds(count))).await {
         takeovers.extend(lane_takeovers);
         effects += lane_effects;
         refusals += lane_refusals;
@@ -43,6 +41,17 @@ async fn a_leader_paused_past_its_lease_commits_nothing_more_and_its_attempts_ar
     );
     assert!(max <= TAKEOVER.as_millis(), "takeover took {max} ms, more than {TAKEOVER:?}");
     assert!(refusals >= 1, "no pause fell between a check and its effect: the fence was not tried");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_paused_past_its_lease_commits_nothing_more_and_its_attempts_are_counted() {
+    leaders_are_paused(6).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "long: 300 rounds"]
+async fn three_hundred_leaders_paused_past_their_lease_commit_nothing_more() {
+    leaders_are_paused(60).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

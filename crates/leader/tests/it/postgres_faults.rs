@@ -27,8 +27,7 @@ async fn without_postgresql_nobody_acts_and_afterwards_one_does() {
     let mut server = own_server().await;
     let redis = voiceai_testkit::redis().await;
     let mut fleet = Fleet::between(&redis.url, &server.url()).await;
-    fleet.join();
-    fleet.join();
+    fleet.join_ready(2).await;
     let leader = fleet.effect_above(0, SOON).await;
     server.kill9().await;
     // The leader keeps its lease: nobody else could do more.

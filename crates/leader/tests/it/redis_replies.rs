@@ -1,13 +1,15 @@
 //! Renewals that fail, hang or come late, seen from inside the process.
 
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use voiceai_leader::Role;
+use voiceai_leader::{Election, LeaderSettings, Role};
 use voiceai_postgres::term;
+use voiceai_runtime::Vitals;
 use voiceai_testkit::{RedisOptions, RedisServer, TcpProxy, wait_until};
 
 use crate::fleet::{HEARTBEAT, SOON, TTL};
-use crate::lone::{Lone, connect};
+use crate::lone::{Lone, connect, settings};
 use crate::subject::KEY;
 
 #[tokio::test]
@@ -106,6 +108,52 @@ async fn a_black_hole_silences_the_leader_before_its_successor_begins() {
     proxy.resume();
     wait_until(SOON, "it follows its successor", async || cut_off.election.status().reason.contains("other"))
         .await;
+}
+
+/// Asks without the runtime, whose only thread the caller holds up.
+fn remaining_ms(port: u16) -> i64 {
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.write_all(format!("PTTL {KEY}\r\n").as_bytes()).unwrap();
+    let mut reply = [0; 32];
+    let read = stream.read(&mut reply).unwrap();
+    std::str::from_utf8(&reply[..read]).unwrap().trim().trim_start_matches(':').parse().unwrap()
+}
+
+#[tokio::test]
+async fn trust_counts_from_the_sending_and_ends_a_tenth_before_the_lease() {
+    let server = RedisServer::start(RedisOptions::default()).await;
+    let proxy = TcpProxy::start(server.port()).await;
+    let pool = voiceai_testkit::database().await.pool().await;
+    // Long spans, so that a busy machine's delays are small beside them.
+    let (heartbeat, ttl, way) = (Duration::from_secs(1), Duration::from_secs(5), Duration::from_millis(200));
+    let settings = LeaderSettings { heartbeat, lock_ttl: ttl, ..settings("a") };
+    let redis = connect(&proxy.url(&server.url())).await;
+    let election = Election::start(settings, redis, pool, Vec::new(), &Vitals::new());
+    let mut watch = election.watch();
+    let tenure = watch.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+    proxy.delay(way);
+    // The moment at which a renewal, delayed already, reaches the server.
+    let mut before = i64::MAX;
+    let mut seen = 0;
+    wait_until(SOON, "two slow renewals reach the server", async || {
+        let now = server.cli(&["PTTL", KEY]).await.parse::<i64>().unwrap();
+        seen += usize::from(now > before);
+        before = now;
+        seen == 2
+    })
+    .await;
+    // Its answer has come, the next request has not been sent: now the whole process stands still, the election's task
+    // with it, so that only the clock can end the trust.
+    tokio::time::sleep(way + Duration::from_millis(150)).await;
+    assert!(tenure.is_trusted());
+    while tenure.is_trusted() {
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+    // A tenth of the lease, and the request's way. Counted from the answer it would be the tenth less the answer's way.
+    let (left, expected) =
+        (remaining_ms(server.port()), i64::try_from((ttl / 10 + way).as_millis()).unwrap());
+    eprintln!("at the end of trust the lease had {left} ms left (expected about {expected})");
+    assert!((expected - 200..expected + 100).contains(&left), "{left} ms were left");
 }
 
 #[tokio::test]
