@@ -71,12 +71,17 @@ async fn ready_again(platform: &Platform, both: &[(&'static str, Process)]) {
 async fn a_process_that_stands_still_or_is_gone_is_not_live() {
     let mut platform = platform().await;
     let both = start_both(&mut platform).await;
-    for (binary, process) in &both {
+    // All at once: a state file counts as old only after some time, on purpose.
+    for (_, process) in &both {
         process.pause();
+    }
+    for (binary, _) in &both {
         wait_until(Duration::from_secs(40), "a paused process is not live", async || {
             health(&platform, binary, &[]).await == 7
         })
         .await;
+    }
+    for (binary, process) in &both {
         process.resume();
         wait_until(SOON, "it is live once it goes on", async || health(&platform, binary, &[]).await == 0)
             .await;
