@@ -57,6 +57,8 @@ pub enum Command {
     /// Database backups: take, list, prove, restore
     #[command(subcommand)]
     Backup(Backup),
+    /// Look at settings, stores, queues, schedules and backups; says what is wrong and what to do
+    Doctor,
     /// Say whether the process on this host is live (exit 0) or stuck (exit 7); needs no backend
     Healthcheck(Healthcheck),
     /// Settings: show them with their origin, check them, write the manifest
@@ -161,6 +163,7 @@ mod tests {
             "backup verify",
             "backup restore latest --into postgres://localhost/x",
             "healthcheck --ready",
+            "doctor --json",
             "config print",
             "config check",
             "config manifest",

@@ -3,6 +3,7 @@
 mod audit;
 mod backup;
 mod cron;
+mod doctor;
 mod enqueue;
 mod jobs;
 mod queue;
@@ -39,6 +40,7 @@ pub async fn dispatch(cli: Cli) -> ExitCode {
         }
         Command::Healthcheck(arguments) => ended(check_health(arguments, output), json),
         Command::Completions(shell) => ended(completions::<Cli>(shell), json),
+        Command::Doctor => Box::pin(doctor::run(json)).await,
         Command::Config(command) => {
             let resolved = Resolved::from_environment(IDENTITY.binary);
             let read =
@@ -73,7 +75,7 @@ async fn with_settings(command: Command, service: Service, output: Output) -> Re
         Command::Backup(command) => Box::pin(backup::run(command, &service, output)).await,
         Command::Migrate => migrate(&service, output).await,
         // Answered before settings are read.
-        Command::Run | Command::Healthcheck(_) | Command::Config(_) | Command::Completions(_) => Ok(()),
+        Command::Run | Command::Doctor | Command::Healthcheck(_) | Command::Config(_) | Command::Completions(_) => Ok(()),
     };
     done.map(|()| ExitCode::Done)
 }

@@ -221,7 +221,7 @@ fn refuse_wrong(checked: &Checked, path: &Path) -> Result<(), Failure> {
     Err(Failure::refused(
         "invalid_lines",
         format!(
-            "{} of {} are wrong; nothing was enqueued\n  {}",
+            "{} lines of {} are wrong; nothing was enqueued\n  {}",
             checked.wrong,
             path.display(),
             told.join("\n  ")

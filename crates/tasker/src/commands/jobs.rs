@@ -82,7 +82,7 @@ fn text(shown: &Shown) -> String {
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };
-    line("failed", if attempts == "0" { "" } else { &attempts });
+    line("attempts", if attempts == "0" { "" } else { &attempts });
     for name in
         ["priority", "tenant", "key", "unique", "enqueued_at", "due_at", "dead_at", "finished_at", "worker"]
     {

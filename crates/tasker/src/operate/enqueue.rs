@@ -1,5 +1,6 @@
 //! Enqueueing from outside: one job, or a file of them.
 
+use std::collections::BTreeMap;
 use std::io::BufRead;
 use std::time::Duration;
 
@@ -206,7 +207,7 @@ pub struct Checked {
     pub errors: Vec<LineError>,
     /// How many lines are wrong.
     pub wrong: u64,
-    /// What is odd, each said once.
+    /// What is odd, once for each kind.
     pub warnings: Vec<String>,
 }
 
@@ -219,15 +220,14 @@ const ERRORS_SHOWN: usize = 100;
 /// When the file cannot be read.
 pub fn check_lines(reader: impl BufRead, kinds: &Kinds) -> std::io::Result<Checked> {
     let mut checked = Checked::default();
+    let mut odd: BTreeMap<String, (u64, String, u64)> = BTreeMap::new();
     each_line(reader, |line, text| {
-        match order(text).and_then(|order| order.job(kinds)) {
-            Ok((_, warning)) => {
+        match order(text).and_then(|order| Ok((order.kind.clone(), order.job(kinds)?.1))) {
+            Ok((kind, warning)) => {
                 checked.jobs += 1;
-                if let Some(warning) = warning
-                    && checked.warnings.len() < ERRORS_SHOWN
-                    && !checked.warnings.contains(&warning)
-                {
-                    checked.warnings.push(warning);
+                if let Some(warning) = warning {
+                    let of_kind = odd.entry(kind).or_insert_with(|| (line, warning, 0_u64));
+                    of_kind.2 += 1;
                 }
             }
             Err(problem) => {
@@ -239,6 +239,13 @@ pub fn check_lines(reader: impl BufRead, kinds: &Kinds) -> std::io::Result<Check
         }
         Ok(())
     })?;
+    checked.warnings = odd
+        .into_values()
+        .map(|(line, warning, count)| match count {
+            1 => format!("line {line}: {warning}"),
+            many => format!("line {line} and {} more: {warning}", many - 1),
+        })
+        .collect();
     Ok(checked)
 }
 

@@ -109,9 +109,6 @@ pub struct Backups {
     pub last_failure_at: Option<Timestamp>,
 }
 
-/// How late a run may be before it counts as overdue.
-const OVERDUE_SECONDS: i64 = 120;
-
 /// Looks at everything.
 ///
 /// # Errors
@@ -121,7 +118,7 @@ pub async fn look(desk: &Desk, leader_key: &str) -> Result<Status, Failure> {
     let earlier = queues::look(&desk.client, &names).await?;
     let (leader, leader_problem) = leader(&desk.client, &desk.pool, leader_key).await?;
     let outbox = outbox::waiting(&desk.pool).await.map_err(|error| database_failure(&error))?;
-    let schedules = schedules(&desk.pool).await?;
+    let schedules = schedules_in_short(&desk.pool).await?;
     tokio::time::sleep(WATCH).await;
     let later = queues::look(&desk.client, &names).await?;
     let at = Timestamp::now();
@@ -198,27 +195,24 @@ async fn backups(pool: &PgPool, now: Timestamp) -> Result<Backups, Failure> {
     })
 }
 
-async fn schedules(pool: &PgPool) -> Result<Schedules, Failure> {
+/// Schedules in short.
+///
+/// # Errors
+/// As the database says.
+pub async fn schedules_in_short(pool: &PgPool) -> Result<Schedules, Failure> {
     let lines = cron::list(pool).await.map_err(|error| schedule_failure(&error))?;
-    let now = Timestamp::now();
     let names = |wanted: &dyn Fn(&cron::Line) -> bool| {
         lines.iter().filter(|line| wanted(line)).map(|line| line.name.clone()).collect::<Vec<_>>()
     };
     let in_state = |state: &'static str| move |line: &cron::Line| line.state == state;
-    let overdue = names(&|line| {
-        let next = line.details.as_ref().and_then(|details| details.next_runs.first());
-        line.state == "active"
-            && next.is_some_and(|next| now.duration_since(next.at).as_secs() > OVERDUE_SECONDS)
-    });
-    let record = |line: &cron::Line| line.details.as_ref().map(|details| details.record.clone());
-    let failing = names(&|line| record(line).is_some_and(|record| record.consecutive_failures > 0));
+    let details = |line: &cron::Line| line.details.clone();
     Ok(Schedules {
         total: lines.len(),
         paused: names(&in_state("paused")).len(),
         disabled: names(&in_state("disabled")).len(),
         malformed: names(&in_state("malformed")),
-        overdue,
-        failing,
-        missed_total: lines.iter().filter_map(record).map(|record| record.missed_total).sum(),
+        overdue: names(&|line| details(line).is_some_and(|details| details.overdue_seconds.is_some())),
+        failing: names(&|line| details(line).is_some_and(|details| details.record.consecutive_failures > 0)),
+        missed_total: lines.iter().filter_map(details).map(|details| details.record.missed_total).sum(),
     })
 }

@@ -39,15 +39,7 @@ pub(super) async fn pour(
     sink: Sink<'_>,
     cancel: &CancellationToken,
 ) -> Result<(), BackupError> {
-    let damaged = |problem: String| BackupError::Damaged { id: manifest.id.clone(), problem };
-    let stored = ctx.store.head(&manifest.key).await?.map(|object| object.size);
-    match stored {
-        None => return Err(damaged("the dump is missing".to_owned())),
-        Some(size) if size != manifest.bytes => {
-            return Err(damaged(format!("the dump has {size} bytes instead of {}", manifest.bytes)));
-        }
-        Some(_) => {}
-    }
+    check_length(ctx, manifest).await?;
     let mut command = tool.command(if let Sink::Database(address) = sink { Some(address) } else { None });
     command.stdin(std::process::Stdio::piped()).args(["--format=custom", "--no-password"]);
     match sink {
@@ -68,12 +60,30 @@ pub(super) async fn pour(
     if fed.sha256 != manifest.sha256 || fed.bytes != manifest.bytes {
         // Dropped here, it is killed before it has seen the end.
         drop(running);
-        return Err(damaged(format!("its SHA-256 is {} instead of {}", fed.sha256, manifest.sha256)));
+        return Err(damaged(
+            manifest,
+            format!("its SHA-256 is {} instead of {}", fed.sha256, manifest.sha256),
+        ));
     }
     tokio::select! {
         biased;
         () = cancel.cancelled() => Err(BackupError::Cancelled),
         ended = running.ended_well() => ended,
+    }
+}
+
+fn damaged(manifest: &Manifest, problem: String) -> BackupError {
+    BackupError::Damaged { id: manifest.id.clone(), problem }
+}
+
+/// The cheapest look at a dump: is it there, and as long as it was?
+pub(super) async fn check_length(ctx: &BackupContext, manifest: &Manifest) -> Result<(), BackupError> {
+    match ctx.store.head(&manifest.key).await?.map(|object| object.size) {
+        None => Err(damaged(manifest, "the dump is missing".to_owned())),
+        Some(size) if size != manifest.bytes => {
+            Err(damaged(manifest, format!("the dump has {size} bytes instead of {}", manifest.bytes)))
+        }
+        Some(_) => Ok(()),
     }
 }
 

@@ -9,7 +9,7 @@ use voiceai_postgres::sqlx;
 
 use super::error::BackupError;
 use super::manifest::{Content, Keys, Manifest, Proof};
-use super::pour::{Sink, pour};
+use super::pour::{Sink, check_length, pour};
 use super::scratch::Scratch;
 use super::tools::major;
 use super::{BackupContext, catalogue, content, millis, record};
@@ -81,6 +81,8 @@ async fn restored(
     cancel: &CancellationToken,
 ) -> Result<(Content, String), BackupError> {
     let tool = ctx.tools.find("pg_restore", major(&manifest.client_version)).await?;
+    // Told before a database is made for it.
+    check_length(ctx, manifest).await?;
     let scratch = Scratch::create(ctx, &manifest.database).await?;
     let outcome = async {
         pour(ctx, manifest, &tool, Sink::Database(&scratch.address), cancel).await?;

@@ -2,6 +2,7 @@
 
 mod damage;
 mod faults;
+mod job;
 mod whole;
 
 use std::path::{Path, PathBuf};

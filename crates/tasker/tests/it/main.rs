@@ -1,0 +1,12 @@
+//! The real binary on a real Redis and PostgreSQL.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, their helpers too")]
+
+mod backup;
+mod cron;
+mod enqueue;
+mod jobs;
+mod process;
+mod queue;
+mod replay;
+mod stage;
+mod start;
