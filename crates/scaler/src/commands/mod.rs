@@ -1,5 +1,6 @@
 //! The command line of voiceai-scaler.
 
+mod doctor;
 mod operate;
 mod read;
 mod run;
@@ -55,6 +56,8 @@ enum Verb {
     Pause(PauseArgs),
     /// End a pause; with --all also the hold after a restored database
     Resume(ResumeArgs),
+    /// Look for what is wrong: settings, stores, leader, groups, scripts, servers
+    Doctor,
     #[command(subcommand)]
     Config(ConfigCommand),
     Healthcheck(Healthcheck),
@@ -176,7 +179,8 @@ async fn dispatch(cli: Cli) -> ExitCode {
         Verb::Pause(arguments) => with(json, |command| operate::pause(command, arguments, output)).await,
         Verb::Resume(arguments) => with(json, |command| operate::resume(command, arguments, output)).await,
         Verb::Migrate => with(json, |command| read::migrate(command, output)).await,
-        Verb::Config(verb) => local(json, config(verb, output)),
+        Verb::Doctor => doctor::run(json).await,
+        Verb::Config(verb) => local(json, config(verb, output).await),
         Verb::Healthcheck(arguments) => local(json, healthcheck(arguments, output)),
         Verb::Completions(arguments) => local(json, voiceai_cli::completions::<Cli>(arguments)),
     }
@@ -197,8 +201,8 @@ fn local(json: bool, result: Result<(), Failure>) -> ExitCode {
     }
 }
 
-fn config(verb: ConfigCommand, output: Output) -> Result<(), Failure> {
-    let resolved = Resolved::from_environment(Binary::Scaler);
+async fn config(verb: ConfigCommand, output: Output) -> Result<(), Failure> {
+    let resolved = voiceai_service::resolve(Binary::Scaler).await?;
     let read = |reader: &Reader<'_>| (Shared::read(reader), ScalerSettings::read(reader));
     voiceai_cli::config(verb, &resolved, output, read)
 }
