@@ -57,6 +57,9 @@ pub struct NewJob {
 /// How long a chosen id is remembered after its job ended, unless [`NewJob::remember`] says otherwise.
 pub const REMEMBER_DEFAULT: Duration = Duration::from_secs(86_400);
 
+/// Largest payload.
+pub const PAYLOAD_MAX_BYTES: usize = 1 << 20;
+
 impl NewJob {
     /// A job of a type, with its kind's queue and priority.
     ///
@@ -209,6 +212,13 @@ impl NewJob {
     pub fn check(&self) -> Result<(), QueueError> {
         check_queue(&self.queue)?;
         check_kind(&self.kind)?;
+        if self.payload.get().len() > PAYLOAD_MAX_BYTES {
+            return Err(QueueError::Invalid {
+                what: "payload",
+                given: format!("{} bytes of a `{}` job", self.payload.get().len(), self.kind),
+                expected: "at most 1 MiB of JSON: store larger things elsewhere and name them",
+            });
+        }
         if self.priority > 10 {
             return Err(QueueError::Invalid {
                 what: "priority",

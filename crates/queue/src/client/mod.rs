@@ -7,10 +7,11 @@ mod views;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use voiceai_postgres::Term;
-use voiceai_redis::{Redis, Value};
+use voiceai_redis::{CallOptions, Redis, Value};
 
 pub(crate) use self::operate::rate_text;
 pub use self::operate::{CancelOutcome, QueueLimits, Quiet, ReplayOutcome, Selection};
@@ -25,6 +26,9 @@ use batch::{Batcher, Encoded};
 
 /// The set of names of all queues that were ever used.
 const QUEUES_KEY: &str = "voiceai:queues";
+
+/// A bulk's call carries no more than this and one job: it holds the server for a few milliseconds.
+const BULK_BYTES: usize = 2 << 20;
 
 /// Redis's clock as this process knows it: its own, corrected by the offset seen in replies.
 #[derive(Clone, Debug, Default)]
@@ -161,10 +165,12 @@ impl Client {
         let mut jobs = jobs.into_iter().peekable();
         while let Some(first) = jobs.peek() {
             let (queue, plain) = (first.queue.clone(), first.is_plain());
-            let mut part = Vec::new();
+            let (mut part, mut bytes) = (Vec::new(), 0);
             while part.len() < 1_000
+                && bytes < BULK_BYTES
                 && let Some(job) = jobs.next_if(|j| j.queue == queue && j.is_plain() == plain)
             {
+                bytes += job.payload.get().len();
                 part.push(job);
             }
             if plain {
@@ -316,7 +322,9 @@ impl Client {
         if self.inner.producers.read().unwrap_or_else(PoisonError::into_inner).contains_key(queue) {
             return;
         }
-        let done: Result<Value, _> = self.redis().command("SADD", vec![QUEUES_KEY, queue]).await;
+        // Not worth waiting for while Redis is away: the enqueue that follows tells that.
+        let quick = CallOptions { attempts: Some(1), timeout: Some(Duration::from_secs(1)), fail_fast: true };
+        let done: Result<Value, _> = self.redis().with(quick).command("SADD", vec![QUEUES_KEY, queue]).await;
         match done {
             Ok(_) => drop(self.batcher_of(queue)),
             Err(error) => tracing::debug!(%error, queue, "the queue's name is not registered yet"),

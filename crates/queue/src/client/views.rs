@@ -235,6 +235,10 @@ pub struct QueueStats {
     pub capacity: u64,
     /// (waiting + active) / capacity: the number for autoscalers. Absent without workers.
     pub saturation: Option<f64>,
+    /// Completions per second over the last few seconds; absent while nobody works.
+    pub rate_per_second: Option<f64>,
+    /// How long the waiting jobs last at that rate.
+    pub time_to_empty_seconds: Option<f64>,
     /// Redis's clock at this moment.
     pub at: Timestamp,
 }
@@ -581,9 +585,14 @@ fn read_stats(queue: &str, reply: Value) -> Result<QueueStats, Unexpected> {
     workers.sort_by(|a, b| a.started_at.cmp(&b.started_at).then_with(|| a.incarnation.cmp(&b.incarnation)));
     let waiting = jobs.saturating_sub(active + delayed + dead + remembered + ghosts);
     let counter = |name: &str| counters.get(name).copied().unwrap_or(0);
-    let capacity: u64 = workers.iter().map(|w| u64::from(w.concurrency)).sum();
+    let stored: Option<u64> = settings.get("worker_concurrency").and_then(|n| n.parse().ok());
+    let capacity: u64 = workers.iter().map(|w| stored.unwrap_or_else(|| u64::from(w.concurrency))).sum();
     #[allow(clippy::cast_precision_loss, reason = "a ratio for people and autoscalers")]
     let saturation = (capacity > 0).then(|| (waiting + active) as f64 / capacity as f64);
+    let (last, before) = (f.text()?, f.text()?);
+    let rate = rate_between(before.as_deref(), last.as_deref(), now, counter("completed"));
+    #[allow(clippy::cast_precision_loss, reason = "an estimate for people")]
+    let time_to_empty = rate.filter(|r| *r > 0.0).map(|r| waiting as f64 / r);
     Ok(QueueStats {
         queue: queue.to_owned(),
         waiting,
@@ -607,8 +616,26 @@ fn read_stats(queue: &str, reply: Value) -> Result<QueueStats, Unexpected> {
         workers,
         capacity,
         saturation,
+        rate_per_second: rate,
+        time_to_empty_seconds: time_to_empty,
         at: timestamp(now),
     })
+}
+
+/// Completions per second since the older of two marks `<ms> <completed>`. Marks of long ago say nothing of now.
+fn rate_between(before: Option<&str>, last: Option<&str>, now: u64, completed: u64) -> Option<f64> {
+    let read = |mark: Option<&str>| -> Option<(u64, u64)> {
+        let (at, n) = mark?.split_once(' ')?;
+        Some((at.parse().ok()?, n.parse().ok()?))
+    };
+    let (last_at, _) = read(last)?;
+    if now.saturating_sub(last_at) > 30_000 {
+        return None;
+    }
+    let (at, n) = read(before).filter(|(at, _)| now.saturating_sub(*at) < 60_000).or_else(|| read(last))?;
+    let span = now.saturating_sub(at);
+    #[allow(clippy::cast_precision_loss, reason = "an estimate for people")]
+    (span >= 500).then(|| completed.saturating_sub(n) as f64 * 1_000.0 / span as f64)
 }
 
 fn read_show(queue: &str, id: &str, reply: Value, stats: &QueueStats) -> Result<Option<JobView>, Unexpected> {
@@ -832,6 +859,14 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_rate_is_of_the_last_seconds_or_unknown() {
+        assert_eq!(rate_between(Some("1000 100"), Some("6000 600"), 11_000, 1_100), Some(100.0));
+        assert_eq!(rate_between(None, Some("6000 600"), 8_000, 600), Some(0.0));
+        assert_eq!(rate_between(Some("1000 100"), Some("6000 600"), 60_000, 600), None);
+        assert_eq!(rate_between(None, None, 8_000, 600), None);
+    }
 
     #[test]
     fn starts_are_counted_within_the_period_only() {

@@ -250,7 +250,7 @@ end)
 
 --[[ stats: sizes, counters, settings. No ARGV. Returns {now, jobs, active, delayed, blocked (due = +inf), dead, remembered,
   ghosts, results, oldest waiting (Unix ms) or -1, suspects waiting, held lanes, counters, settings, workers (inc, lease
-  end, ...), infos}. The oldest is looked for at the heads of at most 100 lanes. ]]
+  end, ...), infos, two marks '<ms> <completed>'}. The oldest is looked for at the heads of at most 100 lanes. ]]
 register('stats', { 'no-writes' }, function(keys, args)
   local P = keys[1]
   local oldest = -1
@@ -274,5 +274,6 @@ register('stats', { 'no-writes' }, function(keys, args)
     call('SCARD', P .. 'ghosts'), call('ZCARD', P .. 'results'), oldest, suspects, call('ZCARD', P .. 'held'),
     call('HGETALL', P .. 'n'), call('HGETALL', P .. 'cfg'),
     call('ZRANGE', P .. 'workers', 0, -1, 'WITHSCORES'), call('HGETALL', P .. 'info'),
+    call('HGET', P .. 'pulse', 'mark'), call('HGET', P .. 'pulse', 'mark_before'),
   }
 end)

@@ -53,6 +53,9 @@ local function supersede(P, now, id)
     call('SADD', P .. 'ghosts', id)
   end
   forget_past(P, { id })
+  local _, _, meta = header(envelope)
+  local parent = meta and attr(meta, 'p')
+  if parent then child_ended(P, now, parent, id, attr(meta, 'f') or 'w', 'gone', nil) end
   count(P, 'cancelled', 1)
   count(P, 'replaced', 1)
 end
@@ -80,17 +83,17 @@ local function claim_unique(P, now, u, id, due)
     return nil
   end
   if mode == 'r' then return holder end
-  if call('HEXISTS', P .. 'active', holder) == 0 then
-    supersede(P, now, holder)
-    call('HSET', P .. 'unique', key, id .. ' 0')
-    return nil
-  end
-  if mode == 'x' then
-    call('HSET', P .. 'unique', key, id .. ' 0')
-    return nil
-  end
   local waiting = call('HGET', P .. 'unique', key .. '\n')
-  if waiting then supersede(P, now, string.match(waiting, '^%S+')) end
+  if waiting then
+    supersede(P, now, string.match(waiting, '^%S+'))
+    call('HDEL', P .. 'unique', key .. '\n')
+  end
+  local runs = call('HEXISTS', P .. 'active', holder) == 1
+  if not runs then supersede(P, now, holder) end
+  if not runs or mode == 'x' then
+    call('HSET', P .. 'unique', key, id .. ' 0')
+    return nil
+  end
   call('HSET', P .. 'unique', key .. '\n', string.format('%s %.0f', id, due))
   return 'park'
 end

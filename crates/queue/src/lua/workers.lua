@@ -58,6 +58,13 @@ register('beat', { 'allow-oom' }, function(keys, args)
   if #ended > 0 or now >= tonumber(pulse[2] or 0) then
     sweep = 1
     call('HSET', P .. 'pulse', 'sweep_at', string.format('%.0f', now + tonumber(args[2])))
+    -- Two marks of the completed count, a sweep apart, give the queue's rate.
+    local mark = call('HGET', P .. 'pulse', 'mark')
+    local last = mark and tonumber(string.match(mark, '^%d+')) or 0
+    if now - last >= 1000 then
+      call('HSET', P .. 'pulse', 'mark', string.format('%.0f %s', now, call('HGET', P .. 'n', 'completed') or '0'),
+        'mark_before', mark or '')
+    end
   end
   if now >= tonumber(pulse[3] or 0) then
     sweep = 2
