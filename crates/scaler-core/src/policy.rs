@@ -160,6 +160,8 @@ pub struct Policy {
     pub secrets_name: Option<String>,
     /// Where a voice server's routing record points.
     pub dispatcher: Dispatcher,
+    /// How long routing may need to notice a change of its records and to probe a new one; `None`: the service's own time.
+    pub routing_settle: Option<SignedDuration>,
     /// Priority of the group's servers in routing; higher is preferred.
     pub priority: u32,
     /// The group's whole `scalingConfig`, handed to the provider's scripts.

@@ -14,10 +14,11 @@ use voiceai_postgres::Tenure;
 use voiceai_runtime::{Pulse, Shutdown, Vitals};
 use voiceai_scaler_core::name::next_free;
 use voiceai_scaler_core::policy::{AtDeadline, Policy};
-use voiceai_scaler_core::{Action, Decision, PolicyError};
+use voiceai_scaler_core::{Action, Decision, PolicyError, State};
 
 use crate::act::{ActError, Engine, chain};
 use crate::evaluate::{Evaluation, MEMORY, Recollection, Snapshot};
+use crate::failpoint::{self, Side};
 use crate::notices::Notice;
 use crate::store::{Created, DecisionRow, DownSettings, NewRemoval, NewServer, Raised, StoreError};
 
@@ -302,8 +303,12 @@ impl Lead {
                         reason,
                         settings,
                     };
-                    if self.engine.store.plan_removal(&self.tenure, &removal).await? == Created::Taken {
-                        tracing::warn!(server = name, "not removed: it is no longer as it was read");
+                    failpoint::reached(State::Planned, Side::Before);
+                    match self.engine.store.plan_removal(&self.tenure, &removal).await? {
+                        Created::Operation(_) => failpoint::reached(State::Planned, Side::After),
+                        Created::Taken => {
+                            tracing::warn!(server = name, "not removed: it is no longer as it was read");
+                        }
                     }
                 }
             }
@@ -332,7 +337,9 @@ impl Lead {
                 actor: &self.settings.instance_id,
                 reason,
             };
+            failpoint::reached(State::Planned, Side::Before);
             if let Created::Operation(operation) = self.engine.store.plan_server(&self.tenure, &new).await? {
+                failpoint::reached(State::Planned, Side::After);
                 tracing::info!(group = policy.name, server = name, %operation, reason, "server asked for");
                 return Ok(());
             }

@@ -533,7 +533,7 @@ impl Store {
                  (SELECT d.at, 'decision'::text AS kind, d.id, d.group_name, NULL::text AS server, NULL::uuid AS operation, \
                          d.action AS what, d.reason AS outcome, d.summary, d.term, d.details \
                   FROM ops.decisions d, place p \
-                  WHERE ($1::text IS NULL OR d.group_name = $1) AND (NOT $2 OR d.action <> 'hold') \
+                  WHERE ($1::text IS NULL OR d.group_name = $1) AND (NOT $2 OR d.action IN ('add', 'remove')) \
                     AND ($3::bigint IS NULL OR (d.at, 'decision'::text, d.id) < (p.at, p.kind, p.id)) \
                   ORDER BY d.at DESC, d.id DESC LIMIT $6) \
                  UNION ALL \

@@ -9,29 +9,22 @@ umask 077
 
 # answer STATUS EXIT [CODE MESSAGE]: the one line of output, from the state file where there is one.
 answer() {
-  local status=$1 exit_code=$2 code=${3:-} message=${4:-} state='{}'
+  local status=$1 exit_code=$2 code=${3:-} message=${4:-} state=
   if [ -f "${STATE_FILE:-}" ]; then
-    state=$(cat -- "$STATE_FILE" 2>/dev/null) || state='{}'
+    state=$(cat -- "$STATE_FILE" 2>/dev/null) || state=
   fi
-  jq -cn --argjson state "${state:-\{\}}" --arg name "${INSTANCE_NAME:-}" --arg status "$status" --arg code "$code" \
-    --arg message "$message" --argjson candidate "${CANDIDATE:-null}" '{
-      id: ($state.id // null), name: $name, status: $status, ip: ($state.ip // null), private_ip: ($state.ip // null),
-      type: ($candidate.type? // "process"), location: ($candidate.location? // "local"),
-      error: (if $code == "" then null else {code: $code, message: $message, retry_after_s: null} end)}'
+  jq -cn --argjson state "${state:-null}" --arg name "${INSTANCE_NAME:-}" --arg status "$status" --arg code "$code" \
+    --arg message "$message" '
+      def parsed: try fromjson catch {};
+      (($ENV.CANDIDATE // "{}") | parsed) as $candidate |
+      { id: $state.id, name: $name, status: $status, ip: $state.ip, private_ip: $state.ip,
+        type: ($candidate.type? // "process"), location: ($candidate.location? // "local"),
+        error: (if $code == "" then null else {code: $code, message: $message, retry_after_s: null} end) }'
   exit "$exit_code"
 }
 
 refuse() {
   answer failed 20 "$1" "$2"
-}
-
-# config KEY DEFAULT: a value of PROVIDER_CONFIG. The default goes by the environment: it may be an address with a password.
-config() {
-  DEFAULT=$2 jq -r --arg key "$1" '.[$key] // $ENV.DEFAULT | tostring' <<<"$PROVIDER_CONFIG"
-}
-
-label() {
-  jq -r --arg key "$1" '.[$key] // ""' <<<"${LABELS:-\{\}}"
 }
 
 for tool in jq flock; do
@@ -41,21 +34,34 @@ for tool in jq flock; do
   fi
 done
 
-: "${PROVIDER_CONFIG:=}"
-if [ -z "$PROVIDER_CONFIG" ]; then PROVIDER_CONFIG='{}'; fi
-if [ -z "${LABELS:-}" ]; then LABELS='{}'; fi
-if [ -z "${CANDIDATE:-}" ]; then CANDIDATE='null'; fi
-for json in "$PROVIDER_CONFIG" "$LABELS" "$CANDIDATE"; do
-  if ! jq -e . >/dev/null 2>&1 <<<"${json/#null/\{\}}"; then
-    LABELS='{}' CANDIDATE='null' refuse bad_input "PROVIDER_CONFIG, LABELS and CANDIDATE must be JSON"
-  fi
-done
-
 case ${INSTANCE_NAME:-} in
   '' | *[!a-z0-9-]* | -* | *-) INSTANCE_NAME='' refuse bad_input "INSTANCE_NAME is no host name" ;;
 esac
 
-STATE_DIR=$(config stateDir "${TMPDIR:-/tmp}/voiceai-local")
+# Everything from the JSON of the environment in one go, a value a line. Secrets stay in the environment: what is written on
+# a command line can be read by anybody on the machine.
+mapfile -t SET < <(jq -rn '
+  def object($name; $text): ($text // "") | if . == "" then {} else fromjson end
+    | if type == "object" then . else error($name) end;
+  object("LABELS"; $ENV.LABELS) as $labels
+  | object("PROVIDER_CONFIG"; $ENV.PROVIDER_CONFIG) as $config
+  | ( $config.stateDir // (($ENV.TMPDIR // "/tmp") + "/voiceai-local"),
+      $labels.operation // "",
+      $config.redisUrl // $ENV.REDIS_URL // "",
+      $config.heartbeatKeyPrefix // $ENV.HEARTBEAT_KEY_PREFIX // "voiceai:heartbeat:",
+      $config.heartbeatMs // 1000,
+      $config.heartbeatTtlMs // 5000,
+      $config.capacity // 100,
+      $config.bootDelayMs // 0,
+      $config.address // "",
+      $config.dispatcher.port? // 5060 )
+  | tostring | gsub("[\n\r]"; "")' 2>/dev/null)
+if [ "${#SET[@]}" -ne 10 ]; then
+  refuse bad_input "PROVIDER_CONFIG and LABELS must be JSON objects"
+fi
+STATE_DIR=${SET[0]}
+OWNER_WANTED=${SET[1]}
+
 mkdir -p -- "$STATE_DIR"
 STATE_FILE=$STATE_DIR/$INSTANCE_NAME.json
 RUN_FILE=$STATE_DIR/$INSTANCE_NAME.run
@@ -70,18 +76,23 @@ is_running() {
   [ -e "$RUN_FILE" ] && ! flock -n -- "$RUN_FILE" true
 }
 
-# The operation that made the running server.
-owner() {
-  jq -r '.labels.operation // ""' -- "$STATE_FILE" 2>/dev/null || true
+# Refuses a running server that another operation made; leaves its process id in PID.
+must_be_ours() {
+  local owner
+  # shellcheck disable=SC2034 # scaleDown.sh reads PID
+  { read -r owner && read -r PID; } < <(jq -r '.labels.operation // "", .pid // ""' -- "$STATE_FILE") || true
+  if [ "${owner:-}" != "$OWNER_WANTED" ]; then
+    refuse not_ours "a server of another operation runs under this name"
+  fi
 }
 
-# wait_until SECONDS COMMAND...: looks ten times a second.
+# wait_until SECONDS COMMAND...: looks twenty times a second.
 wait_until() {
-  local tries=$(($1 * 10))
+  local tries=$(($1 * 20))
   shift
   until "$@"; do
     tries=$((tries - 1))
     if [ "$tries" -le 0 ]; then return 1; fi
-    sleep 0.1
+    sleep 0.05
   done
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Ends the server INSTANCE_NAME, calls and all. A server that is not there is success; one of another operation is refused.
 
-HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+HERE=$(dirname -- "${BASH_SOURCE[0]}")
 # shellcheck source=/dev/null
 . "$HERE/common.sh"
 
@@ -14,11 +14,9 @@ if gone; then
   STATE_FILE='' answer absent 0
 fi
 wait_until 10 test -f "$STATE_FILE" || answer deleting 10 no_state "the server has not told its process id yet"
-if [ "$(owner)" != "$(label operation)" ]; then
-  refuse not_ours "a server of another operation runs under this name"
-fi
+PID=''
+must_be_ours
 # The lock is held, so the id in the state file is that of the process that holds it, and not of a later one.
-PID=$(jq -r '.pid' -- "$STATE_FILE")
 case $PID in
   '' | *[!0-9]*) refuse bad_state "the state file names no process id" ;;
 esac

@@ -7,39 +7,30 @@
 #   OPERATION_ID=try INSTANCE_NAME=dev-voice-01 GROUP_NAME=eu SERVICE=voice LABELS='{"operation":"try"}' \
 #     PROVIDER_CONFIG='{"redisUrl":"redis://127.0.0.1:6379"}' ./scaleUp.sh
 
-HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+HERE=$(dirname -- "${BASH_SOURCE[0]}")
 # shellcheck source=/dev/null
 . "$HERE/common.sh"
 
 if is_running; then
   # Between taking its name and telling its address a server is there without a state.
   wait_until 10 test -f "$STATE_FILE" || answer creating 0
-  if [ "$(owner)" != "$(label operation)" ]; then
-    refuse not_ours "a server of another operation runs under this name"
-  fi
+  must_be_ours
   answer ready 0
 fi
 rm -f -- "$STATE_FILE"
 
 command -v python3 >/dev/null || refuse no_python "python3 is not installed"
-REDIS_URL=$(config redisUrl "${REDIS_URL:-}")
-[ -n "$REDIS_URL" ] || refuse no_redis "set redisUrl in the group's scalingConfig, or name REDIS_URL in PROVIDER_ENV_PASS"
-PORT=$(jq -r '.dispatcher.port? // 5060' <<<"$PROVIDER_CONFIG")
+[ -n "${SET[2]}" ] || refuse no_redis "set redisUrl in the group's scalingConfig, or name REDIS_URL in PROVIDER_ENV_PASS"
 
 # A session of its own and no open pipe of ours: the server outlives this script. Its environment is exactly this list, and
 # exported rather than handed to env(1), whose arguments anybody on the machine can read.
 (
-  export NAME=$INSTANCE_NAME SERVICE=${SERVICE:-voice} GROUP=${GROUP_NAME:-} ID="local-$INSTANCE_NAME-$$" PORT
-  HEARTBEAT_KEY_PREFIX=$(config heartbeatKeyPrefix "${HEARTBEAT_KEY_PREFIX:-voiceai:heartbeat:}")
-  HEARTBEAT_MS=$(config heartbeatMs 1000)
-  HEARTBEAT_TTL_MS=$(config heartbeatTtlMs 5000)
-  CAPACITY=$(config capacity 100)
-  BOOT_DELAY_MS=$(config bootDelayMs 0)
-  ADDRESS=$(config address '')
   for variable in $(compgen -e); do
-    case $variable in PATH | NAME | SERVICE | GROUP | ID | PORT | LABELS) ;; *) export -n "${variable?}" ;; esac
+    case $variable in PATH) ;; *) export -n "${variable?}" ;; esac
   done
-  export PATH LABELS STATE_DIR REDIS_URL HEARTBEAT_KEY_PREFIX HEARTBEAT_MS HEARTBEAT_TTL_MS CAPACITY BOOT_DELAY_MS ADDRESS
+  export NAME=$INSTANCE_NAME SERVICE=${SERVICE:-voice} GROUP=${GROUP_NAME:-} ID="local-$INSTANCE_NAME-$$"
+  export LABELS=${LABELS:-} STATE_DIR REDIS_URL=${SET[2]} HEARTBEAT_KEY_PREFIX=${SET[3]} HEARTBEAT_MS=${SET[4]}
+  export HEARTBEAT_TTL_MS=${SET[5]} CAPACITY=${SET[6]} BOOT_DELAY_MS=${SET[7]} ADDRESS=${SET[8]} PORT=${SET[9]}
   exec 9>&- </dev/null >"$STATE_DIR/$INSTANCE_NAME.log" 2>&1
   exec setsid -f python3 "$HERE/voice-server.py" --name "$INSTANCE_NAME"
 )

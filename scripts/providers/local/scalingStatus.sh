@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Says whether the server INSTANCE_NAME runs, and where. Exit 14 when it does not.
 
-HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+HERE=$(dirname -- "${BASH_SOURCE[0]}")
 # shellcheck source=/dev/null
 . "$HERE/common.sh"
 

@@ -192,6 +192,7 @@ fn assemble(fields: &mut Fields<'_>, id: Option<String>, name: Option<String>) -
             |text| (1..=512).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()),
         ),
         dispatcher: dispatcher(fields),
+        routing_settle: fields.seconds("routingSettleSeconds"),
         priority: fields.small("priority", 0, 1000, 0),
         provider_config: fields.config.clone(),
     })

@@ -133,7 +133,7 @@ impl Engine {
     async fn await_calls(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
         let (name, group) = (&look.server.name, &look.server.group_name);
         let reading = self.heartbeats.one(name, group, look.now, self.patience.stale_after).await?;
-        let settled = look.operation.state_at + self.patience.settle <= look.now;
+        let settled = look.operation.state_at + self.settle_time(look) <= look.now;
         match &reading {
             Reading::Known(beat) => {
                 memory.silent_since = None;

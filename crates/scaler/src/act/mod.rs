@@ -255,6 +255,11 @@ impl Engine {
         self.write(look, memory, step).await
     }
 
+    /// How long routing may need to follow a change of this server's record.
+    fn settle_time(&self, look: &Look<'_>) -> SignedDuration {
+        look.server.spec.routing_settle_ms.map_or(self.patience.settle, SignedDuration::from_millis)
+    }
+
     fn poll(&self) -> Next {
         Next::Wait(self.patience.status_poll)
     }

@@ -318,7 +318,7 @@ impl Engine {
     /// The record stands as inactive and probed; once Kamailio had the time to probe, it is made active.
     async fn settle(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
         if look.server.service == Service::Voice {
-            let until = look.operation.state_at + self.patience.settle;
+            let until = look.operation.state_at + self.settle_time(look);
             if until > look.now {
                 return Ok(Next::Wait(super::until_then(look.now, until)));
             }

@@ -35,7 +35,7 @@ pub(super) const NOT_STARTED: i32 = 126;
 /// Exit code of a guard that was told to stop.
 pub(super) const STOPPED: i32 = 143;
 
-const HOLDERS_GRACE: Duration = Duration::from_secs(1);
+const LEFTOVERS_GRACE: Duration = Duration::from_secs(1);
 const KILL_WITHIN: Duration = Duration::from_secs(5);
 
 /// Runs as a guard when the arguments say so. `Some` is the exit code.
@@ -81,24 +81,21 @@ async fn guard(parent: u64, limit: Duration, script: PathBuf) -> i32 {
     }
 }
 
-/// After a script that ended by itself.
+/// After a script that ended by itself: what it left is given a moment, since a daemon leaves the script's group and output
+/// only after it was started; then it is killed.
 async fn leave(group: Option<Pid>) {
-    if let Some(group) = group {
-        let _ = killpg(group, Signal::SIGKILL);
-    }
     let pipes = own_pipes();
-    let until = Instant::now() + HOLDERS_GRACE;
-    loop {
-        let holders: Vec<Pid> = descendants().into_iter().filter(|pid| holds(*pid, &pipes)).collect();
-        if holders.is_empty() {
-            return;
-        }
-        if Instant::now() >= until {
-            kill_all(|| descendants().into_iter().filter(|pid| holds(*pid, &pipes)).collect()).await;
+    let leftovers = || -> Vec<Pid> {
+        descendants().into_iter().filter(|pid| in_group(*pid, group) || holds(*pid, &pipes)).collect()
+    };
+    let until = Instant::now() + LEFTOVERS_GRACE;
+    while Instant::now() < until {
+        if leftovers().is_empty() {
             return;
         }
         sleep(Duration::from_millis(50)).await;
     }
+    kill_all(leftovers).await;
 }
 
 /// Ends a script that has to stop, with everything below it.
@@ -142,7 +139,7 @@ fn descendants() -> Vec<Pid> {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
             continue;
         };
-        if let Some((state, parent)) = state_and_parent(pid)
+        if let Some((state, parent, _)) = stat(pid)
             && state != 'Z'
         {
             children.entry(parent).or_default().push(pid);
@@ -159,12 +156,17 @@ fn descendants() -> Vec<Pid> {
     found
 }
 
-/// From `/proc/<pid>/stat`: the command's name may hold spaces and brackets, so what counts begins after the last bracket.
-fn state_and_parent(pid: i32) -> Option<(char, i32)> {
+/// State, parent and process group from `/proc/<pid>/stat`: the command's name may hold spaces and brackets, so what counts
+/// begins after the last bracket.
+fn stat(pid: i32) -> Option<(char, i32, i32)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = stat[stat.rfind(')')? + 1..].split_whitespace();
     let state = fields.next()?.chars().next()?;
-    Some((state, fields.next()?.parse().ok()?))
+    Some((state, fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+}
+
+fn in_group(pid: Pid, group: Option<Pid>) -> bool {
+    group.is_some_and(|group| stat(pid.as_raw()).is_some_and(|(_, _, its)| its == group.as_raw()))
 }
 
 /// The pipes that are this process's stdout and stderr, as `/proc` names them.

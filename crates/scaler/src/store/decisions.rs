@@ -103,7 +103,7 @@ impl Store {
         let done = sqlx::query(
             "DELETE FROM ops.decisions WHERE id IN ( \
                  SELECT id FROM ops.decisions \
-                 WHERE (action = 'hold' AND at < now() - interval '2 days') OR at < now() - interval '90 days' \
+                 WHERE (action IN ('hold', 'invalid') AND at < now() - interval '2 days') OR at < now() - interval '90 days' \
                  ORDER BY id LIMIT 5000)",
         )
         .execute(&self.pool)

@@ -24,6 +24,9 @@ pub struct ServerSpec {
     /// The group's priority in routing.
     #[serde(default)]
     pub priority: i64,
+    /// How long routing may need to follow; `None`: the service's own time.
+    #[serde(default)]
+    pub routing_settle_ms: Option<i64>,
     /// The secret with bootstrap values.
     #[serde(default)]
     pub secrets_name: Option<String>,
@@ -48,6 +51,7 @@ impl ServerSpec {
             provider_config: policy.provider_config.clone(),
             dispatcher: policy.dispatcher.clone(),
             priority: i64::from(policy.priority),
+            routing_settle_ms: policy.routing_settle.map(ms),
             secrets_name: policy.secrets_name.clone(),
             heartbeat_timeout_ms: policy.heartbeat_deadline.map(ms),
             keep_failed_ms: policy.keep_failed.map(ms),

@@ -1,0 +1,143 @@
+//! The command line: exit codes, JSON, the audit trail.
+
+use voiceai_postgres::sqlx;
+use voiceai_testkit::wait_until;
+
+use crate::harness::{Stack, WITHIN};
+
+#[tokio::test]
+async fn a_person_drains_calls_back_protects_pauses_and_resumes() {
+    let stack = Stack::new().await;
+    stack.group("eu", 2, 2, &stack.config()).await;
+    let _scaler = stack.scaler("a");
+    stack.wait_settled(&["test-voice-01", "test-voice-02"]).await;
+    let mut call = stack.call("test-voice-01");
+
+    let (code, _, stderr) = stack.run(&["drain", "test-voice-01"]).await;
+    assert_eq!(code, 2, "no terminal and no --yes: {stderr}");
+    let (code, stdout, _) = stack.run(&["drain", "test-voice-01", "--dry-run"]).await;
+    assert_eq!((code, stdout.starts_with("would: ")), (0, true), "{stdout}");
+    assert_eq!(stack.number("SELECT count(*) FROM ops.operations WHERE kind = 'down'").await, 0);
+
+    // Paused: a drained server is not replaced and not called back by a decision.
+    let pause = stack.json(&["pause", "eu", "--for", "1h", "--reason", "test", "--yes"]).await;
+    assert_eq!((pause["action"].as_str(), pause["target"].as_str()), (Some("pause"), Some("eu")));
+    assert!(pause["until"].is_string());
+    let (code, _, stderr) = stack.run(&["drain", "test-voice-01", "--reason", "maintenance", "--yes"]).await;
+    assert_eq!(code, 0, "{stderr}");
+    wait_until(WITHIN, "out of routing", async || {
+        stack.records().await.contains(&("test-voice-01".to_owned(), "12".to_owned()))
+    })
+    .await;
+    let (code, _, stderr) = stack.run(&["drain", "test-voice-01", "--yes"]).await;
+    assert_eq!(code, 4, "already draining: {stderr}");
+    let (code, _, stderr) = stack.run(&["drain", "test-voice-02", "--yes"]).await;
+    assert_eq!(code, 4, "the last in service: {stderr}");
+    assert!(stderr.contains("last one in service"), "{stderr}");
+    let status = stack.json(&["status"]).await;
+    assert_eq!(status["groups"][0]["reason"], "paused");
+    assert_eq!(status["operations"][0]["actor"], "tester");
+    assert_eq!(status["servers_by_state"]["draining"], 1);
+    assert_eq!(status["leader"]["lease_held"], true);
+
+    let (code, _, stderr) = stack.run(&["undrain", "test-voice-01", "--yes"]).await;
+    assert_eq!(code, 0, "{stderr}");
+    stack.wait_settled(&["test-voice-01", "test-voice-02"]).await;
+    assert!(call.lives());
+    let (code, _, _) = stack.run(&["undrain", "test-voice-01", "--yes"]).await;
+    assert_eq!(code, 4, "nothing to call back");
+
+    stack.json(&["protect", "test-voice-02", "--for", "1h", "--yes"]).await;
+    let resumed = stack.json(&["resume", "--all", "--yes"]).await;
+    assert_eq!((resumed["target"].as_str(), resumed["was_paused"].as_bool()), (Some("*"), Some(false)));
+    let resumed = stack.json(&["resume", "eu", "--yes"]).await;
+    assert_eq!(resumed["was_paused"], true);
+    // The idle one is protected, so the other one goes, call and all, once its call has ended.
+    stack.group("eu", 1, 2, &stack.config()).await;
+    wait_until(WITHIN, "the unprotected one drains", async || {
+        stack.servers().await.contains(&("test-voice-01".to_owned(), "draining".to_owned()))
+    })
+    .await;
+    drop(call);
+    stack.wait_settled(&["test-voice-02"]).await;
+
+    let trail: Vec<(String, String, String, Option<String>)> =
+        sqlx::query_as("SELECT action, subject, actor, reason FROM ops.audit ORDER BY id")
+            .fetch_all(&stack.pool)
+            .await
+            .expect("rows");
+    let actions: Vec<&str> = trail
+        .iter()
+        .map(|(action, ..)| action.as_str())
+        .filter(|action| !action.starts_with("leader"))
+        .collect();
+    assert_eq!(
+        actions,
+        ["group.pause", "server.drain", "server.undrain", "server.protect", "group.resume", "group.resume"]
+    );
+    let drain = trail.iter().find(|(action, ..)| action == "server.drain").expect("its line");
+    assert_eq!(
+        (drain.1.as_str(), drain.2.as_str(), drain.3.as_deref()),
+        ("test-voice-01", "tester", Some("maintenance"))
+    );
+
+    let first = stack.json(&["history", "--group", "eu", "--limit", "5"]).await;
+    assert_eq!(first["history"].as_array().map(Vec::len), Some(5));
+    let cursor = first["next"].as_str().expect("more").to_owned();
+    let second = stack.json(&["history", "--group", "eu", "--limit", "5", "--cursor", &cursor]).await;
+    let at = |page: &serde_json::Value, index: usize| {
+        page["history"][index]["at"].as_str().expect("a time").to_owned()
+    };
+    assert!(
+        at(&first, 0) >= at(&first, 4) && at(&first, 4) >= at(&second, 0),
+        "newest first, and on from there"
+    );
+    assert_ne!(first["history"][4], second["history"][0]);
+}
+
+#[tokio::test]
+async fn what_does_not_exist_or_answer_has_its_own_exit_code() {
+    let mut stack = Stack::new().await;
+    for arguments in [
+        &["drain", "nobody", "--yes"][..],
+        &["undrain", "nobody", "--yes"],
+        &["protect", "nobody", "--for", "1h", "--yes"],
+        &["pause", "nobody", "--for", "1h", "--reason", "x", "--yes"],
+        &["resume", "nobody", "--yes"],
+        &["plan", "--group", "nobody"],
+    ] {
+        let (code, stdout, stderr) = stack.run(arguments).await;
+        assert_eq!(code, 3, "{arguments:?}: {stdout} {stderr}");
+    }
+    for arguments in [
+        &["pause", "--for", "1h", "--yes"][..],
+        &["pause", "eu", "--all", "--for", "1h", "--yes"],
+        &["pause", "eu", "--yes"],
+        &["history", "--cursor", "x"],
+        &["nonsense"],
+    ] {
+        assert_eq!(stack.run(arguments).await.0, 2, "{arguments:?}");
+    }
+    assert_eq!(stack.run(&["migrate"]).await.0, 0);
+    assert_eq!(stack.run(&["completions", "bash"]).await.0, 0);
+    assert_eq!(stack.run(&["healthcheck"]).await.0, 7, "nothing runs");
+    let (code, stdout, _) = stack.run(&["config", "print"]).await;
+    assert_eq!(code, 0);
+    assert!(stdout.contains("HEARTBEAT_STALE_AFTER"));
+    stack.set("PROVIDER_ENV_PASS", "BASH_ENV");
+    let (code, _, stderr) = stack.run(&["status"]).await;
+    assert_eq!(code, 4);
+    assert!(stderr.contains("PROVIDER_ENV_PASS") && stderr.contains("BASH_ENV"), "{stderr}");
+    stack.set("PROVIDER_ENV_PASS", "REDIS_URL");
+    stack.set("VOICEAI_FAILPOINT", "op.nonsense.before=abort");
+    assert_eq!(stack.run(&["status"]).await.0, 4);
+    stack.set("VOICEAI_FAILPOINT", "");
+    let url = stack.redis.url.clone();
+    stack.set("REDIS_URL", "redis://127.0.0.1:1/0");
+    let (code, _, stderr) = stack.run(&["status", "--json"]).await;
+    assert_eq!(code, 5, "{stderr}");
+    let error: serde_json::Value =
+        serde_json::from_str(stderr.lines().last().expect("a line")).expect("JSON");
+    assert!(error["code"].is_string() && error["message"].is_string() && error["remedy"].is_string());
+    stack.set("REDIS_URL", &url);
+}

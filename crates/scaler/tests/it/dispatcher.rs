@@ -1,0 +1,122 @@
+//! Dispatcher records: whole or not at all, only by the newest leader, rebuilt when they are lost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use voiceai_postgres::{Tenure, Term};
+use voiceai_redis::{Redis, RedisSettings};
+use voiceai_runtime::boot_now;
+use voiceai_scaler::dispatcher::{Dispatcher, DispatcherError, Flags, Record, Records};
+use voiceai_testkit::{RedisDb, RedisOptions, RedisServer, redis, wait_until};
+
+use crate::harness::{Stack, WITHIN};
+
+fn tenure(number: i64) -> Tenure {
+    let term = Term { name: Arc::from("voiceai:scaler:leader"), number };
+    Tenure::new(term, boot_now().saturating_add(Duration::from_secs(600)), false)
+}
+
+fn record(name: &str, flags: Flags) -> Record {
+    Record { name: name.to_owned(), setid: 1, destination: format!("sip:{name}:5060"), flags, priority: 0 }
+}
+
+async fn subject() -> (RedisDb, Dispatcher) {
+    let database = redis().await;
+    let settings = RedisSettings::from_url(database.url.as_str()).expect("an address");
+    let dispatcher =
+        Dispatcher::new(Redis::connect(&settings).await.expect("a connection"), "dispatcher:entry::");
+    (database, dispatcher)
+}
+
+fn records(put: &[Record], remove: &[&str]) -> Records {
+    Records { put: put.to_vec(), remove: remove.iter().map(|name| (*name).to_owned()).collect() }
+}
+
+#[tokio::test]
+async fn each_change_counts_the_generation_up_once_and_no_change_does_not() {
+    let (redis, dispatcher) = subject().await;
+    let generation = async || redis.cli(&["GET", "voiceai:dispatcher:generation"]).await;
+    let two = records(&[record("a", Flags::Entering), record("b", Flags::Serving)], &["gone"]);
+    let published = dispatcher.publish(&tenure(5), &two).await.expect("published");
+    assert_eq!((published.written, published.removed), (2, 0));
+    assert_eq!(generation().await, "1");
+    assert_eq!(redis.cli(&["GET", "voiceai:dispatcher:term"]).await, "5");
+    let fields = redis.cli(&["HGETALL", "dispatcher:entry::a"]).await;
+    assert_eq!(fields, "setid\n1\ndestination\nsip:a:5060\nflags\n9\npriority\n0\nattrs\nduid=a");
+    let published = dispatcher.publish(&tenure(5), &two).await.expect("published");
+    assert_eq!((published.written, published.removed), (0, 0));
+    assert_eq!(generation().await, "1", "nothing changed");
+    let drained = records(&[record("a", Flags::Draining)], &["b"]);
+    let published = dispatcher.publish(&tenure(6), &drained).await.expect("published");
+    assert_eq!((published.written, published.removed), (1, 1));
+    assert_eq!(generation().await, "2");
+    assert_eq!(redis.cli(&["HGET", "dispatcher:entry::a", "flags"]).await, "12");
+    assert_eq!(redis.cli(&["EXISTS", "dispatcher:entry::b"]).await, "0");
+}
+
+#[tokio::test]
+async fn a_stale_term_is_refused_and_changes_nothing() {
+    let (redis, dispatcher) = subject().await;
+    dispatcher.publish(&tenure(7), &records(&[record("a", Flags::Serving)], &[])).await.expect("published");
+    let late = dispatcher.publish(&tenure(6), &records(&[record("b", Flags::Serving)], &["a"])).await;
+    assert!(matches!(late, Err(DispatcherError::Fenced)), "{late:?}");
+    assert_eq!(redis.cli(&["KEYS", "dispatcher:entry::*"]).await, "dispatcher:entry::a");
+    assert_eq!(redis.cli(&["GET", "voiceai:dispatcher:generation"]).await, "1");
+}
+
+#[tokio::test]
+async fn whatever_stands_under_a_key_the_record_is_whole_afterwards() {
+    let (redis, dispatcher) = subject().await;
+    redis.cli(&["HSET", "dispatcher:entry::half", "setid", "1"]).await;
+    redis
+        .cli(&["HSET", "dispatcher:entry::more", "setid", "1", "destination", "sip:more:5060", "id", "9"])
+        .await;
+    redis.cli(&["SET", "dispatcher:entry::text", "nonsense"]).await;
+    redis.cli(&["SADD", "voiceai:dispatcher:generation", "nonsense"]).await;
+    redis.cli(&["SADD", "voiceai:dispatcher:term", "nonsense"]).await;
+    redis.cli(&["HSET", "dispatcher:entry::foreign", "setid", "9", "destination", "sip:elsewhere"]).await;
+    let names = ["half", "more", "text"];
+    let put: Vec<Record> = names.iter().map(|name| record(name, Flags::Serving)).collect();
+    dispatcher.publish(&tenure(1), &records(&put, &[])).await.expect("published");
+    for name in names {
+        let key = format!("dispatcher:entry::{name}");
+        let fields = redis.cli(&["HGETALL", &key]).await;
+        assert_eq!(
+            fields,
+            format!("setid\n1\ndestination\nsip:{name}:5060\nflags\n8\npriority\n0\nattrs\nduid={name}")
+        );
+    }
+    assert_eq!(redis.cli(&["HGET", "dispatcher:entry::foreign", "destination"]).await, "sip:elsewhere");
+    assert_eq!(redis.cli(&["GET", "voiceai:dispatcher:generation"]).await, "1");
+}
+
+#[tokio::test]
+async fn records_are_rebuilt_when_redis_comes_back_empty() {
+    let mut stack = Stack::new().await;
+    let mut kamailios = RedisServer::start(RedisOptions::default()).await;
+    stack.set("DISPATCHER_REDIS_URL", &kamailios.url());
+    stack.group("eu", 2, 2, &stack.config()).await;
+    let scaler = stack.scaler("a");
+    let whole = async |server: &RedisServer| {
+        let keys = server.cli(&["KEYS", "dispatcher:entry::*"]).await;
+        keys.lines().filter(|key| !key.is_empty()).count() == 2
+    };
+    wait_until(WITHIN, "two records", async || whole(&kamailios).await).await;
+    wait_until(WITHIN, "two servers in service", async || {
+        stack.number("SELECT count(*) FROM ops.operations WHERE state = 'done'").await == 2
+    })
+    .await;
+    kamailios.restart(true).await;
+    wait_until(WITHIN, "two records again", async || whole(&kamailios).await).await;
+    let generation = kamailios.cli(&["GET", "voiceai:dispatcher:generation"]).await;
+    assert!(generation.parse::<i64>().is_ok_and(|number| number > 0), "{generation:?}");
+    let term = kamailios.cli(&["GET", "voiceai:dispatcher:term"]).await;
+    assert_eq!(term, "1", "the fence is back as well");
+    assert!(scaler.exit().is_none(), "{}", scaler.stderr());
+    // A record that somebody damaged is made whole at the next evaluation.
+    kamailios.cli(&["HDEL", "dispatcher:entry::test-voice-01", "destination"]).await;
+    wait_until(WITHIN, "it is whole again", async || {
+        kamailios.cli(&["HEXISTS", "dispatcher:entry::test-voice-01", "destination"]).await == "1"
+    })
+    .await;
+}

@@ -1,0 +1,12 @@
+//! voiceai-scaler on real servers, with real provider scripts.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod commands;
+mod crash;
+mod dispatcher;
+mod evaluation;
+mod harness;
+mod scripts;
+mod store;
+mod whole;
