@@ -33,7 +33,14 @@ async fn worker_process() {
 
 /// Starts a worker process on `url`.
 pub(super) fn worker(url: &str, slots: u32) -> Process {
-    Program::new(std::env::current_exe().unwrap())
+    worker_wrapped(url, slots, &[])
+}
+
+/// The same behind another program, such as `faketime`.
+pub(super) fn worker_wrapped(url: &str, slots: u32, wrapper: &[&str]) -> Process {
+    let program = Program::new(std::env::current_exe().unwrap());
+    let program = if wrapper.is_empty() { program } else { program.wrapped_in(wrapper) };
+    program
         .args(["queue::kill::worker_process", "--exact", "--nocapture"])
         .env(URL, url)
         .env(SLOTS, slots.to_string())
@@ -44,7 +51,7 @@ fn probe(probe: Probe) -> NewJob {
     NewJob::of(&probe).unwrap()
 }
 
-async fn effects(s: &Setup) -> Vec<(String, u64)> {
+pub(super) async fn effects(s: &Setup) -> Vec<(String, u64)> {
     let flat: Vec<String> =
         s.client.redis().command::<Value>("HGETALL", vec![EFFECTS_KEY]).await.unwrap().convert().unwrap();
     flat.chunks_exact(2).map(|p| (p[0].clone(), p[1].parse().unwrap())).collect()
@@ -54,9 +61,9 @@ async fn effects(s: &Setup) -> Vec<(String, u64)> {
 async fn one_culprit_among_five_hundred_is_parked_and_the_others_finish() {
     let s = Setup::new().await;
     let url = s.db.as_ref().unwrap().url.clone();
-    let effect = |i: usize| Probe { sleep_ms: 400, effect: Some(format!("e{i}")), ..Probe::default() };
+    let effect = |i: usize| Probe { effect: Some(format!("e{i}")), ..Probe::default() };
     let mut jobs: Vec<NewJob> =
-        (0..499).map(|i| probe(Probe { sleep_ms: if i < 480 { 5 } else { 400 }, ..effect(i) })).collect();
+        (0..499).map(|i| probe(Probe { sleep_ms: if i < 497 { 5 } else { 300 }, ..effect(i) })).collect();
     // In the middle, so that it neither runs first nor alone; it waits until all the others run too.
     jobs.insert(250, probe(Probe { abort: true, ..Probe::default() }));
     s.client.pause(&s.queue).await.unwrap();

@@ -5,10 +5,12 @@ mod enqueue;
 mod faults;
 mod invariant;
 mod kill;
+mod languages;
 mod limits;
 mod operate;
 mod order;
 mod ties;
+mod topology;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
