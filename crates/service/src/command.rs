@@ -2,7 +2,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use voiceai_cli::{ExitCode, Failure};
-use voiceai_config::Reader;
+use voiceai_config::{General, Reader};
 use voiceai_postgres::PgPool;
 use voiceai_redis::Redis;
 use voiceai_telemetry::{REVISION, TelemetrySettings};
@@ -70,26 +70,42 @@ where
     F: FnOnce(Command<S>) -> Fut,
     Fut: Future<Output = Result<ExitCode, Failure>>,
 {
+    let read = |reader: &Reader<'_>| (Shared::read(reader), read(reader));
+    let body = |_, (shared, settings)| body(Command { shared, settings, identity });
+    Box::pin(bare_command(identity, json, read, body)).await
+}
+
+/// The same for a command that works while both stores are gone: their settings may be missing.
+pub async fn bare_command<S, F, Fut>(
+    identity: Identity,
+    json: bool,
+    read: impl FnOnce(&Reader<'_>) -> S,
+    body: F,
+) -> ExitCode
+where
+    F: FnOnce(General, S) -> Fut,
+    Fut: Future<Output = Result<ExitCode, Failure>>,
+{
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let resolved = match resolve(identity.binary).await {
         Ok(resolved) => resolved,
         Err(failure) => return failure.report(json),
     };
-    let loaded = match resolved.read(|reader| (Shared::read(reader), read(reader))) {
+    let loaded = match resolved.read(|reader| (General::read(reader), read(reader))) {
         Ok(loaded) => loaded,
         Err(report) => {
             let remedy = "Correct every setting named above.";
             return Failure::refused("invalid_configuration", report.to_string(), remedy).report(json);
         }
     };
-    let (shared, settings) = loaded.settings;
+    let (general, settings) = loaded.settings;
     // A person reads the answer: only what went wrong belongs beside it.
     let telemetry = voiceai_telemetry::init(&TelemetrySettings {
         service: identity.name().to_owned(),
         version: identity.version.to_owned(),
         revision: REVISION.to_owned(),
-        instance_id: shared.general.instance_id.clone(),
-        environment: shared.general.environment.clone(),
+        instance_id: general.instance_id.clone(),
+        environment: general.environment.clone(),
         log_level: "error".to_owned(),
     });
     let telemetry = match telemetry {
@@ -99,7 +115,7 @@ where
             return Failure::refused("telemetry_settings", error.to_string(), remedy).report(json);
         }
     };
-    let code = match body(Command { shared, settings, identity }).await {
+    let code = match body(general, settings).await {
         Ok(code) => code,
         Err(failure) => failure.report(json),
     };

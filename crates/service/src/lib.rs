@@ -19,7 +19,7 @@ use voiceai_config::Binary;
 use voiceai_postgres::Component;
 
 pub use backends::{Backends, connect, connect_pool, connect_redis};
-pub use command::{Command, command};
+pub use command::{Command, bare_command, command};
 pub use run::{Context, run};
 pub use settings::resolve;
 pub use shared::Shared;

@@ -40,9 +40,13 @@ pub async fn dispatch(cli: Cli) -> ExitCode {
         }
         Command::Healthcheck(arguments) => ended(check_health(arguments, output), json),
         Command::Completions(shell) => ended(completions::<Cli>(shell), json),
+        Command::Backup(command) => Box::pin(backup::dispatch(command, json)).await,
         Command::Doctor => Box::pin(doctor::run(json)).await,
         Command::Config(command) => {
-            let resolved = Resolved::from_environment(IDENTITY.binary);
+            let resolved = match voiceai_service::resolve(IDENTITY.binary).await {
+                Ok(resolved) => resolved,
+                Err(failure) => return failure.report(json),
+            };
             let read =
                 |reader: &voiceai_config::Reader<'_>| (Shared::read(reader), TaskerSettings::read(reader));
             ended(config(command, &resolved, output, read), json)
@@ -72,10 +76,14 @@ async fn with_settings(command: Command, service: Service, output: Output) -> Re
         Command::Cron(command) => Box::pin(cron::run(command, &service, output)).await,
         Command::Audit(command) => audit::run(command, &service, output).await,
         Command::Release(command) => release::run(command, &service, output).await,
-        Command::Backup(command) => Box::pin(backup::run(command, &service, output)).await,
         Command::Migrate => migrate(&service, output).await,
         // Answered before settings are read.
-        Command::Run | Command::Doctor | Command::Healthcheck(_) | Command::Config(_) | Command::Completions(_) => Ok(()),
+        Command::Run
+        | Command::Backup(_)
+        | Command::Doctor
+        | Command::Healthcheck(_)
+        | Command::Config(_)
+        | Command::Completions(_) => Ok(()),
     };
     done.map(|()| ExitCode::Done)
 }

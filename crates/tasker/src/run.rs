@@ -19,7 +19,7 @@ use voiceai_redis::Redis;
 use voiceai_runtime::Vitals;
 use voiceai_service::Context;
 
-use crate::jobs::backup::BackupDatabase;
+use crate::jobs::backup::{BackupContext, BackupDatabase};
 use crate::jobs::registry::{self, Contexts};
 use crate::operate::queue_failure;
 use crate::operate::queues::BUILT_IN;
@@ -43,7 +43,7 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
     let client = Client::with_history(context.redis.clone(), Arc::new(history));
     let client = client.await.map_err(|error| queue_failure(&error))?;
     let settings = context.settings.clone();
-    let backup = registry::backup_context(&settings, &context.shared, Some(context.pool.clone())).await?;
+    let backup = Box::pin(backup_context(&context)).await?;
     declare_schedules(&context, backup.is_some()).await?;
 
     let tenure = context.elect(term_mirrors(&context.redis));
@@ -58,6 +58,12 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
     start_workers(&context, pools, writer);
     start_leader_chores(&context, client, tenure);
     Ok(context)
+}
+
+async fn backup_context(context: &Context<TaskerSettings>) -> Result<Option<BackupContext>, Failure> {
+    let shared = &context.shared;
+    let pool = Some(context.pool.clone());
+    registry::backup_context(&context.settings, &shared.general, &shared.postgres.url, pool).await
 }
 
 /// Copies of the term beside the data that the queues' scripts fence with it.

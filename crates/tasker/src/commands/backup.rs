@@ -1,29 +1,84 @@
 //! `backup …`
 
+use std::time::Duration;
+
 use serde::Serialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
-use voiceai_cli::{Column, Failure, Mutation, Output, human_duration};
+use voiceai_cli::{Column, ExitCode, Failure, Mutation, Output, human_duration};
+use voiceai_config::catalogue::postgres::DATABASE_URL;
+use voiceai_config::{General, Reader};
+use voiceai_postgres::{PgPool, PostgresSettings};
 use voiceai_runtime::{Secret, Shutdown};
+use voiceai_service::{bare_command, failures};
 
 use super::{Service, act, warn};
+use crate::IDENTITY;
 use crate::cli::{Backup, Page};
 use crate::jobs::backup::{self, Address, BackupContext, Entry, Manifest, Proof};
 use crate::jobs::registry;
 use crate::operate::{Act, trail};
+use crate::settings::TaskerSettings;
 
-pub(super) async fn run(command: Backup, service: &Service, output: Output) -> Result<(), Failure> {
+/// What the commands know that work while our tables, or the whole database, are gone.
+#[derive(Debug)]
+struct Ground {
+    general: General,
+    settings: TaskerSettings,
+    /// Absent where `DATABASE_URL` is not set: then nothing tells which backups are this database's own.
+    database_url: Option<Secret>,
+}
+
+/// Runs one of the `backup` commands, of which only `run` needs our tables.
+pub(super) async fn dispatch(command: Backup, json: bool) -> ExitCode {
+    let read = |reader: &Reader<'_>| (TaskerSettings::read(reader), reader.optional(&DATABASE_URL));
+    let body = |general, (settings, database_url)| async move {
+        let ground = Ground { general, settings, database_url };
+        Box::pin(run(command, &ground, Output::new(json))).await.map(|()| ExitCode::Done)
+    };
+    bare_command(IDENTITY, json, read, body).await
+}
+
+async fn run(command: Backup, ground: &Ground, output: Output) -> Result<(), Failure> {
     match command {
-        Backup::Run { mutation } => take(&mutation, service, output).await,
-        Backup::List { page } => list(&page, service, output).await,
-        Backup::Verify { id } => verify(&id, service, output).await,
-        Backup::Restore { id, into, mutation } => restore(&id, into, &mutation, service, output).await,
+        Backup::Run { mutation } => take(&mutation, ground, output).await,
+        Backup::List { page } => list(&page, ground, output).await,
+        Backup::Verify { id } => verify(&id, ground, output).await,
+        Backup::Restore { id, into, mutation } => restore(&id, into, &mutation, ground, output).await,
     }
 }
 
-/// From the bucket alone: no table of ours is read or written.
-async fn from_bucket(service: &Service) -> Result<BackupContext, Failure> {
-    registry::backup_context(&service.settings, &service.shared, None).await?.ok_or_else(no_bucket)
+/// What a running command of another noun works with.
+pub(super) async fn context(service: &Service, pool: PgPool) -> Result<Option<BackupContext>, Failure> {
+    let shared = &service.shared;
+    registry::backup_context(&service.settings, &shared.general, &shared.postgres.url, Some(pool)).await
+}
+
+impl Ground {
+    async fn context(&self, pool: Option<PgPool>) -> Result<BackupContext, Failure> {
+        // A stand-in that is nobody's database: no backup is taken for its own.
+        let nobody = Secret::new("postgres://localhost/-");
+        let url = self.database_url.as_ref().unwrap_or(&nobody);
+        registry::backup_context(&self.settings, &self.general, url, pool).await?.ok_or_else(no_bucket)
+    }
+
+    fn database_url(&self) -> Result<&Secret, Failure> {
+        self.database_url.as_ref().ok_or_else(|| {
+            Failure::refused(
+                "invalid_configuration",
+                "DATABASE_URL is not set",
+                "Set DATABASE_URL, or its parts.",
+            )
+        })
+    }
+
+    /// Our own database, when it answers soon.
+    async fn pool(&self) -> Result<PgPool, Failure> {
+        let url = self.database_url()?.clone();
+        let settings =
+            PostgresSettings { connect_deadline: Duration::from_secs(5), ..PostgresSettings::new(url) };
+        voiceai_postgres::connect(&settings).await.map_err(|error| failures::postgres_connect(&error))
+    }
 }
 
 fn no_bucket() -> Failure {
@@ -37,17 +92,16 @@ fn cancellable() -> Result<CancellationToken, Failure> {
     Ok(shutdown.stopping())
 }
 
-async fn take(mutation: &Mutation, service: &Service, output: Output) -> Result<(), Failure> {
+async fn take(mutation: &Mutation, ground: &Ground, output: Output) -> Result<(), Failure> {
     let act = act(mutation)?;
     if mutation.dry_run {
-        let context = from_bucket(service).await?;
+        let context = ground.context(None).await?;
         let place = format!("s3://{}/{}", context.store.bucket(), context.prefix);
         return output
             .one(&json!({ "dry_run": true, "to": place }), |_| format!("would take a backup to {place}\n"));
     }
-    let pool = service.pool().await?;
-    let context = registry::backup_context(&service.settings, &service.shared, Some(pool.clone())).await?;
-    let context = context.ok_or_else(no_bucket)?;
+    let pool = ground.pool().await?;
+    let context = ground.context(Some(pool.clone())).await?;
     trail::record(&pool, &act, "backup.run", context.database.place(), json!({})).await?;
     let taken = backup::run(&context, None, &cancellable()?).await?;
     let shown = Shown::of(&taken.manifest, taken.proof.as_ref());
@@ -128,8 +182,8 @@ impl Shown {
     }
 }
 
-async fn list(page: &Page, service: &Service, output: Output) -> Result<(), Failure> {
-    let context = from_bucket(service).await?;
+async fn list(page: &Page, ground: &Ground, output: Output) -> Result<(), Failure> {
+    let context = ground.context(None).await?;
     let limit = usize::try_from(page.limit).unwrap_or(usize::MAX);
     let listing = backup::list(&context, limit, page.cursor.as_deref()).await?;
     let rows: Vec<Shown> = listing.backups.iter().map(Shown::listed).collect();
@@ -148,11 +202,11 @@ async fn list(page: &Page, service: &Service, output: Output) -> Result<(), Fail
     output.list("backups", &rows, listing.next.as_deref(), &columns)
 }
 
-async fn verify(id: &str, service: &Service, output: Output) -> Result<(), Failure> {
+async fn verify(id: &str, ground: &Ground, output: Output) -> Result<(), Failure> {
     // The row beside the bucket's proof is written where our tables are there, and not missed where they are not.
-    let pool = service.pool().await.ok();
-    let context =
-        registry::backup_context(&service.settings, &service.shared, pool).await?.ok_or_else(no_bucket)?;
+    ground.database_url()?;
+    let pool = ground.pool().await.ok();
+    let context = ground.context(pool).await?;
     let proof = backup::verify(&context, id, &cancellable()?).await?;
     let text = |proof: &Proof| {
         let took = human_duration(std::time::Duration::from_millis(proof.duration_ms));
@@ -178,11 +232,11 @@ async fn restore(
     id: &str,
     into: String,
     mutation: &Mutation,
-    service: &Service,
+    ground: &Ground,
     output: Output,
 ) -> Result<(), Failure> {
     let act = act(mutation)?;
-    let context = from_bucket(service).await?;
+    let context = ground.context(None).await?;
     let target = Address::parse("--into", &Secret::new(into))?;
     if mutation.dry_run {
         let (_, manifest) = backup::find(&context, id).await?;
@@ -190,7 +244,7 @@ async fn restore(
         return output.one(&document, |_| format!("would restore {} into {}\n", manifest.id, target.place()));
     }
     let restored = backup::restore(&context, id, &target, &cancellable()?).await?;
-    note_restore(service, &act, &restored.manifest.id, &restored.into).await;
+    note_restore(ground, &act, &restored.manifest.id, &restored.into).await;
     output.one(&restored, |restored| {
         format!(
             "{} restored into {}: {} rows in {} tables are as the manifest says\n",
@@ -200,8 +254,8 @@ async fn restore(
 }
 
 /// A restore works while our own database is gone; then its audit row is said to be missing.
-async fn note_restore(service: &Service, act: &Act, id: &str, into: &str) {
-    let noted = match service.pool().await {
+async fn note_restore(ground: &Ground, act: &Act, id: &str, into: &str) {
+    let noted = match ground.pool().await {
         Ok(pool) => trail::record(&pool, act, "backup.restore", id, json!({ "into": into })).await,
         Err(failure) => Err(failure),
     };

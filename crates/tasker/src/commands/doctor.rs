@@ -2,7 +2,6 @@
 
 use voiceai_cli::ExitCode;
 use voiceai_cli::doctor::{Doctor, Finding};
-use voiceai_config::Resolved;
 use voiceai_doctor::{BOUND, Stores};
 use voiceai_postgres::sqlx::{self, Row};
 use voiceai_queue::{Client, QueueStats, outbox};
@@ -19,8 +18,7 @@ const OLD_MS: u64 = 15 * 60 * 1_000;
 const PROOF_OLD_SECONDS: i64 = 26 * 60 * 60;
 
 pub(super) async fn run(json: bool) -> ExitCode {
-    let resolved = Resolved::from_environment(IDENTITY.binary);
-    voiceai_doctor::doctor(IDENTITY, json, &resolved, TaskerSettings::read, add).await
+    Box::pin(voiceai_doctor::run(IDENTITY, json, TaskerSettings::read, add)).await
 }
 
 fn add(doctor: &mut Doctor, stores: &Stores, settings: &TaskerSettings) {
@@ -46,7 +44,8 @@ fn on_queues(
             Err(finding) => return finding,
         };
         let looked = async {
-            let client = Client::connect(redis).await.map_err(|error| crate::operate::queue_failure(&error))?;
+            let client =
+                Client::connect(redis).await.map_err(|error| crate::operate::queue_failure(&error))?;
             let names = queues::names(&client).await?;
             queues::look(&client, &names).await
         };
@@ -58,7 +57,8 @@ fn on_queues(
 }
 
 fn judge_workers(all: &[QueueStats]) -> Finding {
-    let without: Vec<_> = all.iter().filter(|queue| queue.workers.is_empty()).map(|q| q.queue.as_str()).collect();
+    let without: Vec<_> =
+        all.iter().filter(|queue| queue.workers.is_empty()).map(|q| q.queue.as_str()).collect();
     match (without.len(), all.len()) {
         (0, all) => Finding::ok(format!("all {all} queues have live workers")),
         (none, all) if none == all => {
@@ -72,7 +72,8 @@ fn judge_workers(all: &[QueueStats]) -> Finding {
 }
 
 fn judge_backlog(all: &[QueueStats]) -> Finding {
-    let paused: Vec<_> = all.iter().filter(|queue| queue.paused || queue.draining).map(|q| q.queue.as_str()).collect();
+    let paused: Vec<_> =
+        all.iter().filter(|queue| queue.paused || queue.draining).map(|q| q.queue.as_str()).collect();
     let old: Vec<_> = all
         .iter()
         .filter(|queue| !queue.paused && queue.oldest_waiting_ms.is_some_and(|ms| ms > OLD_MS))
@@ -92,13 +93,19 @@ fn judge_backlog(all: &[QueueStats]) -> Finding {
 }
 
 fn judge_dead(all: &[QueueStats]) -> Finding {
-    let dead: Vec<_> =
-        all.iter().filter(|queue| queue.dead > 0).map(|queue| format!("{} in {}", queue.dead, queue.queue)).collect();
+    let dead: Vec<_> = all
+        .iter()
+        .filter(|queue| queue.dead > 0)
+        .map(|queue| format!("{} in {}", queue.dead, queue.queue))
+        .collect();
     if dead.is_empty() {
         return Finding::ok("no job was given up");
     }
     let evidence = format!("given up: {}", dead.join(", "));
-    Finding::warning(evidence, "See `jobs list --state dead`; heal the cause, then `jobs replay` or `jobs discard`.")
+    Finding::warning(
+        evidence,
+        "See `jobs list --state dead`; heal the cause, then `jobs replay` or `jobs discard`.",
+    )
 }
 
 async fn check_outbox(stores: Stores) -> Finding {
@@ -108,12 +115,18 @@ async fn check_outbox(stores: Stores) -> Finding {
     };
     let waiting = match outbox::waiting(&pool).await {
         Ok(waiting) => waiting,
-        Err(error) => return Finding::failed(format!("the outbox cannot be read: {error}"), "Run `migrate` once."),
+        Err(error) => {
+            return Finding::failed(format!("the outbox cannot be read: {error}"), "Run `migrate` once.");
+        }
     };
-    let refused: Vec<_> = waiting.iter().filter(|row| row.refused > 0).map(|row| row.queue.as_str()).collect();
+    let refused: Vec<_> =
+        waiting.iter().filter(|row| row.refused > 0).map(|row| row.queue.as_str()).collect();
     if !refused.is_empty() {
         let evidence = format!("rows that their queue refuses: {}", refused.join(", "));
-        return Finding::failed(evidence, "Look at last_error in ops.outbox, and correct or delete these rows.");
+        return Finding::failed(
+            evidence,
+            "Look at last_error in ops.outbox, and correct or delete these rows.",
+        );
     }
     let late: Vec<_> = waiting
         .iter()
@@ -169,13 +182,21 @@ async fn check_tools(stores: Stores, has_bucket: bool) -> Finding {
         Ok(pool) => pool,
         Err(finding) => return finding,
     };
-    let asked = sqlx::query("SELECT current_setting('server_version_num')::int / 10000").fetch_one(&pool).await;
+    let asked =
+        sqlx::query("SELECT current_setting('server_version_num')::int / 10000").fetch_one(&pool).await;
     let server: i32 = match asked.and_then(|row| row.try_get(0)) {
         Ok(server) => server,
-        Err(error) => return Finding::failed(format!("the server's version cannot be read: {error}"), "Check PostgreSQL."),
+        Err(error) => {
+            return Finding::failed(
+                format!("the server's version cannot be read: {error}"),
+                "Check PostgreSQL.",
+            );
+        }
     };
     match backup::Tools::default().newest_pair(server.unsigned_abs()).await {
-        Ok((dump, restore)) => Finding::ok(format!("pg_dump {dump} and pg_restore {restore} for server {server}")),
+        Ok((dump, restore)) => {
+            Finding::ok(format!("pg_dump {dump} and pg_restore {restore} for server {server}"))
+        }
         Err(error) => Finding::failed(error.to_string(), remedy),
     }
 }
@@ -190,15 +211,20 @@ async fn check_age(stores: Stores, has_bucket: bool) -> Finding {
     };
     let newest = match backup::newest(&pool).await {
         Ok(newest) => newest,
-        Err(error) => return Finding::failed(format!("the backups cannot be read: {error}"), "Run `migrate` once."),
+        Err(error) => {
+            return Finding::failed(format!("the backups cannot be read: {error}"), "Run `migrate` once.");
+        }
     };
     let now = jiff::Timestamp::now();
     let age = |at: Option<jiff::Timestamp>| at.map(|at| now.duration_since(at).as_secs());
     match (age(newest.stored_at), age(newest.proved_at)) {
-        (None, _) => Finding::failed("there is no backup", "Take one with `backup run`, then `backup verify`."),
-        (Some(stored), _) if stored > PROOF_OLD_SECONDS => {
-            Finding::failed(format!("the newest backup is {} h old", stored / 3600), "See `cron list` and `jobs list`.")
+        (None, _) => {
+            Finding::failed("there is no backup", "Take one with `backup run`, then `backup verify`.")
         }
+        (Some(stored), _) if stored > PROOF_OLD_SECONDS => Finding::failed(
+            format!("the newest backup is {} h old", stored / 3600),
+            "See `cron list` and `jobs list`.",
+        ),
         (_, None) => Finding::warning("no backup is proved by a restore", "Run `backup verify`."),
         (_, Some(proved)) if proved > 7 * 24 * 3600 => {
             Finding::warning(format!("the newest proof is {} h old", proved / 3600), "Run `backup verify`.")

@@ -72,7 +72,9 @@ async fn show(queue: &str, service: &Service, output: Output) -> Result<(), Fail
 
 fn text(shown: &Shown, output: Output) -> String {
     let mut text = output.table(std::slice::from_ref(&shown.line), &columns());
-    for setting in shown.settings.iter().flatten().filter(|setting| setting.value.is_some() || setting.until.is_some()) {
+    for setting in
+        shown.settings.iter().flatten().filter(|setting| setting.value.is_some() || setting.until.is_some())
+    {
         let value = setting.value.as_deref().unwrap_or("none");
         let until = setting.until.map(|until| format!(" until {until:.0}")).unwrap_or_default();
         text.push_str(&format!("set {} = {value}{until} by {}\n", setting.name.word(), setting.set_by));

@@ -10,7 +10,7 @@ use voiceai_runtime::Shutdown;
 
 use super::{Service, act, desk};
 use crate::cli::Replay;
-use crate::jobs::registry::{self, Kinds};
+use crate::jobs::registry::Kinds;
 use crate::operate::Desk;
 use crate::operate::replay::{self, Carried, Checks, Orders, Wanted};
 use crate::operate::trail;
@@ -28,8 +28,7 @@ pub(super) async fn run(command: Replay, service: &Service, output: Output) -> R
     }
     let wanted = wanted(&command)?;
     let filter = wanted.filter();
-    let backup =
-        registry::backup_context(&service.settings, &service.shared, Some(desk.pool.clone())).await?;
+    let backup = super::backup::context(service, desk.pool.clone()).await?;
     let checks = Checks::new(Kinds::of(&service.settings), backup);
     let plan = replay::plan(&desk, &checks, &wanted, command.limit).await?;
     let allowed = replay::allow(&desk, &store, &filter, command.limit).await;

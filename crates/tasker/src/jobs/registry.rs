@@ -2,11 +2,12 @@
 
 use voiceai_aws::ObjectStore;
 use voiceai_cli::Failure;
+use voiceai_config::General;
 use voiceai_postgres::PgPool;
 use voiceai_queue::probe::Probe;
 use voiceai_queue::{Job, Registry};
 use voiceai_redis::Redis;
-use voiceai_service::Shared;
+use voiceai_runtime::Secret;
 
 use super::backup::{Address, BackupContext, BackupDatabase, Tools};
 use crate::settings::{DEFAULT_QUEUE, TaskerSettings};
@@ -36,20 +37,21 @@ pub fn handlers(settings: &TaskerSettings, contexts: &Contexts) -> Registry {
 /// What backups work with; `None` where no bucket is set.
 ///
 /// # Errors
-/// Refused (4) when `DATABASE_URL` is no address.
+/// Refused (4) when `database_url` is no address.
 pub async fn backup_context(
     settings: &TaskerSettings,
-    shared: &Shared,
+    general: &General,
+    database_url: &Secret,
     pool: Option<PgPool>,
 ) -> Result<Option<BackupContext>, Failure> {
     let Some(store) = &settings.store else { return Ok(None) };
     Ok(Some(BackupContext {
         store: ObjectStore::new(store).await,
         prefix: store.prefix.clone(),
-        database: Address::parse("DATABASE_URL", &shared.postgres.url)?,
+        database: Address::parse("DATABASE_URL", database_url)?,
         pool,
-        environment: shared.general.environment.clone(),
-        instance: shared.general.instance_id.clone(),
+        environment: general.environment.clone(),
+        instance: general.instance_id.clone(),
         tools: Tools::default(),
     }))
 }

@@ -52,7 +52,7 @@ async fn a_schedule_is_set_run_paused_and_resumed() {
     let _tasker = stage.tasker("one").await;
     let ran = stage.ask("cron run probe --json").await.json(0);
     let id = ran["id"].as_str().unwrap();
-    let shown = stage.wait_for_state(id, "completed").await;
+    let shown = stage.wait_for_record(id, "completed").await;
     assert_eq!(shown["history"][0]["schedule"], "probe");
     assert_eq!(stage.effects("C").await, 1);
 

@@ -63,7 +63,7 @@ async fn numbers_have_the_platforms_shape() {
     stage.ask("jobs enqueue diagnostic.probe --id good").await.text(0);
     stage.ask("jobs enqueue nobody --id bad").await.text(0);
     stage.ask("jobs enqueue diagnostic.probe --id later --delay 1h").await.text(0);
-    stage.wait_for_state("good", "completed").await;
+    stage.wait_for_record("good", "completed").await;
     stage.wait_for_state("bad", "dead").await;
     let stats = stage.ask("jobs stats --json").await.json(0);
     let queue = stats["queues"].as_array().unwrap().iter().find(|queue| queue["queue"] == "default").unwrap();
@@ -95,7 +95,7 @@ async fn show_tells_why_and_what_became_of_it() {
     let waiting = stage.ask("jobs show w --json").await.json(0);
     assert_eq!(waiting["why_not"][0]["reason"], "no_worker", "{waiting}");
     let _tasker = stage.tasker("one").await;
-    let done = stage.wait_for_state("w", "completed").await;
+    let done = stage.wait_for_record("w", "completed").await;
     assert_eq!(
         (&done["kind"], &done["history"][0]["state"]),
         (&json!("diagnostic.probe"), &json!("completed"))

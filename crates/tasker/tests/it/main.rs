@@ -1,7 +1,13 @@
 //! The real binary on a real Redis and PostgreSQL.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, their helpers too")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "these are tests, their helpers too"
+)]
 
 mod backup;
+mod backup_commands;
 mod cron;
 mod enqueue;
 mod jobs;

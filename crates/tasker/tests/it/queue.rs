@@ -86,7 +86,7 @@ async fn purge_and_clean_say_how_many() {
     let _tasker = stage.tasker("one").await;
     stage.ask("jobs enqueue diagnostic.probe --id done").await.text(0);
     stage.ask("jobs enqueue nobody --id dead").await.text(0);
-    stage.wait_for_state("done", "completed").await;
+    stage.wait_for_record("done", "completed").await;
     stage.wait_for_state("dead", "dead").await;
     let none = stage.ask("queue clean default --state dead --older-than 1h --yes --json").await.json(0);
     assert_eq!(none["count"], 0);

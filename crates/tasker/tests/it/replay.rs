@@ -99,7 +99,7 @@ async fn a_larger_limit_needs_a_small_batch_that_completed() {
     let rest = replay(&stage, &format!("{line} --limit 100")).await.json(0);
     assert_eq!(rest["replay"]["counts"]["completed"], 15);
     assert_eq!(stage.effects("R").await, 25, "each exactly once");
-    let lineage = stage.ask("jobs show p00 --json").await.json(0);
+    let lineage = stage.wait_for_record("p00", "completed").await;
     let states: Vec<&Value> =
         lineage["history"].as_array().unwrap().iter().map(|row| &row["state"]).collect();
     assert_eq!(states, ["replayed", "completed"]);

@@ -110,6 +110,19 @@ impl Stage {
         .await
     }
 
+    /// Waits until the history knows how the job ended: it is written a moment after the fact.
+    pub(crate) async fn wait_for_record(&self, id: &str, state: &str) -> Value {
+        wait_for(PATIENCE, format!("the history says that job {id} is {state}"), async || {
+            let answer = self.ask_all(&["jobs", "show", id, "--json"]).await;
+            let shown: Value = serde_json::from_str(&answer.stdout).map_err(|_| format!("{answer:?}"))?;
+            let records = shown["history"].as_array();
+            let recorded =
+                records.is_some_and(|records| records.iter().any(|record| record["state"] == state));
+            if recorded { Ok(shown) } else { Err(shown.to_string()) }
+        })
+        .await
+    }
+
     /// How often the probe's effect happened.
     pub(crate) async fn effects(&self, key: &str) -> u32 {
         let count = self.redis.cli(&["HGET", "voiceai:diagnostic:effects", key]).await;

@@ -162,7 +162,11 @@ mod tests {
         let failed = row("failed", "2026-11-22T03:00:01Z");
         assert_eq!(ended(&[before.clone(), completed], released, at(1)), Outcome::Completed);
         assert_eq!(ended(&[before.clone(), discarded], released, at(60)), Outcome::Gone("discarded".into()));
-        assert_eq!(ended(std::slice::from_ref(&before), released, at(1)), Outcome::Open, "its record may be late");
+        assert_eq!(
+            ended(std::slice::from_ref(&before), released, at(1)),
+            Outcome::Open,
+            "its record may be late"
+        );
         assert_eq!(ended(std::slice::from_ref(&before), released, at(6)), Outcome::Completed);
         assert_eq!(ended(&[before, failed], released, at(6)), Outcome::Completed);
         assert_eq!(ended(&[], released, at(6)), Outcome::Completed);
