@@ -38,3 +38,8 @@ pub use new_job::{AddOutcome, Added, Due, NewJob, PAYLOAD_MAX_BYTES, REMEMBER_DE
 pub use registry::{Middleware, Next, Registry, Running};
 pub use retry::RetryPolicy;
 pub use worker::{QueueSettings, Worker, WorkerSettings};
+
+/// Compiles the examples of the page that explains the queue.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/queue.md")]
+struct QueuePage;
