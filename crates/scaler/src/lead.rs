@@ -69,13 +69,15 @@ pub async fn run(
             continue;
         };
         vitals.set_status(format!("leading, term {}", tenure.term().number));
-        let cancel = shutdown.stopping().child_token();
-        let _ends = cancel.clone().drop_guard();
+        let stop = shutdown.stopping().child_token();
+        let kill = shutdown.forced().child_token();
+        let _ends = (stop.clone().drop_guard(), kill.clone().drop_guard());
         let mut lead = Lead {
             engine: Arc::clone(&engine),
             settings: settings.clone(),
             tenure: tenure.clone(),
-            cancel: cancel.clone(),
+            stop: stop.clone(),
+            kill: kill.clone(),
             shutdown: shutdown.clone(),
             tasks: HashMap::new(),
             recollection: Recollection::default(),
@@ -83,10 +85,11 @@ pub async fn run(
         };
         tokio::select! {
             () = lead.lead(&vitals, &pulse) => {}
-            () = ended(&mut tenures, &tenure) => {}
+            // Nothing that a script does now could be written any more: its end is the successor's to find out.
+            () = ended(&mut tenures, &tenure) => kill.cancel(),
             () = stopping.cancelled() => {}
         }
-        cancel.cancel();
+        stop.cancel();
         lead.settle().await;
         if stopping.is_cancelled() {
             return;
@@ -112,7 +115,10 @@ struct Lead {
     engine: Arc<Engine>,
     settings: LeadSettings,
     tenure: Tenure,
-    cancel: CancellationToken,
+    /// No further step is begun.
+    stop: CancellationToken,
+    /// Running scripts are ended.
+    kill: CancellationToken,
     shutdown: Shutdown,
     tasks: HashMap<Uuid, JoinHandle<()>>,
     recollection: Recollection,
@@ -156,7 +162,7 @@ impl Lead {
 
     fn spawn_discovery(&self) -> JoinHandle<()> {
         let reader = self.engine.heartbeats.clone();
-        let cancel = self.cancel.clone();
+        let cancel = self.stop.clone();
         self.shutdown.spawn("discovery", async move {
             loop {
                 let walked = tokio::select! {
@@ -200,7 +206,7 @@ impl Lead {
         for id in open {
             if !self.tasks.contains_key(&id) {
                 let engine = Arc::clone(&self.engine);
-                let carry = engine.carry(id, self.tenure.clone(), self.cancel.clone());
+                let carry = engine.carry(id, self.tenure.clone(), self.stop.clone(), self.kill.clone());
                 let task = self.shutdown.spawn(format!("operation {id}"), carry);
                 self.tasks.insert(id, task);
             }

@@ -70,6 +70,6 @@ impl Engine {
     }
 
     pub(super) async fn call(&self, look: &Look<'_>, kind: ScriptKind) -> Outcome {
-        self.providers.call(kind, look.server, look.operation, look.cancel, look.now).await
+        self.providers.call(kind, look.server, look.operation, look.kill, look.now).await
     }
 }

@@ -69,7 +69,7 @@ impl Engine {
                 self.try_later(look, memory, class.as_str(), text, after).await
             }
             Outcome::Unknown(why, _) => self.try_later(look, memory, "unknown", why, None).await,
-            Outcome::NotStarted(why) if look.cancel.is_cancelled() => {
+            Outcome::NotStarted(why) if look.kill.is_cancelled() => {
                 tracing::debug!(why, "removal left to the next leader");
                 Ok(self.poll())
             }

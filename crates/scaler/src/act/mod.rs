@@ -131,17 +131,27 @@ struct Look<'a> {
     server: &'a ServerRow,
     operation: &'a OperationRow,
     tenure: &'a Tenure,
-    cancel: &'a CancellationToken,
+    /// Ends running scripts.
+    kill: &'a CancellationToken,
     /// The database's clock: the one that every scaler shares.
     now: Timestamp,
 }
 
 impl Engine {
-    /// Carries one operation as far as it goes, until it is finished, `cancel`, or the end of the tenure.
-    pub async fn carry(self: Arc<Self>, id: Uuid, tenure: Tenure, cancel: CancellationToken) {
+    /// Carries one operation as far as it goes. After `stop` no further step is begun, but a running script may end and its
+    /// outcome is written; `kill` ends the script as well.
+    pub async fn carry(
+        self: Arc<Self>,
+        id: Uuid,
+        tenure: Tenure,
+        stop: CancellationToken,
+        kill: CancellationToken,
+    ) {
         let mut memory = Memory::default();
-        while !cancel.is_cancelled() {
-            let wait = match self.look(id, &tenure, &cancel, &mut memory).await {
+        // An intent that was just written is followed by its call: else a successor would have to wait for one that nobody
+        // makes.
+        while !stop.is_cancelled() || (memory.may_call && !kill.is_cancelled()) {
+            let wait = match self.look(id, &tenure, &kill, &mut memory).await {
                 Ok(Some(Next::Again)) => {
                     memory.failures = 0;
                     continue;
@@ -166,7 +176,7 @@ impl Engine {
                 }
             };
             tokio::select! {
-                () = cancel.cancelled() => return,
+                () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
             }
         }
@@ -177,7 +187,7 @@ impl Engine {
         &self,
         id: Uuid,
         tenure: &Tenure,
-        cancel: &CancellationToken,
+        kill: &CancellationToken,
         memory: &mut Memory,
     ) -> Result<Option<Next>, ActError> {
         tenure.check()?;
@@ -188,7 +198,7 @@ impl Engine {
         if let Some(until) = operation.not_before.filter(|until| *until > now) {
             return Ok(Some(Next::Wait(until_then(now, until))));
         }
-        let look = Look { server: &server, operation: &operation, tenure, cancel, now };
+        let look = Look { server: &server, operation: &operation, tenure, kill, now };
         let next = match operation.operation.kind {
             Kind::Up => self.up(&look, memory).await?,
             Kind::Down => self.down(&look, memory).await?,

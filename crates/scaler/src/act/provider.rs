@@ -103,13 +103,13 @@ impl Providers {
         kind: ScriptKind,
         server: &ServerRow,
         operation: &OperationRow,
-        cancel: &CancellationToken,
+        kill: &CancellationToken,
         now: Timestamp,
     ) -> Outcome {
         let Ok(_slot) = self.0.slots.acquire().await else {
             return Outcome::NotStarted("the service is stopping".to_owned());
         };
-        if cancel.is_cancelled() {
+        if kill.is_cancelled() {
             return Outcome::NotStarted("the service is stopping".to_owned());
         }
         let call = self.describe(kind, server, operation);
@@ -123,7 +123,7 @@ impl Providers {
             server: server.name.clone(),
             limit: self.0.limit,
         };
-        let ran = self.0.runner.run(run, cancel.clone()).await;
+        let ran = self.0.runner.run(run, kill.clone()).await;
         self.tell(kind, server, operation, &ran);
         if let Outcome::Said(Class::RateLimited, answer) = &ran.outcome {
             let rest = answer

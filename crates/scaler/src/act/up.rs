@@ -106,7 +106,7 @@ impl Engine {
                 memory.hint = hint.filter(|class| *class != Class::Done);
                 Ok(Next::Wait(std::time::Duration::from_millis(100)))
             }
-            Outcome::NotStarted(why) if look.cancel.is_cancelled() => {
+            Outcome::NotStarted(why) if look.kill.is_cancelled() => {
                 tracing::info!(server = look.server.name, why, "creation left to the next leader");
                 Ok(self.poll())
             }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use voiceai_cli::{
     Completions, ConfigCommand, ExitCode, Failure, Healthcheck, Mutation, Output, OutputArgs, duration_arg,
+    time_arg,
 };
 use voiceai_config::{Binary, Instance, Reader, Resolved};
 use voiceai_postgres::{COMMON, Component, SCALER};
@@ -58,6 +59,9 @@ enum Verb {
     Resume(ResumeArgs),
     /// Look for what is wrong: settings, stores, leader, groups, scripts, servers
     Doctor,
+    /// Show who changed what, newest first
+    #[command(subcommand)]
+    Audit(AuditVerb),
     #[command(subcommand)]
     Config(ConfigCommand),
     Healthcheck(Healthcheck),
@@ -87,6 +91,25 @@ struct HistoryArgs {
     /// Go on after a list that ended with this cursor
     #[arg(long, value_name = "CURSOR")]
     cursor: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum AuditVerb {
+    /// List the entries of the audit trail
+    List(AuditArgs),
+}
+
+#[derive(Debug, Args)]
+struct AuditArgs {
+    /// Only entries since this RFC 3339 time
+    #[arg(long, value_name = "TIME", value_parser = time_arg)]
+    since: Option<jiff::Timestamp>,
+    /// At most this many entries
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    limit: u32,
+    /// Go on after a list that ended with this cursor
+    #[arg(long, value_name = "CURSOR")]
+    cursor: Option<i64>,
 }
 
 #[derive(Debug, Args)]
@@ -179,6 +202,9 @@ async fn dispatch(cli: Cli) -> ExitCode {
         Verb::Pause(arguments) => with(json, |command| operate::pause(command, arguments, output)).await,
         Verb::Resume(arguments) => with(json, |command| operate::resume(command, arguments, output)).await,
         Verb::Migrate => with(json, |command| read::migrate(command, output)).await,
+        Verb::Audit(AuditVerb::List(arguments)) => {
+            with(json, |command| read::audit(command, arguments, output)).await
+        }
         Verb::Doctor => doctor::run(json).await,
         Verb::Config(verb) => local(json, config(verb, output).await),
         Verb::Healthcheck(arguments) => local(json, healthcheck(arguments, output)),

@@ -2,10 +2,11 @@
 
 use jiff::{SignedDuration, Timestamp};
 use voiceai_cli::{Column, ExitCode, Failure, Output, human_duration};
+use voiceai_postgres::audit::{self, Recorded};
 use voiceai_service::{Backends, Command, failures};
 
 use super::operate::store_failure;
-use super::{HistoryArgs, PlanArgs};
+use super::{AuditArgs, HistoryArgs, PlanArgs};
 use crate::act::Providers;
 use crate::evaluate::{Evaluation, MEMORY, Recollection, Snapshot};
 use crate::heartbeats::HeartbeatReader;
@@ -247,6 +248,31 @@ pub(super) async fn history(
             Column::new("TERM", |line: &HistoryView| {
                 line.term.map(|term| term.to_string()).unwrap_or_default()
             }),
+        ],
+    )?;
+    Ok(ExitCode::Done)
+}
+
+pub(super) async fn audit(command: Command<ScalerSettings>, arguments: AuditArgs, output: Output) -> Done {
+    let pool = command.pool().await?;
+    let limit = i64::from(arguments.limit);
+    let mut entries = audit::list(&pool, arguments.cursor, arguments.since, limit + 1)
+        .await
+        .map_err(|e| failures::database(&e))?;
+    let page = usize::try_from(arguments.limit).unwrap_or(usize::MAX);
+    let more = entries.len() > page;
+    entries.truncate(page);
+    let next = entries.last().filter(|_| more).map(|entry| entry.id.to_string());
+    output.list(
+        "entries",
+        &entries,
+        next.as_deref(),
+        &[
+            Column::new("AT", |entry: &Recorded| format!("{:.0}", entry.at)),
+            Column::new("ACTOR", |entry: &Recorded| entry.actor.clone()),
+            Column::new("ACTION", |entry: &Recorded| entry.action.clone()),
+            Column::new("SUBJECT", |entry: &Recorded| entry.subject.clone()),
+            Column::new("REASON", |entry: &Recorded| entry.reason.clone().unwrap_or_default()),
         ],
     )?;
     Ok(ExitCode::Done)
