@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use voiceai_leader::{MirrorError, RedisTerm, Role, TermMirror};
+use voiceai_leader::{Election, LeaderSettings, MirrorError, RedisTerm, Role, TermMirror};
 use voiceai_postgres::{Component, PgPool, audit, sqlx, term};
+use voiceai_runtime::Vitals;
 use voiceai_testkit::{PostgresServer, wait_until};
 
 use crate::fleet::{Fleet, HEARTBEAT, SOON, TTL};
-use crate::lone::{Lone, connect};
+use crate::lone::{Lone, connect, settings};
 use crate::subject::KEY;
 
 async fn own_server() -> PostgresServer {
@@ -45,6 +46,20 @@ async fn without_postgresql_nobody_acts_and_afterwards_one_does() {
     let next = fleet.effect_above(leader.term, SOON).await;
     assert_eq!(next.holder, other);
     fleet.judge(true).await;
+}
+
+#[tokio::test]
+async fn a_candidate_without_a_term_gives_the_lease_back_at_once() {
+    let redis = voiceai_testkit::redis().await;
+    let absent = format!("{}_absent", voiceai_testkit::database().await.url);
+    let pool = sqlx::postgres::PgPoolOptions::new().connect_lazy(&absent).unwrap();
+    // The next attempt is a second away, the lease's own end four.
+    let slow = LeaderSettings { heartbeat: TTL * 2, lock_ttl: TTL * 4, ..settings("a") };
+    let election = Election::start(slow, connect(&redis.url).await, pool, Vec::new(), &Vitals::new());
+    wait_until(SOON, "no term is issued", async || election.status().reason.contains("issued no term")).await;
+    wait_until(TTL * 7 / 10, "the lease is given back", async || redis.cli(&["EXISTS", KEY]).await == "0")
+        .await;
+    assert_eq!((election.status().role, election.status().term), (Role::Follower, None));
 }
 
 #[tokio::test]
@@ -155,6 +170,8 @@ impl TermMirror for Moody {
                 self.refusals.fetch_sub(1, Ordering::SeqCst);
                 return Err("refused".into());
             }
+            // Long enough for a leader that does not wait for it to be seen.
+            tokio::time::sleep(HEARTBEAT / 5).await;
             self.raised.store(term, Ordering::SeqCst);
             Ok(())
         })
@@ -172,7 +189,7 @@ async fn a_copy_that_hangs_or_refuses_delays_nobody_and_is_raised_later() {
     let lone = Lone::join_with(&redis.url, &pool, "a", vec![hanging.clone(), refusing.clone()]).await;
     let tenure = lone.tenure_above(0).await;
     assert_eq!(tenure.term().number, 10, "what could be read counted");
-    assert_eq!(hanging.raised.load(Ordering::SeqCst), 10);
+    assert_eq!(hanging.raised.load(Ordering::SeqCst), 10, "raised before the leader was told");
     assert_eq!(refusing.raised.load(Ordering::SeqCst), 0, "it refused, and the leader acts");
     wait_until(HEARTBEAT * 10, "the copy is raised", async || refusing.raised.load(Ordering::SeqCst) == 10)
         .await;
