@@ -20,7 +20,7 @@ use voiceai_cli::{
 use voiceai_config::{Instance, Resolved};
 use voiceai_queue::Client;
 use voiceai_queue::history::{History, HistorySettings};
-use voiceai_service::Shared;
+use voiceai_service::{Shared, failures};
 
 use crate::IDENTITY;
 use crate::cli::{Cli, Command};
@@ -99,6 +99,10 @@ async fn migrate(service: &Service, output: Output) -> Result<(), Failure> {
 /// Both stores, with a history that what is done here is written to.
 async fn desk(service: &Service) -> Result<Desk, Failure> {
     let voiceai_service::Backends { redis, pool } = service.backends().await?;
+    // Settings of one environment and a store of another: better refused than acted on.
+    let environment = &service.shared.general.environment;
+    let checked = voiceai_leader::check_installation(&redis, &pool, environment).await;
+    checked.map_err(|error| failures::installation(&error))?;
     // Without a writer behind it: operators' acts are written at once, never batched.
     let (history, _) = History::new(pool.clone(), HistorySettings::default());
     let client =

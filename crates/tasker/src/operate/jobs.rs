@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use voiceai_cli::Failure;
 use voiceai_postgres::PgPool;
+use voiceai_postgres::sqlx::{self, Row as _};
 use voiceai_queue::history::{self, CursorError, HistoryRow};
 use voiceai_queue::{CancelOutcome, Client, JobView, ListFilter, QueueStats, State};
 
@@ -37,6 +38,27 @@ pub enum Row {
     Live(Box<JobView>),
     /// A job that has ended.
     Past(Box<HistoryRow>),
+    /// A job on its way to its queue.
+    Outbox(Box<OutboxRow>),
+}
+
+/// A job that waits in the outbox.
+#[derive(Clone, Debug, Serialize)]
+pub struct OutboxRow {
+    /// The job.
+    pub id: String,
+    /// Its kind.
+    pub kind: String,
+    /// The queue it goes to.
+    pub queue: String,
+    /// Always `outbox`.
+    pub state: &'static str,
+    /// Since when.
+    pub enqueued_at: Timestamp,
+    /// Why the queue has not taken it.
+    pub error: Option<String>,
+    /// The queue will never take it as it is.
+    pub refused: bool,
 }
 
 /// Live states, those that need attention first.
@@ -180,12 +202,38 @@ pub async fn show(
             Ok(Shown { job, history: Some(past) })
         }
         (Some(live), past) => Ok(Shown { job: Row::Live(Box::new(live)), history: past }),
-        (None, Some(past)) => match past.last().cloned() {
-            Some(last) => Ok(Shown { job: Row::Past(Box::new(last)), history: Some(past) }),
-            None => Err(not_found(id)),
+        (None, Some(past)) => match (past.last().cloned(), pool) {
+            (Some(last), _) => Ok(Shown { job: Row::Past(Box::new(last)), history: Some(past) }),
+            (None, Ok(pool)) => match in_outbox(pool, id).await.map_err(|error| database_failure(&error))? {
+                Some(row) => Ok(Shown { job: Row::Outbox(Box::new(row)), history: Some(past) }),
+                None => Err(not_found(id)),
+            },
+            (None, Err(_)) => Err(not_found(id)),
         },
         (None, None) => Err(not_found(id)),
     }
+}
+
+async fn in_outbox(pool: &PgPool, id: &str) -> Result<Option<OutboxRow>, sqlx::Error> {
+    let row = sqlx::query(
+        "SELECT id, kind, queue, created_at, last_error, refused_at IS NOT NULL FROM ops.outbox \
+         WHERE id = $1 AND relayed_at IS NULL",
+    )
+    .bind(id)
+    .fetch_optional(pool)
+    .await?;
+    row.map(|row| {
+        Ok(OutboxRow {
+            id: row.try_get(0)?,
+            kind: row.try_get(1)?,
+            queue: row.try_get(2)?,
+            state: "outbox",
+            enqueued_at: row.try_get::<jiff_sqlx::Timestamp, _>(3)?.to_jiff(),
+            error: row.try_get(4)?,
+            refused: row.try_get(5)?,
+        })
+    })
+    .transpose()
 }
 
 fn not_found(id: &str) -> Failure {
@@ -482,6 +530,15 @@ pub fn cells(row: &Row) -> Cells {
                 .chain(job.error.clone())
                 .collect::<Vec<_>>()
                 .join(": "),
+        },
+        Row::Outbox(row) => Cells {
+            id: row.id.clone(),
+            kind: row.kind.clone(),
+            queue: row.queue.clone(),
+            state: row.state.to_owned(),
+            since: Some(row.enqueued_at),
+            attempts: "0".to_owned(),
+            note: row.error.clone().unwrap_or_else(|| "waits to be brought to its queue".to_owned()),
         },
         Row::Past(row) => Cells {
             id: row.id.clone(),

@@ -3,6 +3,8 @@
 mod checks;
 mod source;
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::json;
@@ -19,7 +21,7 @@ use voiceai_replay::{
 pub use checks::Checks;
 use source::JobSource;
 
-use super::{Act, Desk, database_failure, queue_failure, queues, trail};
+use super::{Act, Desk, database_failure, queue_failure, queues};
 use crate::cli::When;
 
 /// What is replayed, in the rows and the audit trail.
@@ -243,11 +245,7 @@ pub async fn allow(desk: &Desk, store: &Store, filter: &Filter, limit: u32) -> R
         let open =
             store.unsettled_proofs(SUBJECT, filter, &version()).await.map_err(|e| replay_failure(&e))?;
         let source = JobSource::new(desk, String::new());
-        let once = Pace {
-            per_second: 1.0,
-            look_every: std::time::Duration::ZERO,
-            follow: std::time::Duration::ZERO,
-        };
+        let once = Pace { per_second: 1.0, look_every: Duration::ZERO, follow: Duration::ZERO };
         for id in open {
             let looked =
                 voiceai_replay::run(store, &source, id, &runner(), once, &CancellationToken::new()).await;
@@ -348,6 +346,9 @@ async fn carry_out(
     stop: &CancellationToken,
 ) -> Result<Carried, Failure> {
     let source = JobSource::new(desk, reason.to_owned());
+    // Without a worker nothing ends, so nothing is waited for.
+    let follow = if any_worker(desk).await? { pace.follow } else { Duration::ZERO };
+    let pace = Pace { follow, ..pace };
     let ended = voiceai_replay::run(store, &source, id, &runner(), pace, stop).await;
     let ended = match ended.map_err(|error| run_failure(id, &error))? {
         Stopped::Settled => "settled",
@@ -356,6 +357,12 @@ async fn carry_out(
         Stopped::Interrupted => "interrupted",
     };
     shown(store, id, ended).await
+}
+
+async fn any_worker(desk: &Desk) -> Result<bool, Failure> {
+    let names = queues::names(&desk.client).await?;
+    let all = queues::look(&desk.client, &names).await?;
+    Ok(all.iter().any(|queue| !queue.workers.is_empty()))
 }
 
 /// A replay with its items as they stand.
@@ -430,15 +437,6 @@ fn run_failure(id: Uuid, error: &RunError<source::SourceError>) -> Failure {
     let message = format!("replay {id}: {}", failure.message);
     let remedy = format!("{} Then go on with `jobs replay --resume {id} --execute`.", failure.remedy);
     Failure { message, remedy, ..failure }
-}
-
-/// Writes that somebody looked at what a replay would do. Plans are read-only, so only a refusal of the limit is kept.
-///
-/// # Errors
-/// As the database says.
-pub async fn note_refusal(desk: &Desk, filter: &Filter, limit: u32, act: &Act) -> Result<(), Failure> {
-    trail::record(&desk.pool, act, "jobs.replay_refused", &filter.to_string(), json!({ "limit": limit }))
-        .await
 }
 
 impl From<QueueError> for source::SourceError {

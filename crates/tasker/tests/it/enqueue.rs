@@ -137,6 +137,9 @@ async fn without_redis_a_job_goes_to_the_outbox_and_says_so() {
     let again = crate::stage::answer(stage.program().env("REDIS_URL", server.url()).args(again)).await;
     assert_eq!(again.json(0)["known"], true);
 
+    let shown = stage.ask("jobs show o --json").await.json(0);
+    assert_eq!((&shown["state"], &shown["kind"]), (&json!("outbox"), &json!("diagnostic.probe")));
+
     // With Redis, here another one, the relay brings it to its queue.
     let _tasker = stage.tasker("one").await;
     voiceai_testkit::wait_until(PATIENCE, "the job ran", async || stage.effects("O").await == 1).await;

@@ -76,6 +76,9 @@ async fn a_process_of_another_environment_is_refused() {
     let other = answer(stage.program().arg("run").env("ENVIRONMENT", "production")).await;
     assert_eq!(other.exit, 4, "{other:?}");
     assert!(other.stderr.contains("production") && other.stderr.contains("development"), "{other:?}");
+    let purge = ["queue", "purge", "default", "--state", "waiting", "--yes", "--json"];
+    let other = answer(stage.program().args(purge).env("ENVIRONMENT", "production")).await;
+    assert_eq!(other.failure(4)["code"], "wrong_installation");
 }
 
 #[tokio::test]
