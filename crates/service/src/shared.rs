@@ -31,7 +31,7 @@ impl Shared {
         Self {
             start_timeout: reader.get(&general::START_TIMEOUT),
             redis: read_redis(reader),
-            postgres: read_postgres(reader, application),
+            postgres: read_postgres(reader, leader.lock_ttl, application),
             leader,
             general,
         }
@@ -66,13 +66,16 @@ fn placeholder_redis() -> RedisSettings {
     RedisSettings::from_url("redis://localhost").unwrap_or_else(|_| unreachable!("a constant address"))
 }
 
-fn read_postgres(reader: &Reader<'_>, application_name: String) -> PostgresSettings {
-    let statement_timeout = reader.get(&postgres::DATABASE_STATEMENT_TIMEOUT);
+/// A paused process must let go of its locks before its lease is over, or its successor would wait for it.
+fn read_postgres(reader: &Reader<'_>, lock_ttl: Duration, application_name: String) -> PostgresSettings {
+    let usual = PostgresSettings::new(reader.required(&postgres::DATABASE_URL));
     PostgresSettings {
         max_connections: reader.get(&postgres::DATABASE_POOL_MAX),
-        statement_timeout,
+        statement_timeout: reader.get(&postgres::DATABASE_STATEMENT_TIMEOUT),
+        lock_timeout: usual.lock_timeout.min(lock_ttl / 2),
+        idle_in_transaction_timeout: usual.idle_in_transaction_timeout.min(lock_ttl / 2),
         application_name,
-        ..PostgresSettings::new(reader.required(&postgres::DATABASE_URL))
+        ..usual
     }
 }
 
