@@ -1,6 +1,7 @@
 //! Metrics of queues: what this process did, and what a leader reports of the whole.
 
-use std::sync::OnceLock;
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use opentelemetry::KeyValue;
@@ -75,14 +76,6 @@ impl Metrics {
         );
     }
 
-    pub(crate) fn waited(&self, queue: &str, wait: Duration) {
-        self.wait.record(wait.as_secs_f64(), &[queue_label(queue)]);
-    }
-
-    pub(crate) fn ran(&self, queue: &str, kind: &str, span: Duration) {
-        self.run.record(span.as_secs_f64(), &[queue_label(queue), KeyValue::new("kind", kind.to_owned())]);
-    }
-
     pub(crate) fn stale_acks(&self, queue: &str, n: u64) {
         self.stale.add(n, &[queue_label(queue)]);
     }
@@ -97,6 +90,52 @@ impl Metrics {
 
     pub(crate) fn enqueued(&self, queue: &str, due: &'static str, n: u64) {
         self.enqueued.add(n, &[queue_label(queue), KeyValue::new("due", due)]);
+    }
+}
+
+/// What one pool measures. Labels are built once and equal counts are added up: a job of a microsecond must not cost two
+/// in metrics.
+pub(crate) struct Meter {
+    queue: [KeyValue; 1],
+    kinds: HashMap<Arc<str>, [KeyValue; 2]>,
+    counted: Option<(Arc<str>, &'static str, u64)>,
+}
+
+impl Meter {
+    pub(crate) fn new(queue: &str) -> Self {
+        Self { queue: [queue_label(queue)], kinds: HashMap::new(), counted: None }
+    }
+
+    pub(crate) fn ran(&mut self, kind: &Arc<str>, span: Duration) {
+        if !self.kinds.contains_key(kind) {
+            let labels = [self.queue[0].clone(), KeyValue::new("kind", kind.to_string())];
+            self.kinds.insert(Arc::clone(kind), labels);
+        }
+        if let Some(labels) = self.kinds.get(kind) {
+            get().run.record(span.as_secs_f64(), labels);
+        }
+    }
+
+    pub(crate) fn waited(&self, span: Duration) {
+        get().wait.record(span.as_secs_f64(), &self.queue);
+    }
+
+    pub(crate) fn ended(&mut self, kind: &Arc<str>, outcome: &'static str) {
+        match &mut self.counted {
+            Some((k, o, n)) if *o == outcome && k == kind => *n += 1,
+            _ => {
+                self.flush();
+                self.counted = Some((Arc::clone(kind), outcome, 1));
+            }
+        }
+    }
+
+    /// Adds what was counted.
+    pub(crate) fn flush(&mut self) {
+        if let Some((kind, outcome, n)) = self.counted.take() {
+            let kind = KeyValue::new("kind", kind.to_string());
+            get().jobs.add(n, &[self.queue[0].clone(), kind, KeyValue::new("outcome", outcome)]);
+        }
     }
 }
 

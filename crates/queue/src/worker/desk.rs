@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -21,10 +22,12 @@ use super::run::{self, Ended, Settle};
 use super::take::{Answer, Incarnation, Standing, Taken};
 use crate::attempt::Stop;
 use crate::client::rate_text;
-use crate::metrics;
+use crate::metrics::{self, Meter};
 
 /// Most jobs in this process that have not begun.
-const PREFETCH_MAX: usize = 256;
+const PREFETCH_MAX: usize = 512;
+/// Most jobs that one task starts.
+const CHUNK_MAX: usize = 64;
 /// Kinds slower than this are never prefetched: their jobs would wait here while another worker idles.
 const PREFETCH_BELOW: Duration = Duration::from_millis(5);
 /// A prefetched job that did not begin within this goes back.
@@ -53,6 +56,11 @@ impl Pace {
 
     fn called(&mut self, took: Duration) {
         self.call = (self.call * 7 + took.min(Duration::from_millis(50))) / 8;
+    }
+
+    /// Handlers end before a task for them would have begun.
+    fn is_instant(&self) -> bool {
+        self.samples >= 32 && self.run < Duration::from_micros(100)
     }
 
     /// Jobs to hold beyond the slots, so that none of them waits for the next lot: what is worked off in two calls.
@@ -91,6 +99,7 @@ pub(super) struct Desk {
     not_before: Option<Instant>,
     failures: u32,
     pace: Pace,
+    meter: Meter,
     moved: Instant,
     stopping: bool,
 }
@@ -132,6 +141,7 @@ impl Desk {
             not_before: None,
             failures: 0,
             pace: Pace::unknown(),
+            meter: Meter::new(&shared.settings.name),
             moved: Instant::now(),
             stopping: false,
             shared,
@@ -201,7 +211,10 @@ impl Desk {
             self.running = self.running.saturating_sub(1);
             if let Some(took) = ended.took {
                 self.pace.ran(took);
-                metrics::get().ran(&self.shared.settings.name, &ended.kind, took);
+                self.meter.ran(&ended.kind, took);
+            }
+            if let Some(waited) = ended.waited {
+                self.meter.waited(waited);
             }
             match ended.settle {
                 Settle::Ack => self.acks.push(ended),
@@ -217,38 +230,18 @@ impl Desk {
     }
 
     fn start_buffered(&mut self) {
-        while !self.stopping && self.running < self.slots() {
-            let Some(taken) = self.buffer.pop_front() else { break };
-            self.start(taken);
+        while !self.stopping && !self.buffer.is_empty() && self.running < self.slots() {
+            let free = self.slots() - self.running;
+            let size = if self.pace.is_instant() {
+                (self.buffer.len().min(free) / 2).clamp(1, CHUNK_MAX)
+            } else {
+                1
+            };
+            self.running += size;
+            self.moved = Instant::now();
+            let chunk: Vec<Taken> = self.buffer.drain(..size).collect();
+            tokio::spawn(start(Arc::clone(&self.shared), chunk));
         }
-    }
-
-    fn start(&mut self, taken: Taken) {
-        self.running += 1;
-        self.moved = Instant::now();
-        let shared = Arc::clone(&self.shared);
-        tokio::spawn(async move {
-            let (id, lot) = (taken.id.clone(), Arc::clone(&taken.lot));
-            let ran = AssertUnwindSafe(run::run(&shared, taken)).catch_unwind().await;
-            // Handlers' panics are caught further in; one of our own must not eat the slot.
-            let ended = ran.unwrap_or_else(|_| {
-                shared.unregister(&id);
-                Ended {
-                    settle: Settle::Verb {
-                        verb: "retry",
-                        a: "60000".into(),
-                        b: "1 - 0 0\nthe worker panicked".into(),
-                    },
-                    id,
-                    lot,
-                    kind: "".into(),
-                    outcome: "failed",
-                    record: None,
-                    took: None,
-                }
-            });
-            shared.push(ended);
-        });
     }
 
     /// Decides what the line does next. One call at a time: an answer that went missing is then unmistakable.
@@ -318,6 +311,11 @@ impl Desk {
     }
 
     fn called(&mut self, called: Called) {
+        self.settle_call(called);
+        self.meter.flush();
+    }
+
+    fn settle_call(&mut self, called: Called) {
         match called {
             Called::Joined { incarnation, result } => match result {
                 Ok(()) => {
@@ -391,7 +389,7 @@ impl Desk {
         }
     }
 
-    fn settle_acks(&self, acks: Vec<Ended>, stale: &[String]) {
+    fn settle_acks(&mut self, acks: Vec<Ended>, stale: &[String]) {
         for ended in acks {
             if stale.iter().any(|id| id == ended.id.as_str()) {
                 self.refused(&ended);
@@ -401,9 +399,9 @@ impl Desk {
         }
     }
 
-    fn confirmed(&self, ended: Ended) {
+    fn confirmed(&mut self, ended: Ended) {
         self.over(&ended);
-        metrics::get().ended(&self.shared.settings.name, &ended.kind, ended.outcome, 1);
+        self.meter.ended(&ended.kind, ended.outcome);
         if let Some(record) = ended.record {
             self.shared.client.history().record(*record);
         }
@@ -496,6 +494,7 @@ impl Desk {
                 outcome: "returned",
                 record: None,
                 took: None,
+                waited: None,
             });
         }
     }
@@ -535,6 +534,48 @@ async fn leave(shared: &Shared, leases: &Leases) {
     }
     let args = vec![Value::from("0"), 500.into(), 3.into()];
     let _: Result<Value, _> = link.library.call_once(&link.queue, "voiceai_v1_sweep", args).await;
+}
+
+/// Starts the jobs of a chunk one after the other, in one task: starting a task costs more than many a handler does. A
+/// handler that waits goes on in a task of its own, so none is held up by another; nor by one that computes: after a
+/// millisecond the rest are started apart.
+async fn start(shared: Arc<Shared>, chunk: Vec<Taken>) {
+    let mut ended = Vec::with_capacity(chunk.len());
+    let began = Instant::now();
+    for taken in chunk {
+        let mut job = Box::pin(run_guarded(Arc::clone(&shared), taken));
+        let apart = began.elapsed() > Duration::from_millis(1);
+        let polled = if apart { Poll::Pending } else { futures_util::poll!(&mut job) };
+        match polled {
+            Poll::Ready(one) => ended.push(one),
+            Poll::Pending => {
+                let shared = Arc::clone(&shared);
+                tokio::spawn(async move {
+                    let one = job.await;
+                    shared.push([one]);
+                });
+            }
+        }
+    }
+    if !ended.is_empty() {
+        shared.push(ended);
+    }
+}
+
+/// Handlers' panics are caught further in; one of our own must not eat the slot.
+async fn run_guarded(shared: Arc<Shared>, taken: Taken) -> Ended {
+    let (id, lot) = (taken.id.clone(), Arc::clone(&taken.lot));
+    let ran = AssertUnwindSafe(run::run(&shared, taken)).catch_unwind().await;
+    ran.unwrap_or_else(|_| Ended {
+        settle: Settle::Verb { verb: "retry", a: "60000".into(), b: "1 - 0 0\nthe worker panicked".into() },
+        id,
+        lot,
+        kind: "".into(),
+        outcome: "failed",
+        record: None,
+        took: None,
+        waited: None,
+    })
 }
 
 async fn pending_or(call: &mut Option<Pin<Box<dyn Future<Output = Called> + Send>>>) -> Called {

@@ -40,8 +40,8 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Makes an attempt known to those who may have to stop it.
-    pub(super) fn register(&self, attempt: &Attempt, lot: &Arc<Lot>) {
+    /// Makes an attempt known to those who may have to stop it, until the entry is dropped.
+    pub(super) fn register(&self, attempt: &Attempt, lot: &Arc<Lot>) -> Entry<'_> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.insert(attempt.id().clone(), (attempt.clone(), Arc::clone(lot)));
         drop(running);
@@ -49,14 +49,11 @@ impl Shared {
         if lot.incarnation.is_lost() {
             attempt.stop(Stop::LeaseLost);
         }
+        Entry { shared: self, id: attempt.id().clone() }
     }
 
-    pub(super) fn unregister(&self, id: &JobId) {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
-    }
-
-    pub(super) fn push(&self, ended: Ended) {
-        self.ended.lock().unwrap_or_else(PoisonError::into_inner).push(ended);
+    pub(super) fn push(&self, ended: impl IntoIterator<Item = Ended>) {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).extend(ended);
         self.bell.notify_one();
     }
 
@@ -72,6 +69,18 @@ impl Shared {
                 attempt.stop(why);
             }
         }
+    }
+}
+
+/// A running attempt's place among those that can be stopped.
+pub(super) struct Entry<'a> {
+    shared: &'a Shared,
+    id: JobId,
+}
+
+impl Drop for Entry<'_> {
+    fn drop(&mut self) {
+        self.shared.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
     }
 }
 

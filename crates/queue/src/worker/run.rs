@@ -3,6 +3,7 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
@@ -20,7 +21,6 @@ use crate::envelope::{Envelope, FailRecord, capped};
 use crate::finished::{DeadReason, Ending, FinishedJob, HistoryMode};
 use crate::id::JobId;
 use crate::job::{Outcome, RESULT_MAX_BYTES};
-use crate::metrics;
 use crate::registry::{Handler, HandlerError};
 use crate::retry::RetryPolicy;
 
@@ -47,6 +47,8 @@ pub(super) struct Ended {
     pub(super) record: Option<Box<FinishedJob>>,
     /// Run time; absent when no handler ran.
     pub(super) took: Option<Duration>,
+    /// From enqueue to the start; only of a first attempt.
+    pub(super) waited: Option<Duration>,
 }
 
 /// What a handler came to.
@@ -82,11 +84,16 @@ pub(super) async fn run(shared: &Arc<Shared>, taken: Taken) -> Ended {
     let policy = handler.retry().overridden(shared.settings.attempts, shared.settings.backoff);
     let attempt = attempt(shared, &taken, &envelope, handler.as_ref(), &policy);
     shared.register(&attempt, &taken.lot);
-    let (verdict, started_at, took) = execute(shared, handler.as_ref(), &envelope, &attempt).await;
-    shared.unregister(attempt.id());
+    let (verdict, started_at, took) =
+        execute(shared, handler.as_ref(), &envelope, &attempt, &taken.lot).await;
     let end =
         End { shared, taken: &taken, envelope: &envelope, handler: handler.as_ref(), attempt: &attempt };
-    end.settle(verdict, &policy, started_at, took).await
+    let mut ended = end.settle(verdict, &policy, started_at, took).await;
+    if attempt.number() == 1 && attempt.replays() == 0 {
+        let waited = started_at.duration_since(attempt.enqueued_at());
+        ended.waited = Some(Duration::try_from(waited).unwrap_or_default());
+    }
+    ended
 }
 
 fn attempt(
@@ -120,6 +127,7 @@ async fn execute(
     handler: &dyn Handler,
     envelope: &Envelope<'_>,
     attempt: &Attempt,
+    lot: &Arc<Lot>,
 ) -> (Verdict, Timestamp, Duration) {
     let span = tracing::info_span!(
         "process",
@@ -139,17 +147,13 @@ async fn execute(
     }
     let started_at = shared.client.time().now();
     let began = Instant::now();
-    if attempt.number() == 1 && attempt.replays() == 0 {
-        let wait = started_at.duration_since(attempt.enqueued_at());
-        metrics::get().waited(attempt.queue(), Duration::try_from(wait).unwrap_or_default());
-    }
     let voice = shared.voice;
     let limit = handler.attempt_timeout();
     let work = async {
         voice.begins(attempt);
         let handler =
             AssertUnwindSafe(shared.registry.run(handler, envelope.payload, attempt)).catch_unwind();
-        bounded(handler, attempt, limit).await
+        bounded(handler, attempt, limit, shared, lot).await
     };
     let verdict = work.instrument(span).await;
     (verdict, started_at, began.elapsed())
@@ -158,9 +162,20 @@ async fn execute(
 type Caught = Result<Result<Outcome, HandlerError>, Box<dyn std::any::Any + Send>>;
 
 /// Lets the handler run until it ends, is told to stop and does not within the grace, or its time is over.
-async fn bounded(handler: impl Future<Output = Caught>, attempt: &Attempt, limit: Duration) -> Verdict {
+async fn bounded(
+    handler: impl Future<Output = Caught>,
+    attempt: &Attempt,
+    limit: Duration,
+    shared: &Shared,
+    lot: &Arc<Lot>,
+) -> Verdict {
     tokio::pin!(handler);
-    // The handler is polled first: one that never waits costs no timer.
+    // A handler that never waits ends here: nobody could have stopped it, and it costs neither a timer nor an entry
+    // among those that can be.
+    if let Poll::Ready(ended) = futures_util::poll!(&mut handler) {
+        return judge(ended, attempt, limit);
+    }
+    let _entry = shared.register(attempt, lot);
     let ended = tokio::select! {
         biased;
         ended = &mut handler => Some(ended),
@@ -359,6 +374,7 @@ impl End<'_> {
             outcome,
             record,
             took: Some(took),
+            waited: None,
         }
     }
 }
@@ -405,5 +421,6 @@ async fn park_unread(
         outcome: reason.as_str(),
         record: None,
         took: None,
+        waited: None,
     }
 }

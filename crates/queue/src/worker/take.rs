@@ -9,7 +9,7 @@ use voiceai_runtime::{BootTime, boot_now};
 
 use crate::envelope::{FailRecord, to_base36};
 use crate::id::{JobId, random_text};
-use crate::library::{Fields, Unexpected, text_of};
+use crate::library::{Fields, Unexpected};
 
 /// One lease of this process on one queue. A new one begins whenever it is not certain what the old one holds.
 #[derive(Debug)]
@@ -151,7 +151,8 @@ impl Answer {
         let next_due = (due >= 0).then(|| Duration::from_millis(u64::try_from(due - now_ms).unwrap_or(0)));
         let stale = f.texts()?;
         let cancelled = f.texts()?;
-        let ids = f.values()?.iter().filter_map(text_of).map(|id| JobId::trusted(&id)).collect();
+        let ids =
+            f.values()?.into_iter().filter_map(Value::into_bytes_str).map(|id| JobId::trusted(&id)).collect();
         let envelopes = f.values()?.into_iter().map(Value::into_bytes_str).collect();
         let flat = f.texts()?;
         let fails = flat.chunks_exact(2).map(|p| (p[0].clone(), FailRecord::parse(&p[1]))).collect();

@@ -132,6 +132,7 @@ async fn bad_input_names_what_is_wrong_and_enqueues_nothing() {
     let good = || Work::named("x").job();
     for (job, word) in [
         (good().queue("no spaces"), "queue name"),
+        (Work::named("x".repeat(2 << 20)).job(), "payload"),
         (good().priority(11), "priority"),
         (good().tenant("t".repeat(65)), "tenant"),
         (good().unique("", voiceai_queue::UniqueMode::Reject), "unique key"),

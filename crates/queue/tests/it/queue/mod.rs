@@ -158,7 +158,11 @@ impl Job for Work {
         if attempt.number() <= self.fail_times {
             return Err(format!("told to fail attempt {}", attempt.number()).into());
         }
-        Ok(self.result.clone().map_or(Outcome::Done, Outcome::DoneWith))
+        let result = match &self.result {
+            Some(word) if word == "huge" => Some("x".repeat(2 << 20).into()),
+            other => other.clone(),
+        };
+        Ok(result.map_or(Outcome::Done, Outcome::DoneWith))
     }
 }
 
