@@ -182,6 +182,12 @@ impl Recollection {
             .collect()
     }
 
+    /// Servers in service from which nothing was heard for at least `since`, by the last evaluation.
+    #[must_use]
+    pub fn silent(&self, now: Timestamp, since: SignedDuration) -> Vec<String> {
+        self.silent_since.iter().filter(|(_, at)| **at + since <= now).map(|(name, _)| name.clone()).collect()
+    }
+
     fn server(
         &mut self,
         row: &FleetRow,

@@ -9,12 +9,21 @@ use voiceai_scaler_core::{Event, ServerStatus, State};
 
 use super::delete::Deletion;
 use super::routing::Routed;
-use super::{ActError, Engine, Look, Memory, Next, ScriptKind};
+use super::{ActError, Engine, GHOST, Look, Memory, Next, ScriptKind};
 use crate::script::{Class, Outcome, Status};
 use crate::store::Step;
 
-/// Silence in a drain after which the provider is asked whether the server still exists.
-const SILENCE_BEFORE_ASKING: SignedDuration = SignedDuration::from_secs(60);
+/// The error code of a removal whose server turned out to be gone already.
+const VANISHED: &str = "vanished";
+
+/// True when the provider says that it has no such server. Anything unclear is no such word.
+pub(crate) fn is_absent(said: &Outcome) -> bool {
+    match said {
+        Outcome::Said(Class::NotFound, _) => true,
+        Outcome::Said(Class::Done, answer) => answer.status == Status::Absent,
+        _ => false,
+    }
+}
 
 impl Engine {
     pub(super) async fn down(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
@@ -51,10 +60,16 @@ impl Engine {
 
     /// What would make the removal fail half-way is found before anything is taken out of routing.
     async fn preflight(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
-        if self.is_last_in_service(look).await? {
+        let said = self.call(look, ScriptKind::Status).await;
+        let absent = is_absent(&said);
+        // One that no longer exists serves nobody, last or not.
+        if !absent && self.is_last_in_service(look).await? {
             return self.call_off(look, memory, "last_active", "it is the last server in service").await;
         }
-        match self.call(look, ScriptKind::Status).await {
+        if look.operation.reason == GHOST && !absent {
+            return self.call_off(look, memory, "not_a_ghost", "the provider has it after all").await;
+        }
+        match said {
             Outcome::Said(Class::Done | Class::NotFound, _) => {
                 self.write_event(look, memory, Event::PreflightPassed).await
             }
@@ -169,23 +184,19 @@ impl Engine {
             return Ok(None);
         }
         let since = *memory.silent_since.get_or_insert(look.now);
-        if since + SILENCE_BEFORE_ASKING > look.now {
+        let patience =
+            if look.operation.reason == GHOST { SignedDuration::ZERO } else { self.patience.stale_after };
+        if since + patience > look.now {
             return Ok(None);
         }
         memory.silent_since = Some(look.now);
-        let absent = match self.call(look, ScriptKind::Status).await {
-            Outcome::Said(Class::NotFound, _) => true,
-            Outcome::Said(Class::Done, answer) => answer.status == Status::Absent,
-            _ => false,
-        };
+        let absent = is_absent(&self.call(look, ScriptKind::Status).await);
         memory.absent = if absent { memory.absent + 1 } else { 0 };
         if memory.absent < 2 {
             return Ok(None);
         }
-        let step = Step {
-            note: Some("the provider has no such server".to_owned()),
-            ..Step::event(Event::CallsEnded)
-        };
+        let text = "the provider has no such server".to_owned();
+        let step = Step { error: Some((VANISHED.to_owned(), text)), ..Step::event(Event::CallsEnded) };
         Ok(Some(self.write(look, memory, step).await?))
     }
 
@@ -218,6 +229,9 @@ impl Engine {
     }
 
     async fn remove(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
+        if look.operation.error_code.as_deref() == Some(VANISHED) {
+            return self.confirm_gone(look, memory).await;
+        }
         match self.delete(look, memory).await? {
             Deletion::Gone => self.write_event(look, memory, Event::ProviderGone).await,
             Deletion::Later(next) => Ok(next),
@@ -226,6 +240,22 @@ impl Engine {
                 self.notify(look, "failed", &format!("it cannot be deleted: {why}")).await;
                 Ok(next)
             }
+        }
+    }
+
+    /// Its calls were never known to have ended, only its absence: should the provider have it after all (a listing that was
+    /// wrong for a while), it is not deleted but left to a person.
+    async fn confirm_gone(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
+        match self.call(look, ScriptKind::Status).await {
+            said if is_absent(&said) => self.write_event(look, memory, Event::ProviderGone).await,
+            Outcome::Said(Class::Done, answer) => {
+                let text =
+                    format!("the provider has it after all, {:?}; it is left to a person", answer.status);
+                let next = self.write(look, memory, Step::failed("not_a_ghost", text.clone())).await?;
+                self.notify(look, "failed", &text).await;
+                Ok(next)
+            }
+            _ => Ok(self.poll()),
         }
     }
 

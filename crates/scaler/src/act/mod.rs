@@ -23,10 +23,14 @@ use crate::notices::Notices;
 use crate::script::Answer;
 use crate::store::{OperationRow, ServerRow, Step, StepOutcome, Store, StoreError};
 
+pub(crate) use down::is_absent;
 pub use provider::{Providers, ScriptKind};
 
 /// From the decision to a server that runs; then it is given up.
 pub const BOOT_CAP: SignedDuration = SignedDuration::from_mins(15);
+
+/// The reason of a removal that only clears up after a server that the provider no longer has.
+pub const GHOST: &str = "ghost";
 
 /// How long operations may wait for things.
 #[derive(Clone, Copy, Debug)]

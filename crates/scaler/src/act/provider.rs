@@ -10,6 +10,7 @@ use opentelemetry::KeyValue;
 use serde_json::Map;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 use voiceai_scaler_core::candidate::{self, OutOfStock};
 
 use crate::script::{self, Call, Class, Labels, Outcome, Run, ScriptRunner, Surroundings};
@@ -97,12 +98,29 @@ impl Providers {
         self.file(provider, kind).is_file()
     }
 
-    /// Calls a script and waits for its end.
+    /// Asks where a server stands that no operation works on.
+    pub async fn look(&self, server: &ServerRow, kill: &CancellationToken, now: Timestamp) -> Outcome {
+        self.run(ScriptKind::Status, server, server.made_by, 0, kill, now).await
+    }
+
+    /// Calls a script for an operation and waits for its end.
     pub async fn call(
         &self,
         kind: ScriptKind,
         server: &ServerRow,
         operation: &OperationRow,
+        kill: &CancellationToken,
+        now: Timestamp,
+    ) -> Outcome {
+        self.run(kind, server, operation.id, operation.candidate_index, kill, now).await
+    }
+
+    async fn run(
+        &self,
+        kind: ScriptKind,
+        server: &ServerRow,
+        operation: Uuid,
+        candidate: usize,
         kill: &CancellationToken,
         now: Timestamp,
     ) -> Outcome {
@@ -112,7 +130,7 @@ impl Providers {
         if kill.is_cancelled() {
             return Outcome::NotStarted("the service is stopping".to_owned());
         }
-        let call = self.describe(kind, server, operation);
+        let call = self.describe(kind, server, operation, candidate);
         let environment = match self.0.surroundings.of(&call) {
             Ok(environment) => environment,
             Err(why) => return Outcome::NotStarted(why),
@@ -138,12 +156,12 @@ impl Providers {
         ran.outcome
     }
 
-    fn describe(&self, kind: ScriptKind, server: &ServerRow, operation: &OperationRow) -> Call {
+    fn describe(&self, kind: ScriptKind, server: &ServerRow, operation: Uuid, candidate: usize) -> Call {
         let candidates = &server.spec.candidates;
-        let candidate = candidates.get(operation.candidate_index).or_else(|| candidates.first());
+        let candidate = candidates.get(candidate).or_else(|| candidates.first());
         let environment = &self.0.surroundings.environment;
         Call {
-            operation: operation.id,
+            operation,
             server: server.name.clone(),
             group: server.group_name.clone(),
             service: server.service,
@@ -156,7 +174,7 @@ impl Providers {
         }
     }
 
-    fn tell(&self, kind: ScriptKind, server: &ServerRow, operation: &OperationRow, ran: &script::Ran) {
+    fn tell(&self, kind: ScriptKind, server: &ServerRow, operation: Uuid, ran: &script::Ran) {
         let outcome = match &ran.outcome {
             Outcome::Said(class, _) => class.as_str(),
             Outcome::Unknown(..) => "unknown",
@@ -186,7 +204,7 @@ impl Providers {
                 .unwrap_or_default(),
         };
         let (script, server, took_ms) = (kind.file(), &server.name, ran.took.as_millis());
-        let operation = operation.id.to_string();
+        let operation = operation.to_string();
         if outcome == "done" {
             tracing::info!(script, server, operation, outcome, took_ms, stderr, "provider script ended");
         } else {

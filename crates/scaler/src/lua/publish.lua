@@ -40,9 +40,11 @@ for i = 1, puts do
 end
 for i = 3 + puts, #KEYS do removed = removed + redis.call('DEL', KEYS[i]) end
 
-local generation = redis.call('TYPE', KEYS[2]).ok
-if written + removed > 0 or generation ~= 'string' then
-  if generation ~= 'string' then redis.call('DEL', KEYS[2]) end
+-- A generation that is lost starts at the time, so that it never meets a number that Kamailio has seen before.
+if redis.call('TYPE', KEYS[2]).ok ~= 'string' or not string.match(redis.call('GET', KEYS[2]), '^%d+$') then
+  redis.call('DEL', KEYS[2])
+  redis.call('SET', KEYS[2], redis.call('TIME')[1])
+elseif written + removed > 0 then
   redis.call('INCR', KEYS[2])
 end
 return {1, written, removed}

@@ -131,7 +131,7 @@ impl Store {
                  SELECT id, $2, 'decided', 'planned', $6 FROM operation), \
              cooldown AS ( \
                  INSERT INTO ops.scaling_groups AS g (group_id, group_name, last_down_at) \
-                 SELECT group_id, group_name, $8 FROM server \
+                 SELECT group_id, group_name, $8 FROM server WHERE $8::timestamptz IS NOT NULL \
                  ON CONFLICT (group_id) DO UPDATE SET group_name = EXCLUDED.group_name, last_down_at = $8) \
              SELECT EXISTS (SELECT FROM leader), (SELECT id FROM operation)",
         )
@@ -142,7 +142,8 @@ impl Store {
         .bind(new.actor)
         .bind(new.reason)
         .bind(serde_json::to_value(&new.settings).unwrap_or(Value::Null))
-        .bind(new.at.to_sqlx())
+        // Clearing up after a server that is gone is no scaling decision.
+        .bind((new.reason != crate::act::GHOST).then(|| new.at.to_sqlx()))
         .fetch_one(&self.pool)
         .await
         .map_err(StoreError::database(TRIED))?;

@@ -32,24 +32,33 @@ fn records(put: &[Record], remove: &[&str]) -> Records {
     Records { put: put.to_vec(), remove: remove.iter().map(|name| (*name).to_owned()).collect() }
 }
 
+async fn generation(redis: &RedisDb) -> i64 {
+    let text = redis.cli(&["GET", "voiceai:dispatcher:generation"]).await;
+    text.parse().unwrap_or_else(|_| panic!("{text:?} is no generation"))
+}
+
 #[tokio::test]
 async fn each_change_counts_the_generation_up_once_and_no_change_does_not() {
     let (redis, dispatcher) = subject().await;
-    let generation = async || redis.cli(&["GET", "voiceai:dispatcher:generation"]).await;
+    let generation = async || generation(&redis).await;
     let two = records(&[record("a", Flags::Entering), record("b", Flags::Serving)], &["gone"]);
     let published = dispatcher.publish(&tenure(5), &two).await.expect("published");
     assert_eq!((published.written, published.removed), (2, 0));
-    assert_eq!(generation().await, "1");
+    let first = generation().await;
     assert_eq!(redis.cli(&["GET", "voiceai:dispatcher:term"]).await, "5");
     let fields = redis.cli(&["HGETALL", "dispatcher:entry::a"]).await;
     assert_eq!(fields, "setid\n1\ndestination\nsip:a:5060\nflags\n9\npriority\n0\nattrs\nduid=a");
     let published = dispatcher.publish(&tenure(5), &two).await.expect("published");
     assert_eq!((published.written, published.removed), (0, 0));
-    assert_eq!(generation().await, "1", "nothing changed");
+    assert_eq!(generation().await, first, "nothing changed");
     let drained = records(&[record("a", Flags::Draining)], &["b"]);
     let published = dispatcher.publish(&tenure(6), &drained).await.expect("published");
     assert_eq!((published.written, published.removed), (1, 1));
-    assert_eq!(generation().await, "2");
+    assert_eq!(generation().await, first + 1);
+    // Lost, it goes on from the time: Kamailio never meets a number again that stood for other records.
+    redis.cli(&["DEL", "voiceai:dispatcher:generation"]).await;
+    dispatcher.publish(&tenure(6), &drained).await.expect("published");
+    assert!(generation().await >= first);
     assert_eq!(redis.cli(&["HGET", "dispatcher:entry::a", "flags"]).await, "12");
     assert_eq!(redis.cli(&["EXISTS", "dispatcher:entry::b"]).await, "0");
 }
@@ -58,10 +67,11 @@ async fn each_change_counts_the_generation_up_once_and_no_change_does_not() {
 async fn a_stale_term_is_refused_and_changes_nothing() {
     let (redis, dispatcher) = subject().await;
     dispatcher.publish(&tenure(7), &records(&[record("a", Flags::Serving)], &[])).await.expect("published");
+    let before = generation(&redis).await;
     let late = dispatcher.publish(&tenure(6), &records(&[record("b", Flags::Serving)], &["a"])).await;
     assert!(matches!(late, Err(DispatcherError::Fenced)), "{late:?}");
     assert_eq!(redis.cli(&["KEYS", "dispatcher:entry::*"]).await, "dispatcher:entry::a");
-    assert_eq!(redis.cli(&["GET", "voiceai:dispatcher:generation"]).await, "1");
+    assert_eq!(generation(&redis).await, before);
 }
 
 #[tokio::test]
@@ -87,7 +97,7 @@ async fn whatever_stands_under_a_key_the_record_is_whole_afterwards() {
         );
     }
     assert_eq!(redis.cli(&["HGET", "dispatcher:entry::foreign", "destination"]).await, "sip:elsewhere");
-    assert_eq!(redis.cli(&["GET", "voiceai:dispatcher:generation"]).await, "1");
+    assert!(generation(&redis).await > 0);
 }
 
 #[tokio::test]
