@@ -9,11 +9,13 @@
 
 mod filter;
 mod plan;
+mod record;
 pub mod rule;
 mod run;
 mod store;
 
 pub use filter::Filter;
 pub use plan::{Candidate, Plan, Refusal};
+pub use record::{Counts, Item, ItemState, Replay, ReplayState};
 pub use run::{Outcome, Pace, Release, RunError, Source, Stopped, run};
-pub use store::{Begin, Counts, Item, ItemState, Replay, ReplayError, ReplayState, Store};
+pub use store::{Begin, ReplayError, Store};

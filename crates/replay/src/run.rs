@@ -4,8 +4,9 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::record::{Item, ItemState};
 use crate::rule::judge_deaths;
-use crate::store::{Item, ItemState, ReplayError, Store};
+use crate::store::{ReplayError, Store};
 
 /// How long a silent runner keeps a replay from others. Renewed with every look.
 const HOLD: Duration = Duration::from_secs(30);
