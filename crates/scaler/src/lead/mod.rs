@@ -1,10 +1,12 @@
 //! The leader's loops: evaluate on a timer, carry operations out, keep routing true.
 
+mod ghosts;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use opentelemetry::KeyValue;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -16,7 +18,7 @@ use voiceai_scaler_core::name::next_free;
 use voiceai_scaler_core::policy::{AtDeadline, Policy};
 use voiceai_scaler_core::{Action, Decision, PolicyError, State};
 
-use crate::act::{ActError, Engine, GHOST, chain, is_absent};
+use crate::act::{ActError, Engine, chain};
 use crate::evaluate::{Evaluation, MEMORY, Recollection, Snapshot};
 use crate::failpoint::{self, Side};
 use crate::notices::Notice;
@@ -388,73 +390,6 @@ impl Lead {
             };
             self.engine.notices.send(&notice).await;
             standing.no_creates = Some((until, why));
-        }
-        Ok(())
-    }
-
-    fn ghosts_every(&self) -> Duration {
-        self.engine.patience.stale_after.unsigned_abs().clamp(Duration::from_secs(1), Duration::from_secs(60))
-    }
-
-    /// Clears up after servers that are gone at the provider: silent for as long as a heartbeat may be old, and twice in a
-    /// row unknown by name. Only rows and routing are touched; nothing is deleted at the provider.
-    async fn sweep_ghosts(&mut self) {
-        if self.tenure.is_held() || !self.tenure.is_trusted() {
-            return;
-        }
-        if let Err(error) = self.try_sweep_ghosts().await {
-            tracing::warn!(error = %chain(&error), "silent servers not looked after; trying again");
-        }
-    }
-
-    async fn try_sweep_ghosts(&mut self) -> Result<(), StoreError> {
-        let now = self.engine.store.now().await?;
-        let silent = self.recollection.silent(now, self.engine.patience.stale_after);
-        self.absent.retain(|name, _| silent.contains(name));
-        // A provider that does not answer must not hold the loop up: the asking is a task of its own.
-        match self.asking.take() {
-            Some(task) if !task.is_finished() => {
-                self.asking = Some(task);
-                return Ok(());
-            }
-            Some(task) => {
-                for (name, absent) in task.await.unwrap_or_default() {
-                    let times = if absent { self.absent.get(&name).copied().unwrap_or(0) + 1 } else { 0 };
-                    self.absent.insert(name.clone(), times);
-                    if times >= 2 && silent.contains(&name) {
-                        self.clear_ghost(&name, now).await?;
-                    }
-                }
-            }
-            None => {}
-        }
-        if silent.is_empty() {
-            return Ok(());
-        }
-        let mut fleet = self.engine.store.fleet().await?;
-        fleet.retain(|row| row.operation.is_none() && silent.contains(&row.server.name));
-        let (engine, kill) = (Arc::clone(&self.engine), self.kill.clone());
-        self.asking = Some(self.shutdown.spawn("silent servers", async move {
-            let mut said = Vec::new();
-            for row in fleet {
-                let answer = engine.providers.look(&row.server, &kill, now).await;
-                said.push((row.server.name, is_absent(&answer)));
-            }
-            said
-        }));
-        Ok(())
-    }
-
-    async fn clear_ghost(&self, name: &str, now: Timestamp) -> Result<(), StoreError> {
-        let removal = NewRemoval {
-            server: name,
-            at: now,
-            actor: &self.settings.instance_id,
-            reason: GHOST,
-            settings: DownSettings::default(),
-        };
-        if let Created::Operation(operation) = self.engine.store.plan_removal(&self.tenure, &removal).await? {
-            tracing::error!(server = name, %operation, "the provider no longer has it; its rows and routing are cleared");
         }
         Ok(())
     }
