@@ -3,17 +3,17 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use jiff::{SignedDuration, Timestamp};
-use serde_json::Value;
+use voiceai_scaler_core::decide::CALM_AFTER_PANIC;
 use voiceai_scaler_core::fleet::{Hold, Limits, Phase};
 use voiceai_scaler_core::{
     Decision, GroupState, Policy, PolicyError, Reading, Sample, Server, Unmanaged, Violation, decide,
 };
 
 use crate::heartbeats::{HeartbeatReader, Heartbeats};
-use crate::store::{FleetRow, GroupStanding, PastSample, Pause, Store, StoreError};
+use crate::store::{FleetRow, GroupStanding, Pause, Store, StoreError};
 
-/// How far back an evaluation remembers.
-pub const MEMORY: SignedDuration = SignedDuration::from_mins(60);
+/// How far back an evaluation remembers at most.
+pub const MEMORY: SignedDuration = SignedDuration::from_hours(2);
 /// Most past evaluations remembered of one group.
 const SAMPLES_MAX: usize = 2_000;
 
@@ -91,6 +91,23 @@ impl Snapshot {
         Ok(Self { now, policies, invalid, fleet, standings, pauses, resting, heartbeats })
     }
 
+    /// How far back the groups' policies look, between two evaluations of `every`: nothing at all by default.
+    #[must_use]
+    pub fn looks_back(&self, every: SignedDuration) -> SignedDuration {
+        self.policies
+            .iter()
+            .map(|policy| {
+                let periods =
+                    i32::try_from(policy.periods_up.max(policy.periods_down) - 1).unwrap_or(i32::MAX);
+                let periods = every.checked_mul(periods).map_or(MEMORY, |span| span * 2);
+                let calm = policy.panic_at.map_or(SignedDuration::ZERO, |_| CALM_AFTER_PANIC);
+                periods.max(policy.stabilise_up).max(policy.stabilise_down).max(calm)
+            })
+            .max()
+            .unwrap_or(SignedDuration::ZERO)
+            .min(MEMORY)
+    }
+
     /// Names that may not be given to a new server.
     #[must_use]
     pub fn taken(&self, stale_after: SignedDuration) -> BTreeSet<String> {
@@ -122,17 +139,10 @@ fn refuse_duplicates(policies: &mut Vec<Policy>, invalid: &mut Vec<PolicyError>)
 impl Recollection {
     /// Takes over what earlier evaluations wrote down.
     #[must_use]
-    pub fn from_past(samples: Vec<PastSample>) -> Self {
+    pub fn from_past(samples: Vec<(String, Sample)>) -> Self {
         let mut this = Self::default();
-        for past in samples {
-            let number = |value: &Value| value.as_u64().and_then(|number| u32::try_from(number).ok());
-            let sample = Sample {
-                at: past.at,
-                utilisation: past.details["inputs"]["utilisation"].as_f64(),
-                wish: number(&past.details["wish"]).unwrap_or(0),
-                panic: past.details["panic"].as_bool().unwrap_or(false),
-            };
-            this.history.entry(past.group_id).or_default().push_back(sample);
+        for (group, sample) in samples {
+            this.history.entry(group).or_default().push_back(sample);
         }
         this
     }
@@ -158,8 +168,7 @@ impl Recollection {
             .iter()
             .map(|policy| {
                 let rows = by_group.get(policy.id.as_str()).map(Vec::as_slice).unwrap_or_default();
-                let servers =
-                    rows.iter().filter_map(|row| self.server(row, policy, snapshot, stale_after)).collect();
+                let servers = rows.iter().filter_map(|row| self.server(row, snapshot, stale_after)).collect();
                 let standing = snapshot.standings.get(&policy.id).cloned().unwrap_or_default();
                 let state = GroupState {
                     servers,
@@ -188,15 +197,11 @@ impl Recollection {
         self.silent_since.iter().filter(|(_, at)| **at + since <= now).map(|(name, _)| name.clone()).collect()
     }
 
-    fn server(
-        &mut self,
-        row: &FleetRow,
-        policy: &Policy,
-        snapshot: &Snapshot,
-        stale_after: SignedDuration,
-    ) -> Option<Server> {
+    fn server(&mut self, row: &FleetRow, snapshot: &Snapshot, stale_after: SignedDuration) -> Option<Server> {
         let phase = row.phase()?;
-        let reading = snapshot.heartbeats.of(&row.server.name, &policy.name, snapshot.now, stale_after);
+        // By the name of its making: a group that is renamed has servers that know the old one.
+        let reading =
+            snapshot.heartbeats.of(&row.server.name, &row.server.group_name, snapshot.now, stale_after);
         let silent_for = match &reading {
             Reading::Unknown(_) if phase == Phase::Active && !snapshot.heartbeats.unreadable => {
                 let since = *self.silent_since.entry(row.server.name.clone()).or_insert(snapshot.now);

@@ -353,8 +353,8 @@ fn shared_limits_stop_buying_and_name_themselves() {
     };
     check(&busy(&|group| group.limits.fleet_room = Some(0)), &policy, "hold", Reason::FleetLimit);
     check(&busy(&|group| group.limits.fleet_room = Some(1)), &policy, "+1", Reason::Busy);
-    check(&busy(&|group| group.limits.creates_last_hour = 10), &policy, "hold", Reason::CreateLimit);
-    check(&busy(&|group| group.limits.creates_last_hour = 9), &policy, "+1", Reason::Busy);
+    check(&busy(&|group| group.limits.creates_last_hour = 60), &policy, "hold", Reason::CreateLimit);
+    check(&busy(&|group| group.limits.creates_last_hour = 59), &policy, "+1", Reason::Busy);
     let until = now() + SignedDuration::from_mins(30);
     let held = busy(&|group| {
         group.limits.no_creates = Some(Hold { why: "quota used up".into(), until: Some(until) });

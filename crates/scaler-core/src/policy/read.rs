@@ -179,7 +179,7 @@ fn assemble(fields: &mut Fields<'_>, id: Option<String>, name: Option<String>) -
         max_drain: fields.small("maxDrain", 1, 100, 1),
         min_age: fields.seconds("minAgeSeconds").unwrap_or(SignedDuration::ZERO),
         calls_max: calls_max.and_then(|cap| u32::try_from(cap).ok()),
-        creates_per_hour: fields.small("maxCreatesPerHour", 1, 1000, 10),
+        creates_per_hour: fields.small("maxCreatesPerHour", 1, 1000, 60),
         drain: drain(fields),
         keep_failed: keep_failed(fields),
         heartbeat_deadline: fields.seconds("heartbeatTimeoutSeconds"),

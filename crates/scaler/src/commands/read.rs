@@ -8,7 +8,7 @@ use voiceai_service::{Backends, Command, failures};
 use super::operate::store_failure;
 use super::{AuditArgs, HistoryArgs, PlanArgs};
 use crate::act::Providers;
-use crate::evaluate::{Evaluation, MEMORY, Recollection, Snapshot};
+use crate::evaluate::{Evaluation, Recollection, Snapshot};
 use crate::heartbeats::HeartbeatReader;
 use crate::script::{ScriptRunner, Surroundings};
 use crate::settings::ScalerSettings;
@@ -37,7 +37,10 @@ async fn look(command: &Command<ScalerSettings>) -> Result<Look, Failure> {
         tracing::error!(%error, "unmanaged servers cannot be looked for");
     }
     let snapshot = Snapshot::read(&store, &heartbeats).await.map_err(|e| store_failure(&e))?;
-    let past = store.past_samples(snapshot.now - MEMORY).await.map_err(|e| store_failure(&e))?;
+    let every =
+        SignedDuration::try_from(command.settings.evaluation_interval).unwrap_or(SignedDuration::ZERO);
+    let past =
+        store.past_samples(snapshot.now - snapshot.looks_back(every)).await.map_err(|e| store_failure(&e))?;
     let key = &command.shared.leader.key;
     let held = voiceai_postgres::term::held_reason(&pool, key).await.map_err(|e| failures::database(&e))?;
     let evaluations = Recollection::from_past(past).evaluate(

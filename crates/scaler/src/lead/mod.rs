@@ -19,7 +19,7 @@ use voiceai_scaler_core::policy::{AtDeadline, Policy};
 use voiceai_scaler_core::{Action, Decision, PolicyError, State};
 
 use crate::act::{ActError, Engine, chain};
-use crate::evaluate::{Evaluation, MEMORY, Recollection, Snapshot};
+use crate::evaluate::{Evaluation, Recollection, Snapshot};
 use crate::failpoint::{self, Side};
 use crate::notices::Notice;
 use crate::store::{Created, DecisionRow, DownSettings, NewRemoval, NewServer, Raised, StoreError};
@@ -83,6 +83,7 @@ pub async fn run(
             shutdown: shutdown.clone(),
             tasks: HashMap::new(),
             recollection: Recollection::default(),
+            remembered: false,
             absent: HashMap::new(),
             asking: None,
             reasons: HashMap::new(),
@@ -94,7 +95,7 @@ pub async fn run(
             () = stopping.cancelled() => {}
         }
         stop.cancel();
-        lead.settle().await;
+        lead.settle(&pulse).await;
         if stopping.is_cancelled() {
             return;
         }
@@ -126,6 +127,7 @@ struct Lead {
     shutdown: Shutdown,
     tasks: HashMap<Uuid, JoinHandle<()>>,
     recollection: Recollection,
+    remembered: bool,
     /// How often in a row the provider said of a silent server that it has none such.
     absent: HashMap<String, u32>,
     /// The asking that is under way: silent servers, and whether the provider has none such.
@@ -139,7 +141,6 @@ impl Lead {
         let pulse = vitals.register("evaluation", bound);
         let discovery = self.spawn_discovery();
         let _ = tokio::time::timeout(DISCOVER_FIRST, self.engine.heartbeats.discover()).await;
-        self.remember().await;
         let mut evaluations = interval(self.settings.evaluation_interval);
         let mut operations = interval(OPERATIONS_EVERY);
         let mut prunes = interval(PRUNE_EVERY);
@@ -190,11 +191,15 @@ impl Lead {
         })
     }
 
-    /// Takes over the predecessor's memory; without it, periods and windows simply start anew.
-    async fn remember(&mut self) {
-        let store = &self.engine.store;
-        let past = async { store.past_samples(store.now().await? - MEMORY).await };
-        match past.await {
+    /// Takes over the predecessor's memory, as far as a policy asks for it; without it, periods and windows start anew.
+    async fn remember(&mut self, snapshot: &Snapshot) {
+        let every =
+            SignedDuration::try_from(self.settings.evaluation_interval).unwrap_or(SignedDuration::ZERO);
+        let back = snapshot.looks_back(every);
+        if back.is_zero() {
+            return;
+        }
+        match self.engine.store.past_samples(snapshot.now - back).await {
             Ok(samples) => self.recollection = Recollection::from_past(samples),
             Err(error) => tracing::warn!(error = %chain(&error), "past decisions cannot be read"),
         }
@@ -244,6 +249,9 @@ impl Lead {
         self.tenure.check()?;
         let engine = Arc::clone(&self.engine);
         let mut snapshot = Snapshot::read(&engine.store, &engine.heartbeats).await?;
+        if !std::mem::replace(&mut self.remembered, true) {
+            self.remember(&snapshot).await;
+        }
         self.open_circuits(&mut snapshot).await?;
         let held = self.tenure.is_held().then_some(
             "held: the database went back in time; see the audit trail, then run `voiceai-scaler resume --all`",
@@ -412,9 +420,12 @@ impl Lead {
     }
 
     /// Waits until no task of this tenure runs any more: each stops before its next effect.
-    async fn settle(&mut self) {
-        for (_, task) in self.tasks.drain() {
-            let _ = task.await;
+    async fn settle(&mut self, pulse: &Pulse) {
+        let mut tasks: Vec<JoinHandle<()>> = self.tasks.drain().map(|(_, task)| task).collect();
+        while !tasks.is_empty() {
+            pulse.beat();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            tasks.retain(|task| !task.is_finished());
         }
         if let Some(task) = self.asking.take() {
             // It only looks: its script may as well be ended.

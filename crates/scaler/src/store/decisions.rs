@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use jiff_sqlx::ToSqlx as _;
 use serde_json::Value;
 use voiceai_postgres::{Tenure, sqlx, term};
+use voiceai_scaler_core::Sample;
 
 use super::rows::{get, time};
 use super::{Store, StoreError};
@@ -22,17 +23,6 @@ pub struct DecisionRow {
     /// One line for a person.
     pub summary: String,
     /// The whole decision.
-    pub details: Value,
-}
-
-/// One past evaluation, as far as later ones remember it.
-#[derive(Debug, Clone)]
-pub struct PastSample {
-    /// The group's id.
-    pub group_id: String,
-    /// When.
-    pub at: Timestamp,
-    /// The decision.
     pub details: Value,
 }
 
@@ -78,20 +68,30 @@ impl Store {
         Err(StoreError::Fenced { tried: TRIED })
     }
 
-    /// Evaluations since `since`, oldest first: what a new leader remembers of its predecessor's.
+    /// Evaluations since `since` by the group's id, oldest first: what a new leader remembers of its predecessor's.
     ///
     /// # Errors
     /// As the database says.
-    pub async fn past_samples(&self, since: Timestamp) -> Result<Vec<PastSample>, StoreError> {
+    pub async fn past_samples(&self, since: Timestamp) -> Result<Vec<(String, Sample)>, StoreError> {
         let rows = sqlx::query(
-            "SELECT group_id, at, details FROM ops.decisions WHERE at > $1 AND action <> 'invalid' ORDER BY id",
+            "SELECT group_id, at, (details #>> '{inputs,utilisation}')::float8, (details ->> 'wish')::bigint, \
+                    COALESCE((details ->> 'panic')::boolean, false) \
+             FROM ops.decisions WHERE at > $1 AND action <> 'invalid' ORDER BY id",
         )
         .bind(since.to_sqlx())
         .fetch_all(&self.pool)
         .await
         .map_err(StoreError::database("read past decisions"))?;
         rows.iter()
-            .map(|row| Ok(PastSample { group_id: get(row, 0)?, at: time(row, 1)?, details: get(row, 2)? }))
+            .map(|row| {
+                let sample = Sample {
+                    at: time(row, 1)?,
+                    utilisation: get(row, 2)?,
+                    wish: u32::try_from(get::<i64>(row, 3)?).unwrap_or(0),
+                    panic: get(row, 4)?,
+                };
+                Ok((get(row, 0)?, sample))
+            })
             .collect()
     }
 

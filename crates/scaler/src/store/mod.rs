@@ -14,7 +14,7 @@ mod servers;
 use voiceai_postgres::{NotTrusted, PgPool, sqlx};
 
 pub use create::{Created, NewRemoval, NewServer, Raised};
-pub use decisions::{DecisionRow, PastSample};
+pub use decisions::DecisionRow;
 pub use groups::{GroupRow, GroupStanding, Pause};
 pub use operate::{OperateError, Target};
 pub use operations::{Step, StepOutcome};
