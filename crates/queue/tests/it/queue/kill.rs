@@ -13,6 +13,7 @@ use voiceai_testkit::{Process, Program, wait_until};
 use super::{Setup, check};
 
 const URL: &str = "VOICEAI_TEST_WORKER_REDIS";
+const EFFECTS: &str = "VOICEAI_TEST_WORKER_EFFECTS";
 const SLOTS: &str = "VOICEAI_TEST_WORKER_SLOTS";
 
 /// Not a test: the worker process of the tests below. Without the variable it does nothing.
@@ -27,7 +28,8 @@ async fn worker_process() {
         ..WorkerSettings::new(vec![QueueSettings::new("default", slots)])
     };
     let shutdown = Shutdown::on_signals().unwrap();
-    let registry = Registry::new().register::<Probe>(redis);
+    let file = std::env::var_os(EFFECTS).map(std::path::PathBuf::from);
+    let registry = Registry::new().register::<Probe>(redis).register::<super::loss::Mark>(file);
     Worker::new(client, registry, settings).run(&shutdown, &Vitals::new()).await;
 }
 
@@ -44,6 +46,16 @@ pub(super) fn worker_wrapped(url: &str, slots: u32, wrapper: &[&str]) -> Process
         .args(["queue::kill::worker_process", "--exact", "--nocapture"])
         .env(URL, url)
         .env(SLOTS, slots.to_string())
+        .start()
+}
+
+/// One whose `mark` jobs write to `file`.
+pub(super) fn marking_worker(url: &str, slots: u32, file: &std::path::Path) -> Process {
+    Program::new(std::env::current_exe().unwrap())
+        .args(["queue::kill::worker_process", "--exact", "--nocapture"])
+        .env(URL, url)
+        .env(SLOTS, slots.to_string())
+        .env(EFFECTS, file)
         .start()
 }
 

@@ -7,6 +7,7 @@ mod invariant;
 mod kill;
 mod languages;
 mod limits;
+mod loss;
 mod operate;
 mod order;
 mod ties;
