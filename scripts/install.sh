@@ -27,6 +27,8 @@ need() {
 has() { command -v "$1"; }
 # A virtual environment needs more than the interpreter on Debian.
 has_venv() { python3 -c 'import ensurepip, venv' || /usr/bin/python3 -c 'import ensurepip, venv'; }
+# The OTLP receiver of the tests embeds the interpreter.
+has_python_library() { python3 -c 'import ctypes, sys; ctypes.CDLL("libpython3.%d.so.1.0" % sys.version_info.minor)'; }
 has_c_library() { echo 'int main(void) { return 0; }' | cc -x c -o /dev/null -; }
 
 need_stack() {
@@ -155,6 +157,12 @@ case ${1:-} in
     # Gives a process another wall clock.
     [[ $1 == build ]] || need faketime has faketime
     install_packages
+    if [[ $1 == test ]]; then
+      # Only now is it certain that there is a python3 to ask.
+      missing=()
+      need "libpython3.$(python3 -c 'import sys; print(sys.version_info.minor)')" has_python_library
+      install_packages
+    fi
     check_redis_version
     # Without the part that updates itself, which brings an HTTP client.
     [[ $1 == build ]] || cargo_tool cargo-nextest "$NEXTEST_VERSION" --no-default-features --features default-no-update

@@ -31,6 +31,7 @@ install_all() {
   bash "$ROOT/scripts/install.sh" test
   # Now rather than within a test's time limit.
   ensure_venv
+  bash "$ROOT/scripts/stack/tool.sh" all >/dev/null
 }
 
 # In one go, so that both are made of the same builds of the dependencies: tests ask them for more features. The

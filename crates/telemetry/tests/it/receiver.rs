@@ -1,14 +1,11 @@
-//! A real OTLP receiver: rotel from the Python package index, kept under the target directory.
+//! A real OTLP receiver: rotel from the Python package index.
 
-use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-
-const VERSION: &str = "0.0.1a15";
 
 /// A running receiver; ended on drop.
 pub(crate) struct Receiver {
@@ -74,34 +71,10 @@ fn free_port() -> u16 {
     listener.local_addr().expect("a bound socket has an address").port()
 }
 
-/// The receiver's program, installed once for all tests.
+/// The receiver's program; the script installs it where it is missing.
 fn installed() -> PathBuf {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let home = target.join(format!("rotel-{VERSION}"));
-    let lock = File::create(target.join("rotel.lock")).expect("the target directory is writable");
-    lock.lock().expect("a lock on a local file");
-    let program = home.join("rotel-agent");
-    if !program.exists() {
-        install(&home, &program);
-    }
-    program
-}
-
-fn install(home: &Path, program: &Path) {
-    let _ = fs::remove_dir_all(home);
-    run(Command::new("python3").args(["-m", "venv"]).arg(home));
-    run(Command::new(home.join("bin/pip")).args(["install", "--quiet", &format!("rotel=={VERSION}")]));
-    let found = fs::read_dir(home.join("lib"))
-        .expect("a virtual environment has lib")
-        .filter_map(Result::ok)
-        .map(|python| python.path().join("site-packages/rotel/rotel-agent"))
-        .find(|path| path.exists())
-        .expect("the package brings rotel-agent");
-    std::os::unix::fs::symlink(found, program).expect("a link in the target directory");
-}
-
-fn run(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?} (python3 with venv is needed): {errors}");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/stack/tool.sh");
+    let output = Command::new(script).arg("rotel").output().expect("run scripts/stack/tool.sh");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
 }

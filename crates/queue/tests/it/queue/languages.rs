@@ -48,13 +48,9 @@ async fn enqueued_and_run(s: &Setup, first: &str, again: &str) {
 
 #[tokio::test]
 async fn python_enqueues_with_redis_py() {
-    if !installed("python3") {
-        eprintln!("skipped: python3 is not installed");
-        return;
-    }
     let s = Setup::new().await;
-    let make = "python3 -m venv venv || /usr/bin/python3 -m venv venv; venv/bin/pip install --quiet --disable-pip-version-check redis";
-    let root = folder("python", make).await;
+    let tool = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/stack/tool.sh");
+    let python = run(Command::new(tool).arg("redis")).await;
     let program = r#"
 import json, os, redis
 r = redis.Redis.from_url(os.environ["REDIS_URL"])
@@ -65,8 +61,7 @@ for _ in range(2):
     print(reply[0])
 "#;
     let url = &s.db.as_ref().unwrap().url;
-    let out =
-        run(Command::new(root.join("venv/bin/python")).args(["-c", program]).env("REDIS_URL", url)).await;
+    let out = run(Command::new(python).args(["-c", program]).env("REDIS_URL", url)).await;
     let (first, again) = out.split_once('\n').unwrap();
     enqueued_and_run(&s, first, again).await;
 }
