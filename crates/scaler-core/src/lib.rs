@@ -11,6 +11,7 @@ pub mod name;
 pub mod operation;
 pub mod policy;
 pub mod schedule;
+pub mod simulate;
 
 pub use decide::{Action, Clamp, Decision, Inputs, Reason, decide};
 pub use fleet::{GroupState, Limits, Phase, Sample, Server, Unmanaged};

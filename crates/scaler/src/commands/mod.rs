@@ -4,6 +4,7 @@ mod doctor;
 mod operate;
 mod read;
 mod run;
+mod simulate;
 
 use std::process::ExitCode as ProcessExit;
 use std::time::Duration;
@@ -59,6 +60,8 @@ enum Verb {
     Resume(ResumeArgs),
     /// Look for what is wrong: settings, stores, leader, groups, scripts, servers
     Doctor,
+    /// Rehearse one or more policies on a recorded or made-up load; needs no settings and no backend
+    Simulate(simulate::SimulateArgs),
     /// Show who changed what, newest first
     #[command(subcommand)]
     Audit(AuditVerb),
@@ -202,6 +205,7 @@ async fn dispatch(cli: Cli) -> ExitCode {
         Verb::Pause(arguments) => with(json, |command| operate::pause(command, arguments, output)).await,
         Verb::Resume(arguments) => with(json, |command| operate::resume(command, arguments, output)).await,
         Verb::Migrate => with(json, |command| read::migrate(command, output)).await,
+        Verb::Simulate(arguments) => local(json, simulate::run(&arguments, output)),
         Verb::Audit(AuditVerb::List(arguments)) => {
             with(json, |command| read::audit(command, arguments, output)).await
         }

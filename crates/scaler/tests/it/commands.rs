@@ -141,3 +141,55 @@ async fn what_does_not_exist_or_answer_has_its_own_exit_code() {
     assert!(error["code"].is_string() && error["message"].is_string() && error["remedy"].is_string());
     stack.set("REDIS_URL", &url);
 }
+
+#[tokio::test]
+async fn policies_are_rehearsed_and_compared_without_any_backend() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).expect("a file");
+    write("now.json", r#"{"minInstances": 1, "maxInstances": 8}"#);
+    write(
+        "eager.json",
+        r#"{"minInstances": 1, "maxInstances": 8, "cooldownSeconds": 0, "scaleUpThreshold": 0.5}"#,
+    );
+    write("wrong.json", r#"{"minInstances": 9, "maxInstances": 8}"#);
+    let rising: String = (0..200).map(|n| format!("{},{}\n", n * 30, n * 3)).collect();
+    write("load.csv", &format!("at,load\n{rising}"));
+    write("wrong.csv", "0,1\n30,x\n");
+    let run = async |arguments: &[&str]| {
+        let process =
+            voiceai_testkit::Program::new(crate::harness::binary()).arg("simulate").args(arguments).start();
+        let exit = process.wait_exit(WITHIN).await;
+        (exit, process.stdout(), process.stderr())
+    };
+    let (now, eager, load, html) = (path("now.json"), path("eager.json"), path("load.csv"), path("out.html"));
+    let (exit, stdout, stderr) =
+        run(&["--policy", &now, "--policy", &eager, "--load", &load, "--html", &html, "--json"]).await;
+    assert_eq!(exit, voiceai_testkit::Exit::Code(0), "{stderr}");
+    let view: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
+    let of = |index: usize, field: &str| view["runs"][index]["summary"][field].as_f64().expect("a number");
+    assert_eq!(view["runs"][0]["moments"].as_array().map(Vec::len), Some(200));
+    assert!(of(1, "seconds_above_threshold") < of(0, "seconds_above_threshold") * 3.0);
+    assert!(of(1, "server_hours") > of(0, "server_hours"), "the eager one has more servers");
+    assert!(of(0, "starts") >= 3.0 && of(0, "servers_max") <= 8.0);
+    let page = std::fs::read_to_string(&html).expect("a page");
+    assert_eq!(page.matches("<svg").count(), 2);
+    assert!(!page.contains("http"), "nothing outside of the page is needed");
+    let (exit, stdout, _) = run(&["--policy", &now, "--load", "outage", "--hours", "4"]).await;
+    assert_eq!(exit, voiceai_testkit::Exit::Code(0));
+    assert!(stdout.contains("blind"), "{stdout}");
+    for (arguments, code, part) in [
+        (
+            vec!["--policy", &path("wrong.json"), "--load", "sine"],
+            4,
+            "minInstances: 9 is above maxInstances 8",
+        ),
+        (vec!["--policy", &now, "--load", &path("wrong.csv")], 4, "line 2"),
+        (vec!["--policy", &path("absent.json"), "--load", "sine"], 3, "absent.json"),
+        (vec!["--policy", &now, "--load", "sine", "--hours", "0"], 2, "--hours"),
+    ] {
+        let (exit, _, stderr) = run(&arguments).await;
+        assert_eq!(exit, voiceai_testkit::Exit::Code(code), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(part), "{stderr}");
+    }
+}
