@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# The benches, in the release profile, on a private Redis, with their peers; what was measured is printed and written to
+# target/bench/<subject>.json (under CARGO_TARGET_DIR where that is set).
+#
+# The benches and their peers are workspaces of their own, so the product's dependency tree knows none of them. A peer that
+# cannot be installed here (no npm, no registry) is left out with a note.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=../scripts/stack/lib.sh
+. "$(dirname "$0")/../scripts/stack/lib.sh"
+cd "$ROOT"
+
+bash scripts/install.sh build
+TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
+RESULTS=$TARGET/bench
+mkdir -p "$RESULTS" "$STATE"
+
+say "building our side (release, thin LTO: some minutes the first time)"
+# The same versions as the product's.
+cp Cargo.lock bench/queue/Cargo.lock
+cargo build --quiet --release --manifest-path bench/queue/Cargo.toml --target-dir "$TARGET/bench-build"
+
+if command -v npm >/dev/null && (cd bench/queue/peers/bullmq && npm ci --silent --no-fund --no-audit); then
+  export BENCH_BULLMQ=$ROOT/bench/queue/peers/bullmq
+else
+  say "note: BullMQ could not be installed (node and npm are needed); its column stays empty"
+fi
+if cargo build --quiet --release --locked --manifest-path bench/queue/peers/apalis/Cargo.toml --target-dir "$TARGET/bench-build"; then
+  export BENCH_APALIS=$TARGET/bench-build/release/bench-queue-apalis
+else
+  say "note: apalis-redis could not be built; its column stays empty"
+fi
+
+WORK=$(mktemp -d "$STATE/bench.XXXXXX")
+cleanup() {
+  end_process "$WORK/redis.pid" KILL 5 || true
+  rm -rf "$WORK"
+}
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+# shellcheck disable=SC2034  # read by launch
+LAUNCH=(setpriv --pdeathsig KILL)
+start_redis "$WORK" --save '' --appendonly no
+REDIS_URL=redis://127.0.0.1:$REDIS_PORT/0 BENCH_DIR=$RESULTS "$TARGET/bench-build/release/bench-queue" direct
