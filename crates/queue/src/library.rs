@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Mutex;
-use voiceai_redis::{CallOptions, FromValue, Redis, RedisError, RedisErrorKind, Str, Value};
+use tokio::sync::{Mutex, broadcast};
+use voiceai_redis::{CallOptions, FromValue, Redis, RedisError, RedisErrorKind, Str, Topology, Value};
 use voiceai_runtime::{Backoff, boot_now, random_unit};
 
 use crate::id::JobId;
@@ -22,6 +22,10 @@ pub(crate) const SOURCE: &str = concat!(
     include_str!("lua/workers.lua"),
     include_str!("lua/operate.lua"),
 );
+
+/// The library's name, and how its text begins.
+const NAME: &str = "voiceai_v1";
+const LIBRARY: &str = "#!lua name=voiceai_v1\n";
 
 /// A queue's name and the prefix of its keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,8 +77,32 @@ impl Library {
         &self.shared
     }
 
+    /// Tells each time the line was made anew: the server may be another one by then, or an older state of the same.
+    pub(crate) async fn reconnected(&self) -> broadcast::Receiver<()> {
+        self.line.lock().await.reconnected()
+    }
+
+    /// Puts the library there unless the server has this very text: loading is a write, which a server at its memory
+    /// limit refuses, and workers that could make room must be able to start then.
     pub(crate) async fn load(&self) -> Result<(), RedisError> {
-        self.shared.load_functions(SOURCE).await
+        // In Cluster one node's answer says nothing about the others.
+        if self.shared.settings().topology() != Topology::Cluster && self.has(SOURCE).await {
+            return Ok(());
+        }
+        match self.shared.load_functions(SOURCE).await {
+            Err(error) if error.kind() == RedisErrorKind::OutOfMemory && self.has(LIBRARY).await => {
+                tracing::warn!(%error, "redis is full: the queue works on with the function library of another version");
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// True when the server's library contains `text`.
+    async fn has(&self, text: &str) -> bool {
+        let listed: Result<Value, _> =
+            self.shared.command("FUNCTION", vec!["LIST", "LIBRARYNAME", NAME, "WITHCODE"]).await;
+        listed.is_ok_and(|listed| contains(&listed, text))
     }
 
     /// Calls `function` for `queue`, again when no answer came: it must be harmless when applied twice.
@@ -103,6 +131,12 @@ impl Library {
                     tokio::time::sleep(Backoff::RECONNECT.delay(tries, random_unit())).await;
                     tries += 1;
                     unanswered += u32::from(error.outcome_unknown());
+                }
+                // The reason is left out: it is the repetition's, and reads as if nothing had been done.
+                Err(error) if unanswered > 0 && !error.outcome_unknown() => {
+                    tracing::debug!(%error, function, "a repetition failed after a sending without an answer");
+                    let detail = "no answer to the first sending, and its repetition was refused";
+                    return Err(RedisError::new(RedisErrorKind::TimedOut, function, detail));
                 }
                 Err(error) => return Err(error),
             }
@@ -220,6 +254,15 @@ impl Fields {
     pub(crate) fn pairs(&mut self) -> Result<HashMap<String, String>, Unexpected> {
         let texts = self.texts()?;
         Ok(texts.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect())
+    }
+}
+
+/// Looks for a text that contains `text` anywhere in a reply, whatever shape the protocol's version gives it.
+fn contains(reply: &Value, text: &str) -> bool {
+    match reply {
+        Value::Array(items) => items.iter().any(|item| contains(item, text)),
+        Value::Map(map) => map.iter().map(|(_, value)| value).any(|item| contains(item, text)),
+        other => text_of(other).is_some_and(|found| found.contains(text)),
     }
 }
 

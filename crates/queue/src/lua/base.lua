@@ -17,7 +17,7 @@
     ghosts    SET of ids cancelled while they waited in a lane
     finished  ZSET remembered id -> forget at ms;  result HASH id -> JSON;  results ZSET id -> finished ms
     unique    HASH key -> '<id> <expires ms>', key\n -> '<id> <due ms>' of the job that waits for the holder
-    children  HASH parent -> children left, parent/child -> 1;  kids:<parent> HASH child -> result
+    children  HASH parent -> children left, parent\n -> its due ms, parent\nchild -> 1;  kids:<parent> HASH child -> result
     producers HASH nonce -> '<last counter> <ms>';  cancel HASH running id -> reason;  progress HASH id -> text
     rate      HASH limit key ('' = the queue) -> 't n t n ...', starts within the period
     cfg, n, pulse, term, wake, log:<id>: settings, counters, sweep times, leader's term, wake marker, log lines

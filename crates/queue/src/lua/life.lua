@@ -45,24 +45,30 @@ end
 -- One child is counted off once, whatever happens to it later (a replay, a second end).
 local function child_ended(P, now, parent, id, policy, outcome, result)
   if outcome == 'dead' and policy == 'w' then return end
-  if call('HDEL', P .. 'children', parent .. '/' .. id) == 0 then return end
-  if outcome == 'done' and result then call('HSET', P .. 'kids:' .. parent, id, result) end
-  local left = call('HINCRBY', P .. 'children', parent, -1)
+  if call('HDEL', P .. 'children', parent .. '\n' .. id) == 0 then return end
+  -- A parent that is gone (cancelled, purged) gets neither a result nor a count: nobody would remove them again.
   local envelope = call('HGET', P .. 'jobs', parent)
   if not envelope or envelope == '' then return end
+  if outcome == 'done' and result then call('HSET', P .. 'kids:' .. parent, id, result) end
+  local left = call('HINCRBY', P .. 'children', parent, -1)
   if outcome ~= 'done' and policy == 'f' then
     if call('ZREM', P .. 'delayed', parent) == 1 then
-      call('HDEL', P .. 'children', parent)
+      call('HDEL', P .. 'children', parent, parent .. '\n')
       park(P, now, parent, envelope, 'child_failed',
         string.format('0 child_failed %.0f 0\nchild %s ended as %s', now, id, outcome))
     end
     return
   end
   if left <= 0 then
-    call('HDEL', P .. 'children', parent)
+    local due = tonumber(call('HGET', P .. 'children', parent .. '\n') or 0)
+    call('HDEL', P .. 'children', parent, parent .. '\n')
     if call('ZREM', P .. 'delayed', parent) == 1 then
-      enqueue_tail(P, lane_of(envelope), parent)
-      wake(P)
+      if due > now then
+        delay(P, parent, due)
+      else
+        enqueue_tail(P, lane_of(envelope), parent)
+        wake(P)
+      end
     end
   end
 end
@@ -77,7 +83,7 @@ conclude = function(P, now, id, envelope, outcome, result)
   if parent then child_ended(P, now, parent, id, attr(meta, 'f') or 'w', outcome, result) end
   if outcome ~= 'dead' and attr(meta, 'c') then
     call('DEL', P .. 'kids:' .. id)
-    call('HDEL', P .. 'children', id)
+    call('HDEL', P .. 'children', id, id .. '\n')
   end
 end
 

@@ -94,6 +94,11 @@ local function parse_rate(text)
   return tonumber(limit), tonumber(period)
 end
 
+-- Places under the queue's own limit became free in a call that takes nothing: somebody who sleeps shall look.
+local function freed(P)
+  if call('HEXISTS', P .. 'cfg', 'concurrency') == 1 and call('EXISTS', P .. 'ready') == 1 then wake(P) end
+end
+
 -- Every limited lane goes back to its ring and is judged again: called when a limit changes, and by each sweep.
 local function release_all_held(P)
   local lanes = call('ZRANGE', P .. 'held', 0, 999)

@@ -58,7 +58,10 @@ local function revive(P, now, id, envelope, fresh)
   if children > 0 then
     call('ZADD', P .. 'delayed', INF, id)
   else
-    enqueue_tail(P, lane_of(envelope), id)
+    local lane = lane_of(envelope)
+    -- Its count of crashes is kept, so the place of those that lost a worker is too.
+    if call('HEXISTS', P .. 'crashes', id) == 1 then lane = suspect_lane(lane) end
+    enqueue_tail(P, lane, id)
     wake(P)
   end
   return nil

@@ -13,12 +13,13 @@ end
   Returns {how many jobs were accepted now, Redis time in ms}. ]]
 register('enqueue', {}, function(keys, args)
   local P = keys[1]
-  local refused = refusal(P)
-  if refused then return refused end
   local nonce, last = args[1], tonumber(args[2])
   local seen = call('HGET', P .. 'producers', nonce)
   local now = now_ms()
+  -- Looked at first: a batch that came in before the queue was quieted is in, whatever its repetition finds.
   if seen and tonumber(string.match(seen, '^%d+')) >= last then return { 0, now } end
+  local refused = refusal(P)
+  if refused then return refused end
   call('HSET', P .. 'producers', nonce, string.format('%.0f %.0f', last, now))
   local i, total = 3, 0
   while i <= #args do
@@ -54,6 +55,10 @@ local function supersede(P, now, id)
   end
   forget_past(P, { id })
   local _, _, meta = header(envelope)
+  if meta and attr(meta, 'c') then
+    call('DEL', P .. 'kids:' .. id)
+    call('HDEL', P .. 'children', id, id .. '\n')
+  end
   local parent = meta and attr(meta, 'p')
   if parent then child_ended(P, now, parent, id, attr(meta, 'f') or 'w', 'gone', nil) end
   count(P, 'cancelled', 1)
@@ -98,12 +103,45 @@ local function claim_unique(P, now, u, id, due)
   return 'park'
 end
 
+-- Well-formed UTF-8, without surrogates, overlong forms and what lies beyond the last code point.
+local function is_utf8(text)
+  if not string.find(text, '[\128-\255]') then return true end
+  local i = 1
+  while i <= #text do
+    local a, b = string.byte(text, i, i + 1)
+    local n = 1
+    if a >= 0x80 then
+      b = b or 0
+      if a >= 0xC2 and a <= 0xDF then n = 2
+      elseif a >= 0xE0 and a <= 0xEF then n = 3
+      elseif a >= 0xF0 and a <= 0xF4 then n = 4
+      else return false end
+      if (a == 0xE0 and b < 0xA0) or (a == 0xED and b > 0x9F) or (a == 0xF0 and b < 0x90) or (a == 0xF4 and b > 0x8F) then
+        return false
+      end
+      for k = i + 1, i + n - 1 do
+        local c = string.byte(text, k)
+        if not c or c < 0x80 or c > 0xBF then return false end
+      end
+    end
+    i = i + n
+  end
+  return true
+end
+
+-- The largest number whose every smaller one a score, a double, holds exactly.
+local EXACT = 9007199254740992
+
+local function is_whole(n)
+  return n == n and n >= 0 and n <= EXACT and n == math.floor(n)
+end
+
 -- What is wrong with a job as given; nil when nothing is.
 local function fault(id, lane, due, envelope)
-  if #id == 0 or #id > 128 or string.find(id, '[%c ]') then
-    return 'QBAD id: 1 to 128 bytes without spaces or control characters'
+  if #id == 0 or #id > 128 or string.find(id, '[%c ]') or not is_utf8(id) then
+    return 'QBAD id: 1 to 128 bytes of UTF-8 without spaces or control characters'
   end
-  if not due or due < 0 then return 'QBAD due of ' .. id .. ': Unix ms, +ms from now, or 0' end
+  if not due or not is_whole(due) then return 'QBAD due of ' .. id .. ': Unix ms, +ms from now, or 0; whole, up to 2^53' end
   local head, kind = header(envelope)
   if not head or head ~= lane or kind == '' then
     return 'QBAD envelope of ' .. id .. ': expected lane, kind, meta and payload, one a line, the lane as given'
@@ -113,6 +151,37 @@ local function fault(id, lane, due, envelope)
     return 'QBAD lane of ' .. id .. ': expected <0..10>|<tenant>|<key>, the latter two percent-encoded'
   end
   return nil
+end
+
+--[[ Parents that this batch brings, by id; each shall get one end from each child. A child whose id is known and has not
+  ended, or that comes twice, belongs to somebody else and would never end for this parent: that is told and nothing
+  accepted. Answers the parents, or nil and what is wrong. ]]
+local function flows_of(P, args, from)
+  local fresh, any = {}, false
+  for i = from + 1, #args, 4 do
+    local _, _, meta = header(args[i + 3])
+    if tonumber(attr(meta, 'c') or 0) > 0 and not call('HGET', P .. 'jobs', args[i]) then
+      fresh[args[i]] = true
+      any = true
+    end
+  end
+  if not any then return fresh end
+  local seen = {}
+  for i = from + 1, #args, 4 do
+    local id = args[i]
+    local _, _, meta = header(args[i + 3])
+    local parent = attr(meta, 'p')
+    if parent and fresh[parent] then
+      local present = call('HGET', P .. 'jobs', id)
+      if seen[id] or fresh[id] and parent == id then
+        return nil, 'QBAD child ' .. id .. ' of ' .. parent .. ': the id is in the batch twice'
+      elseif present and present ~= '' then
+        return nil, 'QBAD child ' .. id .. ' of ' .. parent .. ': the id is known and its job has not ended'
+      end
+    end
+    seen[id] = true
+  end
+  return fresh
 end
 
 local function accept_one(P, now, id, lane, due, envelope)
@@ -135,9 +204,12 @@ local function accept_one(P, now, id, lane, due, envelope)
   end
   call('HSET', P .. 'jobs', id, envelope)
   local children = tonumber(attr(meta, 'c') or 0)
-  if children > 0 then call('HSET', P .. 'children', id, children) end
+  if children > 0 then
+    call('HSET', P .. 'children', id, children)
+    if due > now then call('HSET', P .. 'children', id .. '\n', string.format('%.0f', due)) end
+  end
   local parent = attr(meta, 'p')
-  if parent then call('HSET', P .. 'children', parent .. '/' .. id, 1) end
+  if parent then call('HSET', P .. 'children', parent .. '\n' .. id, 1) end
   if place == 'park' or children > 0 then
     call('ZADD', P .. 'delayed', INF, id)
   elseif due > now then
@@ -162,11 +234,29 @@ local function accept_many(P, args, from)
     local wrong = fault(args[i], args[i + 1], tonumber(args[i + 2]), args[i + 3])
     if wrong then return redis.error_reply(wrong) end
   end
+  local fresh, tangled = flows_of(P, args, from)
+  if not fresh then return redis.error_reply(tangled) end
   local now, reply = now_ms(), {}
+  local ended = {}
   for i = from + 1, #args, 4 do
     local due = tonumber(args[i + 2])
     if string.sub(args[i + 2], 1, 1) == '+' then due = now + due end
-    reply[#reply + 1] = accept_one(P, now, args[i], args[i + 1], due, args[i + 3])
+    local row = accept_one(P, now, args[i], args[i + 1], due, args[i + 3])
+    reply[#reply + 1] = row
+    if row[1] ~= 1 then
+      local _, _, meta = header(args[i + 3])
+      if fresh[attr(meta, 'p') or ''] then ended[#ended + 1] = i end
+    end
+  end
+  -- A child that is not taken in (finished before, or its unique key is held) counts as ended; its parent, which may come
+  -- later in the batch, is written by now.
+  for k = 1, #ended do
+    local id = args[ended[k]]
+    local _, _, meta = header(args[ended[k] + 3])
+    local parent = attr(meta, 'p')
+    call('HSET', P .. 'children', parent .. '\n' .. id, 1)
+    local outcome = call('SISMEMBER', P .. 'ghosts', id) == 1 and 'gone' or 'done'
+    child_ended(P, now, parent, id, attr(meta, 'f') or 'w', outcome, nil)
   end
   return reply
 end
@@ -204,6 +294,33 @@ local function base36(n)
   return out
 end
 
+local OPTIONS = {
+  priority = 'number', delay_ms = 'number', at_ms = 'number', unique_ttl_ms = 'number', tenant = 'string', key = 'string',
+  unique = 'string', unique_mode = 'string', traceparent = 'string',
+}
+
+-- The options of submit, or nil and what is wrong. An option that is null is not given. Nothing is guessed or passed over:
+-- a misspelt delay would run at once.
+local function options_of(text)
+  local ok, given = pcall(cjson.decode, text)
+  if not ok or type(given) ~= 'table' or not string.find(text, '^%s*{') then return nil, 'options: not a JSON object' end
+  local o = {}
+  for name, value in pairs(given) do
+    local wanted = OPTIONS[name]
+    if not wanted then
+      return nil, 'option ' .. string.sub(tostring(name), 1, 64) .. ': not known; expected priority, delay_ms, at_ms, tenant, '
+        .. 'key, unique, unique_mode, unique_ttl_ms or traceparent'
+    end
+    if value ~= cjson.null then
+      if type(value) ~= wanted then return nil, name .. ': a ' .. wanted end
+      if wanted == 'number' and not is_whole(value) then return nil, name .. ': a whole number from 0 to 2^53' end
+      o[name] = value
+    end
+  end
+  if o.unique == '' then return nil, 'unique: not empty' end
+  return o
+end
+
 --[[ submit: one job from any language, with readable options; the envelope is built here.
   ARGV id, kind, payload (JSON), options (JSON object or absent): priority 0..10, delay_ms, at_ms, tenant, key,
   unique, unique_mode (reject, throttle, replace, latest), unique_ttl_ms, traceparent.
@@ -218,22 +335,20 @@ register('submit', {}, function(keys, args)
     return redis.error_reply('QBAD kind: 1 to 128 letters, digits, dots, dashes, colons or underscores')
   end
   if not pcall(cjson.decode, payload) then return redis.error_reply('QBAD payload: not JSON') end
-  local ok, o = pcall(cjson.decode, args[4] or '{}')
-  if not ok or type(o) ~= 'table' then return redis.error_reply('QBAD options: not a JSON object') end
+  local o, wrong_option = options_of(args[4] or '{}')
+  if not o then return redis.error_reply('QBAD ' .. wrong_option) end
   local now = now_ms()
-  local prio = tonumber(o.priority or 0)
-  if not prio or prio ~= math.floor(prio) or prio < 0 or prio > 10 then
-    return redis.error_reply('QBAD priority: a whole number from 0 to 10')
-  end
-  local due = tonumber(o.at_ms or 0) or 0
-  if o.delay_ms then due = now + (tonumber(o.delay_ms) or 0) end
-  local lane = string.format('%d|%s|%s', prio, encode(tostring(o.tenant or '')), encode(tostring(o.key or '')))
+  local prio = o.priority or 0
+  if prio > 10 then return redis.error_reply('QBAD priority: a whole number from 0 to 10') end
+  local due = o.at_ms or 0
+  if o.delay_ms then due = now + o.delay_ms end
+  local lane = string.format('%d|%s|%s', prio, encode(o.tenant or ''), encode(o.key or ''))
   local meta = base36(now)
-  if o.traceparent then meta = meta .. ' t=' .. encode(tostring(o.traceparent)) end
+  if o.traceparent then meta = meta .. ' t=' .. encode(o.traceparent) end
   if o.unique then
     local mode = ({ reject = 'r', throttle = 't', replace = 'x', latest = 'l' })[o.unique_mode or 'reject']
     if not mode then return redis.error_reply('QBAD unique_mode: reject, throttle, replace or latest') end
-    meta = meta .. ' u=' .. mode .. string.format('%.0f', tonumber(o.unique_ttl_ms or 0) or 0) .. ':' .. encode(tostring(o.unique))
+    meta = meta .. ' u=' .. mode .. string.format('%.0f', o.unique_ttl_ms or 0) .. ':' .. encode(o.unique)
   end
   local envelope = lane .. '\n' .. kind .. '\n' .. meta .. '\n' .. payload
   local wrong = fault(id, lane, due, envelope)

@@ -54,8 +54,11 @@ verbs.cancelled = function(P, now, id, envelope)
   count(P, 'cancelled', 1)
 end
 
+local comes_back = { back = true, retry = true, snooze = true }
+
 --[[ settle: ARGV n times: id, token, verb, a, b. verb: done, retry, snooze, park, cancelled, back.
-  Returns 1 or 0 (stale: the token does not own the job) per job. ]]
+  A job whose cancellation was asked for does not come back: back, retry and snooze then end it as cancelled.
+  Returns per job 1, 0 (stale: the token does not own the job), or the envelope of a job that was cancelled instead. ]]
 register('settle', { 'allow-oom' }, function(keys, args)
   local P, now, reply, stale = keys[1], now_ms(), {}, 0
   for i = 1, #args, 5 do
@@ -65,14 +68,21 @@ register('settle', { 'allow-oom' }, function(keys, args)
       reply[#reply + 1] = 0
       stale = stale + 1
     else
-      if verb == 'back' then
+      local answer = 1
+      local asked = comes_back[verb] and call('HEXISTS', P .. 'cancel', id) == 1
+      if verb == 'back' and not asked then
         give_back(P, id, token, lane, now)
         wake(P)
       else
         local envelope = call('HGET', P .. 'jobs', id)
         leave_active(P, id, token, lane)
         if envelope and envelope ~= '' then
-          verbs[verb](P, now, id, envelope, a, b)
+          if asked then
+            verbs.cancelled(P, now, id, envelope)
+            answer = envelope
+          else
+            verbs[verb](P, now, id, envelope, a, b)
+          end
         else
           -- Somebody deleted the envelope by hand: nothing is left to run or to park.
           call('HDEL', P .. 'jobs', id)
@@ -81,16 +91,17 @@ register('settle', { 'allow-oom' }, function(keys, args)
         end
       end
       call('HDEL', P .. 'cancel', id)
-      reply[#reply + 1] = 1
+      reply[#reply + 1] = answer
     end
   end
+  freed(P)
   count(P, 'stale', stale)
   return reply
 end)
 
 --[[ note: progress and log lines of a running job. ARGV id, token, progress or '', lines kept, lines ...
   Returns 1, or 0 when the token does not own the job. ]]
-register('note', {}, function(keys, args)
+register('note', { 'allow-oom' }, function(keys, args)
   local P, id = keys[1], args[1]
   if not owned(P, id, args[2]) then
     count(P, 'stale', 1)

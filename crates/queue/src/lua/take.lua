@@ -191,7 +191,8 @@ local function fill(P, now, inc, token, want, cfg)
 
   chunked(fields, function(i, j) call('HSET', P .. 'active', unpack(fields, i, j)) end)
   if rate_limit and #ids > 0 then rate_spend(P, '', now, rate_entries, #ids) end
-  return ids, opens, want > 0 and #ids >= want and call('EXISTS', P .. 'ready') == 1
+  -- Rounds that met only cancelled ids, or lanes that had to be held, end the call and not the search.
+  return ids, opens, want > 0 and (#ids >= want or rounds >= 64) and call('EXISTS', P .. 'ready') == 1
 end
 
 local function read_cfg(P)
@@ -229,6 +230,8 @@ register('take', { 'allow-oom' }, function(keys, args)
       wake(P)
       state = 3
     end
+  elseif cfg.concurrency and #args > 5 then
+    freed(P)
   end
   if promoted == 500 then wake(P) end
   local next_due = sooner(sooner(earliest(P, 'delayed'), earliest(P, 'held')), opens)
@@ -250,5 +253,7 @@ end)
 
 --[[ ack: settles plain completions outside a take. ARGV token, n, n ids ... Returns the refused ids. ]]
 register('ack', { 'allow-oom' }, function(keys, args)
-  return acknowledge(keys[1], args, 1)
+  local stale = acknowledge(keys[1], args, 1)
+  freed(keys[1])
+  return stale
 end)

@@ -26,10 +26,11 @@ pub(super) enum Called {
         acks: Vec<Ended>,
         result: Result<Vec<String>, RedisError>,
     },
-    /// Everything else; 1 or 0 per entry, and how many sendings had no answer.
+    /// Everything else; 1, 0 or the envelope of a job that was cancelled instead per entry, and how many sendings had no
+    /// answer.
     Settled {
         verbs: Vec<Ended>,
-        result: Result<(Vec<i64>, u32), RedisError>,
+        result: Result<(Vec<Value>, u32), RedisError>,
     },
 }
 

@@ -8,7 +8,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, broadcast, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use voiceai_redis::{RedisError, RedisErrorKind, Str, Value};
@@ -16,12 +16,13 @@ use voiceai_runtime::{Backoff, Pulse, random_unit};
 
 use super::WorkerSettings;
 use super::calls::{self, Called, Took};
-use super::lease::{Leases, Signal};
+use super::lease::{Leases, Signal, kind_of};
 use super::pool::Shared;
 use super::run::{self, Ended, Settle};
 use super::take::{Answer, Incarnation, Standing, Taken};
 use crate::attempt::Stop;
 use crate::client::rate_text;
+use crate::finished::Ending;
 use crate::metrics::{self, Meter};
 
 /// Most jobs in this process that have not begun.
@@ -91,6 +92,8 @@ pub(super) struct Desk {
     verbs: Vec<Ended>,
     call: Option<Pin<Box<dyn Future<Output = Called> + Send>>>,
     call_began: Instant,
+    /// The line is a new connection: what the server knew of us may be an older state.
+    reconnected: bool,
     /// There may be work to take.
     hungry: bool,
     /// The ear waits for the wake marker.
@@ -135,6 +138,7 @@ impl Desk {
             verbs: Vec::new(),
             call: None,
             call_began: Instant::now(),
+            reconnected: false,
             hungry: true,
             listening: false,
             due: None,
@@ -150,6 +154,7 @@ impl Desk {
 
     pub(super) async fn run(mut self, stopping: CancellationToken, forced: CancellationToken, pulse: &Pulse) {
         let shared = Arc::clone(&self.shared);
+        let mut reconnects = shared.link.library.reconnected().await;
         let mut drain_until: Option<Instant> = None;
         let mut flush_until: Option<Instant> = None;
         let mut tick = tokio::time::interval(Duration::from_secs(1));
@@ -174,6 +179,7 @@ impl Desk {
                 }
                 signal = self.signals.recv() => if let Some(signal) = signal { self.signal(signal) },
                 () = shared.bell.notified() => {}
+                () = another(&mut reconnects) => self.reconnected = true,
                 () = at(self.due) => {
                     self.due = None;
                     self.hungry = true;
@@ -249,6 +255,9 @@ impl Desk {
         if self.call.is_some() || self.not_before.is_some() {
             return;
         }
+        if std::mem::take(&mut self.reconnected) {
+            self.begin_anew();
+        }
         let link = Arc::clone(&self.shared.link);
         let call: Pin<Box<dyn Future<Output = Called> + Send>> = if !self.verbs.is_empty() {
             let rest = self.verbs.split_off(self.verbs.len().min(SETTLE_STEP));
@@ -279,6 +288,15 @@ impl Desk {
             Box::pin(calls::take(link, incarnation, self.lease_ms(), want, acks))
         };
         self.set_call(call);
+    }
+
+    /// A server that lost its last writes (a power cut, a failover) may hold a job as running that we settled long ago,
+    /// under a lease that we would renew for ever. So the lease takes no more; once what we know of is settled it is let
+    /// go, and what is left under it goes back. Not while a take is under way, whose lot would be let go unseen.
+    fn begin_anew(&mut self) {
+        if let Some(incarnation) = self.current.take() {
+            incarnation.retire();
+        }
     }
 
     fn set_call(&mut self, call: Pin<Box<dyn Future<Output = Called> + Send>>) {
@@ -331,6 +349,7 @@ impl Desk {
                 // The refused ones may have been applied by the call that had no answer: unknown, not stale.
                 Ok(_refused) => {
                     self.recovered();
+                    self.hungry = true;
                     for ended in acks {
                         self.confirmed(ended);
                     }
@@ -343,8 +362,12 @@ impl Desk {
             Called::Settled { verbs, result } => match result {
                 Ok((owned, unanswered)) => {
                     self.recovered();
+                    // It freed places that only a take can fill.
+                    self.hungry = true;
                     for (ended, owned) in verbs.into_iter().zip(owned) {
-                        if owned == 1 || unanswered > 0 {
+                        if let Some(envelope) = owned.as_str() {
+                            self.cancelled_instead(&ended, &envelope);
+                        } else if owned.as_i64() == Some(1) || unanswered > 0 {
                             self.confirmed(ended);
                         } else {
                             self.refused(&ended);
@@ -404,6 +427,19 @@ impl Desk {
         self.meter.ended(&ended.kind, ended.outcome);
         if let Some(record) = ended.record {
             self.shared.client.history().record(*record);
+        }
+    }
+
+    /// The job would have come back, but its cancellation had been asked for.
+    fn cancelled_instead(&self, ended: &Ended, envelope: &str) {
+        self.over(ended);
+        let queue = &self.shared.settings.name;
+        metrics::get().ended(queue, kind_of(envelope), "cancelled", 1);
+        let client = &self.shared.client;
+        let reason = "cancelled while it ran";
+        let record = client.record(queue, ended.id.as_str(), envelope, None, Ending::Cancelled, reason);
+        if let Some(record) = record {
+            client.history().record(record);
         }
     }
 
@@ -582,6 +618,13 @@ async fn pending_or(call: &mut Option<Pin<Box<dyn Future<Output = Called> + Send
     match call {
         Some(call) => call.await,
         None => std::future::pending().await,
+    }
+}
+
+/// The next reconnection; never, once nobody is left to tell.
+async fn another(reconnects: &mut broadcast::Receiver<()>) {
+    if let Err(broadcast::error::RecvError::Closed) = reconnects.recv().await {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -250,7 +250,7 @@ impl Heart {
     }
 }
 
-fn kind_of(envelope: &str) -> &str {
+pub(super) fn kind_of(envelope: &str) -> &str {
     envelope.split('\n').nth(1).unwrap_or_default()
 }
 

@@ -233,3 +233,103 @@ async fn a_server_that_may_evict_jobs_is_refused() {
     let text = format!("{error}: {}", std::error::Error::source(&error).unwrap());
     assert!(text.contains("volatile-lru") && text.contains("noeviction"), "{text}");
 }
+
+#[tokio::test]
+async fn a_process_starts_on_a_full_redis_and_drains_it() {
+    let server = RedisServer::start(RedisOptions::default()).await;
+    let first = Setup::on(&server.url()).await;
+    first.enqueue(&Work::named("x")).await;
+    server.cli(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    let full = first.client.enqueue(Work::named("y").job()).await.unwrap_err();
+    assert!(matches!(full, QueueError::Full { .. }), "{full}");
+    let second = Setup::on(&server.url()).await;
+    let worker = second.worker(1);
+    until("it ran", async || second.diary.count("x") == 1).await;
+    second.wait_empty(SOON).await;
+    worker.stop().await;
+    // The library of another version does not keep it from starting either.
+    server.cli(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    let other = "#!lua name=voiceai_v1\nredis.register_function('voiceai_v1_old', function() return 1 end)";
+    server.cli(&["FUNCTION", "LOAD", "REPLACE", other]).await;
+    server.cli(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    let _third = Setup::on(&server.url()).await;
+    server.cli(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    let _fourth = Setup::on(&server.url()).await;
+    let listed = server.cli(&["FUNCTION", "LIST"]).await;
+    assert!(
+        listed.contains("voiceai_v1_take") && !listed.contains("voiceai_v1_old"),
+        "replaced once there is room"
+    );
+}
+
+#[tokio::test]
+async fn submit_drops_nulls_and_refuses_what_it_does_not_know() {
+    let s = Setup::new().await;
+    let submit = async |id: &str, options: &str| -> Result<Vec<Value>, voiceai_redis::RedisError> {
+        let args = [id, "work", "{}", options].iter().map(|a| Value::from(*a)).collect();
+        s.client.redis().fcall("voiceai_v1_submit", vec![s.key("").into()], args).await
+    };
+    for id in ["a", "b"] {
+        let row = submit(id, r#"{"unique":null,"tenant":null,"delay_ms":null}"#).await.unwrap();
+        assert_eq!(row[0].as_i64(), Some(1), "{id}: null is no key");
+    }
+    let view = s.client.show(&s.queue, "a").await.unwrap().unwrap();
+    assert_eq!(view.tenant.as_deref().unwrap_or_default(), "");
+    for (options, word) in [
+        (r#"{"delay":5}"#, "option delay"),
+        (r#"{"delay_ms":"5"}"#, "delay_ms"),
+        (r#"{"at_ms":"soon"}"#, "at_ms"),
+        (r#"{"at_ms":-1}"#, "at_ms"),
+        (r#"{"delay_ms":1.5}"#, "delay_ms"),
+        (r#"{"at_ms":1e300}"#, "at_ms"),
+        (r#"{"unique_ttl_ms":true}"#, "unique_ttl_ms"),
+        (r#"{"tenant":7}"#, "tenant"),
+        (r#"{"unique":""}"#, "unique"),
+        (r#"{"priority":"high"}"#, "priority"),
+        ("[]", "options"),
+        ("[1]", "options"),
+    ] {
+        let error = submit("c", options).await.unwrap_err();
+        assert!(error.detail().contains("QBAD") && error.detail().contains(word), "{options}: {error}");
+    }
+    assert_eq!(s.stats().await.accepted, 2);
+}
+
+#[tokio::test]
+async fn due_times_and_ids_that_would_never_end_are_refused() {
+    let s = Setup::new().await;
+    let add = async |id: Value, due: &str| {
+        let args = vec!["1".into(), id, "0||".into(), due.into(), "0||\nwork\n1\n{}".into()];
+        s.client.redis().fcall::<Value>("voiceai_v1_add", vec![s.key("").into()], args).await
+    };
+    for due in ["inf", "+inf", "nan", "1e300", "-1", "0.5"] {
+        let error = add("a".into(), due).await.unwrap_err();
+        assert!(error.detail().contains("QBAD due"), "{due}: {error}");
+    }
+    for id in
+        [&b"\xff"[..], b"a\x80", b"\xc3", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82"]
+    {
+        let error = add(Value::from(id), "0").await.unwrap_err();
+        assert!(error.detail().contains("QBAD id"), "{id:?}: {error}");
+    }
+    for id in ["é", "€-\u{fffd}", "\u{10ffff}", "\u{d7ff}"] {
+        add(id.into(), "0").await.unwrap();
+        assert!(s.client.show(&s.queue, id).await.unwrap().is_some(), "{id}");
+    }
+    check(&s.client, &s.queue).await;
+}
+
+#[tokio::test]
+async fn a_batch_that_is_in_is_answered_so_also_when_producers_are_paused_since() {
+    let s = Setup::new().await;
+    let send = async |last: &str| {
+        let id = format!("id{last}");
+        let args =
+            ["nonce", last, "0||", "1", &id, "0||\nwork\n1\n{}"].iter().map(|a| Value::from(*a)).collect();
+        s.client.redis().fcall::<Vec<i64>>("voiceai_v1_enqueue", vec![s.key("").into()], args).await
+    };
+    assert_eq!(send("1").await.unwrap()[0], 1);
+    s.client.pause_producers(&s.queue).await.unwrap();
+    assert_eq!(send("1").await.unwrap()[0], 0, "it came before");
+    assert!(send("2").await.unwrap_err().detail().contains("QPAUSED"));
+}

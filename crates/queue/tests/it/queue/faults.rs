@@ -197,3 +197,45 @@ async fn jobs_of_a_dead_worker_are_back_within_its_lease_and_spend_no_attempt() 
     check(&other.client, &other.queue).await;
     heir.stop().await;
 }
+
+#[tokio::test]
+async fn a_completion_that_redis_lost_is_found_again_under_a_living_worker() {
+    let s = Setup::new().await;
+    let worker = s.worker(2);
+    let id = s.enqueue(&Work { sleep_ms: 300, ..Work::named("x") }).await;
+    s.wait_state(&id, State::Active).await;
+    let read =
+        async |suffix: &str| -> String { s.command("HGET", &[&s.key(suffix), &id]).await.convert().unwrap() };
+    let (envelope, token) = (read("jobs").await, read("active").await);
+    s.wait_empty(SOON).await;
+    // What a power cut or a failover leaves: the state before the acknowledgement, and new connections.
+    s.command("HSET", &[&s.key("jobs"), &id, &envelope]).await;
+    s.command("HSET", &[&s.key("active"), &id, &token]).await;
+    s.command("HINCRBY", &[&s.key("n"), "completed", "-1"]).await;
+    s.command("CLIENT", &["KILL", "TYPE", "normal", "SKIPME", "yes"]).await;
+    until("it runs again", async || s.diary.count("x") == 2).await;
+    s.wait_empty(SOON).await;
+    let stats = s.stats().await;
+    assert_eq!((stats.completed, stats.suspects, stats.counters.get("orphans")), (1, 0, Some(&1)));
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn an_add_whose_first_sending_had_no_answer_is_not_called_refused() {
+    let server = RedisServer::start(RedisOptions::default()).await;
+    let straight = Setup::on(&server.url()).await;
+    let proxy = TcpProxy::start(server.port()).await;
+    let faulty = Setup::on(&proxy.url(&server.url())).await;
+    // The name of the queue is registered apart; its answer shall not be the lost one.
+    faulty.enqueue(&Work::named("first")).await;
+    let client = faulty.client.clone();
+    proxy.drop_every_nth_reply(1);
+    let adding = tokio::spawn(async move { client.enqueue(Work::named("x").job().delay(SOON * 9)).await });
+    until("it is there", async || straight.stats().await.accepted == 2).await;
+    straight.client.pause_producers(&straight.queue).await.unwrap();
+    proxy.drop_every_nth_reply(0);
+    let error = adding.await.unwrap().unwrap_err();
+    assert!(error.outcome_unknown(), "{error}");
+    assert_eq!(straight.stats().await.accepted, 2);
+}

@@ -116,3 +116,27 @@ async fn a_slot_that_was_lost_heals_and_a_dead_workers_slots_come_back() {
     check(&s.client, &s.queue).await;
     other.stop().await;
 }
+
+#[tokio::test]
+async fn a_place_that_a_settled_job_frees_is_filled_at_once() {
+    let s = Setup::new().await;
+    let limits = QueueLimits { concurrency: Some(Some(1)), ..Default::default() };
+    s.client.set(&s.queue, &limits).await.unwrap();
+    let one = s.worker(4);
+    let two = s.worker(4);
+    let job = |i: usize| {
+        let id = voiceai_queue::JobId::chosen(format!("job-{i}")).unwrap();
+        Work { sleep_ms: 20, ..Work::named(format!("{i}")) }.job().id(id)
+    };
+    s.enqueue(&Work::named("warm")).await;
+    s.wait_empty(SOON).await;
+    let began = tokio::time::Instant::now();
+    s.client.enqueue_bulk((0..20).map(job).collect()).await.unwrap();
+    s.wait_empty(Duration::from_secs(30)).await;
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(5), "20 jobs of 20 ms each took {took:?}");
+    assert_eq!((s.diary.most("*"), s.diary.runs().len()), (1, 21));
+    check(&s.client, &s.queue).await;
+    one.stop().await;
+    two.stop().await;
+}

@@ -211,3 +211,52 @@ async fn show_says_why_a_job_does_not_run() {
     let stats = s.stats().await;
     assert!(stats.oldest_waiting_ms.is_some() && stats.saturation.is_none());
 }
+
+#[tokio::test]
+async fn jobs_behind_a_mass_cancellation_are_reached_at_once() {
+    let s = Setup::new().await;
+    let jobs = (0..1_000).map(|_| Work::named("cancelled").job()).collect();
+    let added = s.client.enqueue_bulk(jobs).await.unwrap();
+    s.enqueue(&Work::named("behind")).await;
+    let ids: Vec<String> = added.into_iter().map(|a| a.id.to_string()).collect();
+    s.client.cancel(&s.queue, &ids, "all of them").await.unwrap();
+    let began = std::time::Instant::now();
+    let worker = s.worker(1);
+    until("it ran", async || s.diary.count("behind") == 1).await;
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    s.wait_empty(SOON).await;
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_cancellation_that_was_asked_for_ends_a_job_that_would_have_come_back() {
+    let s = Setup::new().await;
+    let token =
+        async |id: &str| -> String { s.command("HGET", &[&s.key("active"), id]).await.convert().unwrap() };
+    let worker = s.worker(8);
+    let verbs = [("back", ""), ("retry", "0"), ("snooze", "0")];
+    for (verb, delay) in verbs {
+        let unique = Work { sleep_ms: 60_000, ..Work::named(verb) }.job();
+        let unique = unique.unique(verb, voiceai_queue::UniqueMode::Reject);
+        let id = s.client.enqueue(unique).await.unwrap().id.to_string();
+        s.wait_state(&id, State::Active).await;
+        let token = token(&id).await;
+        // Asked for, but the worker has not heard of it when the attempt ends.
+        let args =
+            [id.as_str(), &token, verb, delay, ""].iter().map(|a| voiceai_redis::Value::from(*a)).collect();
+        s.command("HSET", &[&s.key("cancel"), &id, "enough"]).await;
+        let row: Vec<voiceai_redis::Value> =
+            s.client.redis().fcall("voiceai_v1_settle", vec![s.key("").into()], args).await.unwrap();
+        if row[0].as_i64() != Some(0) {
+            assert!(row[0].as_string().unwrap().contains("\nwork\n"), "{verb}: {row:?}");
+        }
+        until("it is gone", async || s.state(&id).await.is_none()).await;
+    }
+    s.wait_empty(SOON).await;
+    let stats = s.stats().await;
+    assert_eq!((stats.cancelled, stats.completed, stats.counters.get("failed")), (3, 0, None));
+    assert_eq!(s.command("EXISTS", &[&s.key("cancel"), &s.key("unique")]).await.as_i64(), Some(0));
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}

@@ -167,3 +167,108 @@ async fn a_dead_child_is_waited_for_ignored_or_fatal_as_the_policy_says() {
         worker.stop().await;
     }
 }
+
+#[tokio::test]
+async fn a_child_that_ended_before_or_is_a_duplicate_does_not_hold_its_parent() {
+    let s = Setup::new().await;
+    let worker = s.worker(4);
+    s.client.enqueue(Work::named("early").job().id(id("c1"))).await.unwrap();
+    s.wait_state("c1", State::Completed).await;
+    let (holder, _) = add(&s, &Work { sleep_ms: 60_000, ..Work::named("holder") }, UniqueMode::Reject).await;
+    let (parent, mut children) = family(Work::named("child-2"));
+    children[1] = Work::named("duplicate").job().id(id("c2")).unique("user 1", UniqueMode::Reject);
+    let added = s.client.add_flow(parent, children, ChildPolicy::Fail).await.unwrap();
+    let outcomes: Vec<_> = added.iter().map(|a| a.outcome).collect();
+    assert_eq!(outcomes, [AddOutcome::Accepted, AddOutcome::Known, AddOutcome::Duplicate]);
+    s.wait_state("p", State::Completed).await;
+    assert_eq!(s.diary.count("parent"), 1);
+    s.client.cancel(&s.queue, &[holder], "enough").await.unwrap();
+    s.wait_empty(SOON).await;
+    assert_eq!(s.command("EXISTS", &[&s.key("children")]).await.as_i64(), Some(0));
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_flow_whose_child_is_another_living_job_is_refused_whole() {
+    let s = Setup::new().await;
+    s.client.enqueue(Work::named("other").job().id(id("c1"))).await.unwrap();
+    let (parent, children) = family(Work::named("child-2"));
+    let error = s.client.add_flow(parent, children, ChildPolicy::Wait).await.unwrap_err();
+    let text = format!("{error}: {}", std::error::Error::source(&error).unwrap());
+    assert!(text.contains("child c1 of p") && text.contains("not ended"), "{text}");
+    let (parent, mut children) = family(Work::named("child-2"));
+    children[0] = Work::named("twin").job().id(id("c2"));
+    assert!(s.client.add_flow(parent, children, ChildPolicy::Wait).await.is_err(), "the same child twice");
+    assert_eq!(s.stats().await.accepted, 1);
+    // The same flow again, while it is under way, is no conflict with itself.
+    let flow = || {
+        let children = vec![Work::named("kid").job().id(id("k1"))];
+        s.client.add_flow(Work::named("parent").job().id(id("q")), children, ChildPolicy::Wait)
+    };
+    flow().await.unwrap();
+    assert!(flow().await.unwrap().iter().all(|a| a.outcome == AddOutcome::Known));
+    let worker = s.worker(2);
+    s.wait_state("q", State::Completed).await;
+    assert!(flow().await.unwrap().iter().all(|a| a.outcome == AddOutcome::Known));
+    s.wait_empty(SOON).await;
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_cancelled_parent_leaves_nothing_behind_when_its_child_ends() {
+    let s = Setup::new().await;
+    let worker = s.worker(2);
+    let children =
+        vec![Work { sleep_ms: 300, result: Some(1.into()), ..Work::named("child") }.job().id(id("c1"))];
+    s.client.add_flow(Work::named("parent").job().id(id("p")), children, ChildPolicy::Wait).await.unwrap();
+    s.wait_state("c1", State::Active).await;
+    s.client.cancel(&s.queue, &["p".into()], "no").await.unwrap();
+    s.wait_state("c1", State::Completed).await;
+    let left = s.command("EXISTS", &[&s.key("children"), &s.key("kids:p")]).await;
+    assert_eq!(left.as_i64(), Some(0));
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn ids_with_slashes_are_not_mistaken_for_each_others_children() {
+    let s = Setup::new().await;
+    let parent = |name: &str| Work::named(name).job().id(id(name));
+    // "a/b" as a parent's count, and "b" as a child of "a".
+    s.client.add_flow(parent("a"), vec![parent("b")], ChildPolicy::Wait).await.unwrap();
+    s.client
+        .add_flow(
+            parent("a/b"),
+            vec![parent("x"), parent("y").delay(Duration::from_millis(400))],
+            ChildPolicy::Wait,
+        )
+        .await
+        .unwrap();
+    let worker = s.worker(1);
+    for name in ["a", "a/b"] {
+        s.wait_state(name, State::Completed).await;
+    }
+    let names = s.diary.names();
+    let at = |name: &str| names.iter().position(|n| n == name).unwrap();
+    assert!(at("a") > at("b") && at("a/b") > at("x") && at("a/b") > at("y"), "{names:?}");
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_parents_own_delay_is_kept() {
+    let s = Setup::new().await;
+    let worker = s.worker(2);
+    let parent = Work::named("parent").job().id(id("p")).delay(Duration::from_millis(900));
+    let began = tokio::time::Instant::now();
+    let children = vec![Work::named("child").job().id(id("c1"))];
+    s.client.add_flow(parent, children, ChildPolicy::Wait).await.unwrap();
+    s.wait_state("p", State::Completed).await;
+    let at = s.diary.runs().into_iter().find(|r| r.name == "parent").unwrap().at;
+    assert!(at - began >= Duration::from_millis(890), "{:?}", at - began);
+    assert_eq!(s.command("EXISTS", &[&s.key("children")]).await.as_i64(), Some(0));
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
