@@ -19,8 +19,11 @@ pub const COMMON: Component = component!("common", "common", ["0001_leadership",
 pub const SCALER: Component = component!("scaler", "scaler", ["0001_servers", "0002_server_group"]);
 
 /// Schedules, job history, backups.
-pub const TASKER: Component =
-    component!("tasker", "tasker", ["0001_schedules", "0002_job_history", "0010_backups", "0020_replays", "0021_queue_settings"]);
+pub const TASKER: Component = component!(
+    "tasker",
+    "tasker",
+    ["0001_schedules", "0002_job_history", "0010_backups", "0020_replays", "0021_queue_settings"]
+);
 
 /// Every component, in the order in which they are run.
 pub const ALL: &[Component] = &[COMMON, SCALER, TASKER];

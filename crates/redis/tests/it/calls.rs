@@ -62,14 +62,14 @@ async fn messages_arrive_and_survive_a_restart_of_the_server() {
 
 #[tokio::test]
 async fn an_evicting_policy_is_refused_and_a_wrong_password_named() {
-    let options = RedisOptions { policy: Some("volatile-lru".into()), ..RedisOptions::default() };
+    let options = RedisOptions { policy: Some("volatile-lru"), ..RedisOptions::default() };
     let server = RedisServer::start(options).await;
     let error = connect(&server.url()).await.refuse_unsafe_server().await.unwrap_err();
     assert!(
         error.to_string().contains("volatile-lru") && error.to_string().contains("noeviction"),
         "{error}"
     );
-    let options = RedisOptions { requirepass: Some("right".into()), ..RedisOptions::default() };
+    let options = RedisOptions { requirepass: Some("right"), ..RedisOptions::default() };
     let server = RedisServer::start(options).await;
     let url = server.url().replace("right", "wrong-canary");
     let error = Redis::connect(&RedisSettings::from_url(url).unwrap()).await.unwrap_err();

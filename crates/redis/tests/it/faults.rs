@@ -47,7 +47,7 @@ async fn a_black_hole_ends_every_call_in_time_and_heals() {
 
 #[tokio::test]
 async fn a_full_server_says_so() {
-    let options = RedisOptions { maxmemory: Some("2mb".into()), ..RedisOptions::default() };
+    let options = RedisOptions { maxmemory: Some("2mb"), ..RedisOptions::default() };
     let server = RedisServer::start(options).await;
     let redis = Redis::connect(&RedisSettings::from_url(server.url()).unwrap()).await.unwrap();
     let block = "x".repeat(100_000);

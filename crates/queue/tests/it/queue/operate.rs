@@ -162,7 +162,7 @@ async fn stored_concurrency_overrides_the_workers_own_at_once() {
         .set(&s.queue, &QueueLimits { worker_concurrency: Some(None), ..Default::default() })
         .await
         .unwrap();
-    assert!(s.stats().await.settings.get("worker_concurrency").is_none());
+    assert!(!s.stats().await.settings.contains_key("worker_concurrency"));
     worker.stop().await;
 }
 
