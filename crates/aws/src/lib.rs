@@ -8,6 +8,7 @@
 mod download;
 mod error;
 mod platform;
+mod secret_value;
 mod settings;
 mod store;
 mod upload;
@@ -15,6 +16,7 @@ mod upload;
 pub use download::Download;
 pub use error::{S3Error, S3ErrorKind};
 pub use platform::{ParameterLayer, PlatformSettings, ResolveError, SecretLayer, platform_layers, resolve};
+pub use secret_value::{SecretValueError, secret_value};
 pub use settings::S3Settings;
 pub use store::{Object, ObjectStore, OpenUpload};
 pub use upload::{PartSizes, Uploaded};

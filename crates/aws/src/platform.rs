@@ -64,7 +64,7 @@ impl PlatformSettings {
         })
     }
 
-    async fn load(&self) -> SdkConfig {
+    pub(crate) async fn load(&self) -> SdkConfig {
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(CONNECT_MAX)
             .operation_attempt_timeout(ATTEMPT_MAX)

@@ -5,6 +5,7 @@
 //! own, one written step after the other, so that a drain of an hour blocks nothing and a successor resumes from the rows.
 
 pub mod act;
+pub mod cloud_init;
 pub mod commands;
 pub mod dispatcher;
 pub mod evaluate;

@@ -5,11 +5,13 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use voiceai_aws::PlatformSettings;
 use voiceai_config::Reader;
-use voiceai_config::catalogue::{general, proxy, redis, scaler};
+use voiceai_config::catalogue::{general, platform, proxy, redis, scaler};
 use voiceai_redis::{RedisSettings, Topology};
 use voiceai_runtime::Secret;
 
+use crate::cloud_init::CloudInit;
 use crate::failpoint;
 use crate::script::is_never_passed;
 
@@ -28,6 +30,8 @@ pub struct ScalerSettings {
     pub proxy: Vec<(String, String)>,
     /// Each provider's own credentials and endpoint, as far as they are set.
     pub credentials: BTreeMap<String, Vec<(String, Secret)>>,
+    /// What start-up documents are made from.
+    pub cloud_init: CloudInit,
     /// `HEARTBEAT_KEY_PREFIX`.
     pub heartbeat_prefix: String,
     /// `HEARTBEAT_STALE_AFTER`. Default 60 s.
@@ -67,6 +71,7 @@ impl ScalerSettings {
             passed: passed(reader),
             proxy,
             credentials: credentials(reader),
+            cloud_init: cloud_init(reader),
             heartbeat_prefix: reader.get(&scaler::HEARTBEAT_KEY_PREFIX),
             heartbeat_stale_after: reader.get(&scaler::HEARTBEAT_STALE_AFTER),
             heartbeat_wait: reader.get(&scaler::HEARTBEAT_WAIT_TIMEOUT),
@@ -121,6 +126,51 @@ fn credentials(reader: &Reader<'_>) -> BTreeMap<String, Vec<(String, Secret)>> {
         .filter_map(|name| Some((name.to_owned(), Secret::new(std::env::var(name).ok()?))))
         .collect();
     BTreeMap::from([("hetzner".to_owned(), hetzner), ("aws".to_owned(), aws)])
+}
+
+fn cloud_init(reader: &Reader<'_>) -> CloudInit {
+    let given = reader.optional(&scaler::CLOUD_INIT_SCRIPT);
+    let beside = || {
+        let folder: PathBuf = reader.get(&scaler::PROVIDER_SCRIPTS_DIR);
+        folder.parent().map_or_else(PathBuf::new, |parent| parent.join("generate-cloud-init.sh"))
+    };
+    let text = |value: Option<String>| value.filter(|value| !value.is_empty()).map(Secret::new);
+    let instance_profile = reader.get(&platform::AWS_USE_INSTANCE_PROFILE);
+    let mut variables = vec![
+        ("ENVIRONMENT", Some(Secret::new(reader.get(&general::ENVIRONMENT)))),
+        ("NAMESPACE", text(reader.optional(&platform::NAMESPACE))),
+        ("ECR_REGISTRY", text(reader.optional(&scaler::ECR_REGISTRY))),
+        ("ECR_TAG", text(reader.optional(&scaler::ECR_TAG))),
+        ("CONFIG_BUCKET", text(reader.optional(&scaler::CONFIG_BUCKET))),
+        ("CONFIG_REF", text(reader.optional(&scaler::CONFIG_REF))),
+        ("BASTION_PUBLIC_KEY", text(reader.optional(&scaler::BASTION_PUBLIC_KEY))),
+        ("AWS_REGION", text(Some(reader.get(&platform::AWS_REGION)))),
+    ];
+    // Static keys travel to a server only where it has no role of its own.
+    if !instance_profile {
+        for (name, key) in [
+            ("AWS_ACCESS_KEY_ID", reader.optional(&platform::AWS_ACCESS_KEY_ID)),
+            ("AWS_SECRET_ACCESS_KEY", reader.optional(&platform::AWS_SECRET_ACCESS_KEY)),
+        ] {
+            variables.extend(key.map(|key| (name, Some(key))));
+        }
+    }
+    for (name, url) in [
+        ("HTTP_PROXY", reader.optional(&proxy::HTTP_PROXY)),
+        ("HTTPS_PROXY", reader.optional(&proxy::HTTPS_PROXY)),
+    ] {
+        variables.extend(url.map(|url| (name, Some(Secret::new(url.to_string())))));
+    }
+    let platform = PlatformSettings {
+        namespace: String::new(),
+        service: String::new(),
+        region: reader.get(&platform::AWS_REGION),
+        endpoint: None,
+        keys: None,
+        instance_profile,
+        call_limit: Duration::from_secs(20),
+    };
+    CloudInit { given: given.is_some(), script: given.unwrap_or_else(beside), variables, platform }
 }
 
 fn dispatcher(reader: &Reader<'_>) -> RedisSettings {

@@ -20,6 +20,19 @@ settings! {
     PROVIDER_SCRIPT_TIMEOUT_MS: Duration = millis().default("300000").between(1_000, 3_600_000).only(Binaries::Scaler);
     /// Further variables of this process that provider scripts get; they get nothing else of its environment.
     PROVIDER_ENV_PASS: Vec<String> = list().only(Binaries::Scaler);
+    /// Program that prints the cloud-config of a new server, from the bootstrap variables; used for `hetzner` and `aws`, and where it is set for every provider but `local`.
+    CLOUD_INIT_SCRIPT: PathBuf = path().only(Binaries::Scaler)
+        .computed_default("`generate-cloud-init.sh` beside PROVIDER_SCRIPTS_DIR");
+    /// Registry of the service images that a new server starts; handed to `CLOUD_INIT_SCRIPT`.
+    ECR_REGISTRY: String = text().bootstrap().only(Binaries::Scaler);
+    /// Tag of those images.
+    ECR_TAG: String = text().bootstrap().only(Binaries::Scaler);
+    /// Bucket of the host configuration that a new server fetches; handed to `CLOUD_INIT_SCRIPT`.
+    CONFIG_BUCKET: String = text().only(Binaries::Scaler);
+    /// Version of that configuration.
+    CONFIG_REF: String = text().only(Binaries::Scaler);
+    /// SSH key of the bastion, which may log in to new servers.
+    BASTION_PUBLIC_KEY: String = text().only(Binaries::Scaler);
     /// Beginning of the Redis keys under which servers report their load.
     HEARTBEAT_KEY_PREFIX: String = text().default("voiceai:heartbeat:").only(Binaries::Scaler);
     /// A heartbeat older than this says nothing: the server's load is unknown.

@@ -16,6 +16,7 @@ use voiceai_postgres::{NotTrusted, Tenure};
 use voiceai_redis::RedisError;
 use voiceai_scaler_core::{Event, Kind};
 
+use crate::cloud_init::CloudInit;
 use crate::dispatcher::{Dispatcher, DispatcherError};
 use crate::failpoint::{self, Side};
 use crate::heartbeats::HeartbeatReader;
@@ -58,6 +59,8 @@ pub struct Engine {
     pub dispatcher: Dispatcher,
     /// Provider scripts.
     pub providers: Providers,
+    /// Start-up documents.
+    pub cloud_init: CloudInit,
     /// Notices for the tasker.
     pub notices: Notices,
     /// Waits.

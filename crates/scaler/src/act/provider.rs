@@ -1,7 +1,7 @@
 //! Calls of a provider's scripts for one server, and the limits that all calls of a provider share.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -100,7 +100,7 @@ impl Providers {
 
     /// Asks where a server stands that no operation works on.
     pub async fn look(&self, server: &ServerRow, kill: &CancellationToken, now: Timestamp) -> Outcome {
-        self.run(ScriptKind::Status, server, server.made_by, 0, kill, now).await
+        self.run(ScriptKind::Status, server, server.made_by, 0, None, kill, now).await
     }
 
     /// Calls a script for an operation and waits for its end.
@@ -112,15 +112,30 @@ impl Providers {
         kill: &CancellationToken,
         now: Timestamp,
     ) -> Outcome {
-        self.run(kind, server, operation.id, operation.candidate_index, kill, now).await
+        self.run(kind, server, operation.id, operation.candidate_index, None, kill, now).await
     }
 
+    /// Calls scaleUp.sh with a start-up document, where there is one.
+    pub async fn create(
+        &self,
+        server: &ServerRow,
+        operation: &OperationRow,
+        cloud_init: Option<&Path>,
+        kill: &CancellationToken,
+        now: Timestamp,
+    ) -> Outcome {
+        let (kind, index) = (ScriptKind::ScaleUp, operation.candidate_index);
+        self.run(kind, server, operation.id, index, cloud_init, kill, now).await
+    }
+
+    #[allow(clippy::too_many_arguments)] // the one place where a call is put together
     async fn run(
         &self,
         kind: ScriptKind,
         server: &ServerRow,
         operation: Uuid,
         candidate: usize,
+        cloud_init: Option<&Path>,
         kill: &CancellationToken,
         now: Timestamp,
     ) -> Outcome {
@@ -130,7 +145,8 @@ impl Providers {
         if kill.is_cancelled() {
             return Outcome::NotStarted("the service is stopping".to_owned());
         }
-        let call = self.describe(kind, server, operation, candidate);
+        let mut call = self.describe(kind, server, operation, candidate);
+        call.cloud_init = cloud_init.map(Path::to_path_buf);
         let environment = match self.0.surroundings.of(&call) {
             Ok(environment) => environment,
             Err(why) => return Outcome::NotStarted(why),

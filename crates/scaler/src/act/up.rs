@@ -5,6 +5,7 @@ use voiceai_scaler_core::{Event, Service, State};
 
 use super::delete::Deletion;
 use super::{ActError, BOOT_CAP, Engine, Look, Memory, Next, ScriptKind};
+use crate::cloud_init::CloudInitError;
 use crate::notices::Notice;
 use crate::script::{Answer, Class, Outcome, Status};
 use crate::store::Step;
@@ -14,15 +15,17 @@ const QUOTA_REST: SignedDuration = SignedDuration::from_mins(30);
 /// Answers `absent` that are believed after a call whose outcome is unknown: a listing may lag behind a creation.
 const ABSENT_BELIEVED: u32 = 2;
 /// Failures after which the provider has made nothing.
-const NOTHING_MADE: [&str; 5] = ["refused", "not_found", "quota", "out_of_stock", "not_started"];
+const NOTHING_MADE: [&str; 6] = ["refused", "not_found", "quota", "out_of_stock", "not_started", "bootstrap"];
+/// How often a secret that cannot be read is tried again.
+const SECRET_TRIES: u32 = 5;
 /// How long routing a healthy server in may fail before the server is given up.
 const ROUTE_IN_WITHIN: SignedDuration = SignedDuration::from_mins(10);
 
 impl Engine {
     pub(super) async fn up(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
         match look.operation.operation.state {
-            State::Planned => self.write_event(look, memory, Event::SecretsFetched).await,
-            State::Secrets => self.write_event(look, memory, Event::DocumentRendered).await,
+            State::Planned => self.fetch_secrets(look, memory).await,
+            State::Secrets => self.render(look, memory).await,
             State::Rendered => self.intend(look, memory).await,
             State::Requested => self.request(look, memory).await,
             State::Created => self.await_running(look, memory).await,
@@ -34,6 +37,39 @@ impl Engine {
             // Final, or of the other kind: the look before this one ends such an operation.
             _ => Ok(Next::Wait(std::time::Duration::from_secs(60))),
         }
+    }
+
+    /// What the server starts with is looked at before anything is asked for: a missing variable buys nothing.
+    async fn fetch_secrets(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
+        if self.cloud_init.is_needed(&look.server.provider)
+            && let Err(error) = self.cloud_init.secrets(look.server).await
+        {
+            return self.not_rendered(look, memory, &error).await;
+        }
+        self.write_event(look, memory, Event::SecretsFetched).await
+    }
+
+    /// Made and checked here, and made again for the call itself: it holds secrets, so no row and no file keeps it.
+    async fn render(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
+        if self.cloud_init.is_needed(&look.server.provider)
+            && let Err(error) = self.cloud_init.render(look.server).await
+        {
+            return self.not_rendered(look, memory, &error).await;
+        }
+        self.write_event(look, memory, Event::DocumentRendered).await
+    }
+
+    /// A secret that cannot be read now may be readable later; everything else is a fault of the configuration.
+    async fn not_rendered(
+        &self,
+        look: &Look<'_>,
+        memory: &mut Memory,
+        error: &CloudInitError,
+    ) -> Result<Next, ActError> {
+        if matches!(error, CloudInitError::Secret(_)) && look.operation.attempt < SECRET_TRIES {
+            return self.try_later(look, memory, "secret", error.to_string(), None).await;
+        }
+        self.fail(look, memory, "bootstrap", error.to_string()).await
     }
 
     /// Chooses a candidate and writes that the provider is about to be asked.
@@ -74,12 +110,25 @@ impl Engine {
     /// The intent is written: ask, or, where it was written by somebody else, look first.
     async fn request(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
         if std::mem::take(&mut memory.may_call) {
-            look.tenure.check()?;
-            let outcome = self.call(look, ScriptKind::ScaleUp).await;
-            memory.ended = true;
-            return self.requested(look, memory, outcome).await;
+            return self.create(look, memory).await;
         }
         self.inquire(look, memory).await
+    }
+
+    async fn create(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
+        let document = if self.cloud_init.is_needed(&look.server.provider) {
+            match self.cloud_init.render(look.server).await {
+                Ok(file) => Some(file),
+                Err(error) => return self.fail(look, memory, "bootstrap", error.to_string()).await,
+            }
+        } else {
+            None
+        };
+        look.tenure.check()?;
+        let file = document.as_ref().map(tempfile::NamedTempFile::path);
+        let outcome = self.providers.create(look.server, look.operation, file, look.kill, look.now).await;
+        memory.ended = true;
+        self.requested(look, memory, outcome).await
     }
 
     async fn requested(

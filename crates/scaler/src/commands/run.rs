@@ -82,6 +82,7 @@ fn engine(context: &Context<ScalerSettings>, dispatcher: Redis) -> Result<Engine
             surroundings,
             settings.script_timeout,
         ),
+        cloud_init: settings.cloud_init.clone(),
         notices: Notices::new(context.pool.clone()),
         patience: Patience {
             status_poll: settings.status_poll,

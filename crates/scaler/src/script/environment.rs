@@ -12,7 +12,7 @@ use voiceai_scaler_core::Service;
 use voiceai_scaler_core::name::{is_host_name, is_label_value, is_provider_id};
 
 /// Where scripts find their tools. The service's own PATH is not handed on unless PROVIDER_ENV_PASS names it.
-pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Variables that make a shell or the loader run code before the script's first line.
 const NEVER_PASSED: [&str; 12] = [

@@ -6,6 +6,6 @@ mod guard;
 mod runner;
 
 pub use answer::{Answer, Class, Outcome, STDOUT_MAX, ScriptError, Status};
-pub use environment::{Call, Labels, Surroundings, is_never_passed, script};
+pub use environment::{Call, Labels, PATH, Surroundings, is_never_passed, script};
 pub use guard::run_if_asked;
 pub use runner::{Ran, Run, ScriptRunner};

@@ -186,3 +186,92 @@ async fn an_api_group_is_scaled_by_connections_and_routed_by_scripts() {
     let lines = std::fs::read_to_string(&routed).expect("routed out");
     assert_eq!(lines.lines().filter(|line| line.starts_with("out ")).count(), 1, "{lines}");
 }
+
+#[tokio::test]
+async fn a_start_up_document_reaches_the_script_checked_and_leaves_nothing_behind() {
+    let mut stack = Stack::new().await;
+    let folder = stack.folder.path().to_path_buf();
+    let seen = folder.join("seen");
+    let scripts = folder.join("providers");
+    for provider in ["custom", "hetzner"] {
+        std::fs::create_dir_all(scripts.join(provider)).expect("a folder");
+        for (script, body) in [
+            (
+                "scaleUp.sh",
+                format!(
+                    "stat -c %a \"$CLOUD_INIT_FILE\" > '{0}'; cat \"$CLOUD_INIT_FILE\" >> '{0}'\nexit 20",
+                    seen.display()
+                ),
+            ),
+            ("scalingStatus.sh", "exit 14".to_owned()),
+            ("scaleDown.sh", "exit 0".to_owned()),
+        ] {
+            let answer = r#"printf '{"name":"%s","status":"absent"}\n' "$INSTANCE_NAME""#;
+            let path = scripts.join(provider).join(script);
+            std::fs::write(&path, format!("#!/bin/sh\n{answer}\n{body}\n")).expect("a script");
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+                .expect("executable");
+        }
+    }
+    let generator = crate::harness::repository().join("scripts/generate-cloud-init.sh");
+    for (name, value) in [
+        ("PROVIDER_SCRIPTS_DIR", scripts.display().to_string()),
+        ("CLOUD_INIT_SCRIPT", generator.display().to_string()),
+        ("ECR_REGISTRY", "registry".to_owned()),
+        ("ECR_TAG", "1.2.3".to_owned()),
+        ("CONFIG_BUCKET", "bucket".to_owned()),
+        ("CONFIG_REF", "main".to_owned()),
+    ] {
+        stack.set(name, &value);
+    }
+    stack.group("eu", 1, 1, &json!({})).await;
+    stack.database.execute(r#"UPDATE "ServerGroup" SET "scalingProvider" = 'hetzner'"#).await;
+    let scaler = stack.scaler("a");
+    wait_until(WITHIN, "a missing variable is named and nothing is asked for", async || {
+        stack
+            .number(
+                "SELECT count(*) FROM ops.operations WHERE error_code = 'bootstrap' \
+                 AND error_text LIKE '%NAMESPACE, BASTION_PUBLIC_KEY%' AND intent_at IS NULL",
+            )
+            .await
+            > 0
+    })
+    .await;
+    assert!(!seen.exists());
+    scaler.terminate();
+    scaler.wait_exit(WITHIN).await;
+
+    // A provider of one's own may run without them; its own generator decides.
+    let own = folder.join("own.sh");
+    std::fs::write(&own, "#!/bin/sh\nprintf '#cloud-config\\nhostname: %s\\n' \"$INSTANCE_NAME-$ECR_TAG\"\n")
+        .expect("a script");
+    std::fs::set_permissions(&own, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
+    stack.set("CLOUD_INIT_SCRIPT", &own.display().to_string());
+    stack.database.execute(r#"UPDATE "ServerGroup" SET "scalingProvider" = 'custom', id = 'other'"#).await;
+    let _scaler = stack.scaler("b");
+    wait_until(WITHIN, "the script was called", async || {
+        std::fs::read_to_string(&seen).is_ok_and(|text| text.lines().count() == 3)
+    })
+    .await;
+    let text = std::fs::read_to_string(&seen).expect("what it saw");
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(&lines[..2], ["600", "#cloud-config"]);
+    assert!(lines[2].starts_with("hostname: test-voice-") && lines[2].ends_with("-1.2.3"), "{text}");
+    wait_until(WITHIN, "refused for good", async || {
+        stack
+            .number(
+                "SELECT count(*) FROM ops.operations WHERE state = 'failed_clean' AND error_code = 'refused'",
+            )
+            .await
+            > 0
+    })
+    .await;
+    // The document is gone with the call.
+    let left = std::fs::read_dir(std::env::temp_dir())
+        .expect("a folder")
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("voiceai-cloud-init-"))
+        .filter(|entry| std::fs::read_to_string(entry.path()).is_ok_and(|text| text.contains("-1.2.3")))
+        .count();
+    assert_eq!(left, 0);
+}
