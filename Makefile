@@ -21,7 +21,7 @@ check: ## format, clippy, cargo-deny, docs, shellcheck; ARGS="docs" chooses
 	@bash scripts/check.sh $(ARGS)
 
 bench: ## run the benches on a private Redis; results under target/bench/
-	@bash scripts/bench.sh
+	@bash bench/run.sh
 
 stack: ## start the private stack, for: eval "$(make stack)"
 	@bash scripts/stack/stack-up.sh

@@ -24,8 +24,8 @@ if command -v npm >/dev/null && (cd bench/queue/peers/bullmq && npm ci --silent 
 else
   say "note: BullMQ could not be installed (node and npm are needed); its column stays empty"
 fi
-if cargo build --quiet --release --locked --manifest-path bench/queue/peers/apalis/Cargo.toml --target-dir "$TARGET/bench-build"; then
-  export BENCH_APALIS=$TARGET/bench-build/release/bench-queue-apalis
+if cargo build --quiet --release --locked --manifest-path bench/queue/peers/apalis/Cargo.toml --target-dir "$TARGET/bench-build-apalis"; then
+  export BENCH_APALIS=$TARGET/bench-build-apalis/release/bench-queue-apalis
 else
   say "note: apalis-redis could not be built; its column stays empty"
 fi

@@ -268,8 +268,9 @@ impl Bench {
         if let Some(mut input) = holder.stdin.take() {
             input.write_all(b"\n").await?;
         }
-        drop(lines);
         let _ = tokio::time::timeout(std::time::Duration::from_secs(60), holder.wait()).await;
+        // Kept until here: the holder's last line needs a reader.
+        drop(lines);
         Ok(())
     }
 
