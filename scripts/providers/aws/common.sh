@@ -17,7 +17,11 @@ OUT='' ERROR_CODE='' ERROR_MESSAGE=''
 # What the API does not name: after this a throttled caller is let in again as a rule.
 THROTTLE_REST_S=15
 
-say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
+say() {
+  local text=$*
+  [ -z "${AWS_SECRET_ACCESS_KEY:-}" ] || text=${text//"$AWS_SECRET_ACCESS_KEY"/[REDACTED]}
+  printf '%s: %s\n' "${0##*/}" "$text" >&2
+}
 
 # answer STATUS EXIT [CODE MESSAGE [RETRY_AFTER_S]]: the one line of output, from INSTANCE where there is one.
 answer() {
@@ -93,11 +97,12 @@ mapfile -t SET < <(jq -rn '
     | ($config.targetGroupArns // $config.targetGroupArn // [] | if type == "string" then [.] else . end
         | if type == "array" and all(.[]; type == "string" and test("^arn:[A-Za-z0-9:/._-]{1,300}$")) then .
           else error("scalingConfig.targetGroupArns is not a list of ARNs") end) as $groups
-    | "ok", ($labels.operation // ""), ($tags | to_entries | map({Key: .key, Value: .value}) | tojson), $region,
+    # Gathered first: an error in the last of them must not come after the word that all is well.
+    | ["ok", ($labels.operation // ""), ($tags | to_entries | map({Key: .key, Value: .value}) | tojson), $region,
       (if $location == $region then "" else $location end), ($groups | join(" ")),
       ($config.targetPort // 3001 | whole(1; 65535; "targetPort") | tostring),
       (($config.waitSeconds // 120 | whole(0; 3000; "waitSeconds")) * 1000 | tostring),
-      ($config.pollMs // 2000 | whole(10; 60000; "pollMs") | tostring)
+      ($config.pollMs // 2000 | whole(10; 60000; "pollMs") | tostring)] | .[]
   ) catch "bad: \(.)"' 2>/dev/null)
 case ${SET[0]:-} in
   ok) ;;

@@ -22,7 +22,11 @@ HTTP=0 BODY='' ERROR_CODE='' ERROR_MESSAGE=''
 # shellcheck disable=SC2034 # for the scripts that source this
 RATE_LIMIT='' RATE_LEFT='' RATE_RESET='' RETRY_AFTER='' RUNNING=()
 
-say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
+say() {
+  local text=$*
+  [ -z "${TOKEN:-}" ] || text=${text//"$TOKEN"/[REDACTED]}
+  printf '%s: %s\n' "${0##*/}" "$text" >&2
+}
 
 # answer STATUS EXIT [CODE MESSAGE [RETRY_AFTER_S]]: the one line of output, from SERVER where there is one.
 answer() {
@@ -100,10 +104,11 @@ mapfile -t SET < <(jq -rn '
          else error("PROVIDER_CONFIG.loadBalancerLabel is not KEY=VALUE, both made as labels are") end) as $balancer
     | (if $labels | has($balancer[0]) then error("PROVIDER_CONFIG.loadBalancerLabel may not be \($balancer[0]), which says whose the server is")
        else . end)
-    | "ok", ($labels.operation // ""), ($all | del(.[$balancer[0]]) | tojson), $balancer[0], $balancer[1],
+    # Gathered first: an error in the last of them must not come after the word that all is well.
+    | ["ok", ($labels.operation // ""), ($all | del(.[$balancer[0]]) | tojson), $balancer[0], $balancer[1],
       ($config | has("loadBalancerLabel") | tostring),
       (($config.waitSeconds // 120 | whole(0; 3000; "waitSeconds")) * 1000 | tostring),
-      ($config.pollMs // 1000 | whole(10; 60000; "pollMs") | tostring)
+      ($config.pollMs // 1000 | whole(10; 60000; "pollMs") | tostring)] | .[]
   ) catch "bad: \(.)"' 2>/dev/null)
 case ${SET[0]:-} in
   ok) ;;
