@@ -163,6 +163,8 @@ impl Recollection {
         let mut unmanaged = self.unmanaged(snapshot, stale_after);
         let known: BTreeSet<&str> = snapshot.fleet.iter().map(|row| row.server.name.as_str()).collect();
         self.silent_since.retain(|name, _| known.contains(name.as_str()));
+        let groups: BTreeSet<&str> = snapshot.policies.iter().map(|policy| policy.id.as_str()).collect();
+        self.history.retain(|group, _| groups.contains(group.as_str()));
         snapshot
             .policies
             .iter()

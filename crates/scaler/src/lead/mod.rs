@@ -270,9 +270,7 @@ impl Lead {
         for evaluation in &evaluations {
             self.apply(evaluation, &snapshot, &mut taken).await?;
         }
-        if held.is_none() {
-            engine.reconcile_routing(&self.tenure).await?;
-        }
+        self.reconcile().await;
         Ok(())
     }
 
