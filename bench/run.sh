@@ -19,7 +19,7 @@ say "building our side (release, thin LTO: some minutes the first time)"
 cp Cargo.lock bench/queue/Cargo.lock
 cargo build --quiet --release --manifest-path bench/queue/Cargo.toml --target-dir "$TARGET/bench-build"
 
-if command -v npm >/dev/null && (cd bench/queue/peers/bullmq && npm ci --silent --no-fund --no-audit); then
+if command -v npm >/dev/null && (cd bench/queue/peers/bullmq && npm install --silent --no-package-lock --no-fund --no-audit); then
   export BENCH_BULLMQ=$ROOT/bench/queue/peers/bullmq
 else
   say "note: BullMQ could not be installed (node and npm are needed); its column stays empty"
