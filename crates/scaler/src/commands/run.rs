@@ -22,6 +22,9 @@ use crate::store::Store;
 /// For Kamailio to notice a change of its records (it polls every two seconds) and to probe a new one (every five).
 const SETTLE: SignedDuration = SignedDuration::from_secs(8);
 
+/// Of SHUTDOWN_TIMEOUT, for ending scripts, resigning and flushing.
+const KEPT_BACK: Duration = Duration::from_secs(3);
+
 /// How long the dispatcher's Redis may take to answer at start.
 const DISPATCHER_WITHIN: Duration = Duration::from_secs(30);
 
@@ -37,6 +40,7 @@ async fn start(mut context: Context<ScalerSettings>) -> Result<Context<ScalerSet
         instance_id: context.shared.general.instance_id.clone(),
         evaluation_interval: context.settings.evaluation_interval,
         fleet_max: context.settings.fleet_max,
+        stop_patience: context.shared.general.shutdown_timeout.saturating_sub(KEPT_BACK) / 2,
     };
     let mirror = Arc::new(RedisTerm::new(dispatcher, TERM_KEY));
     let tenures = context.elect(vec![mirror]);

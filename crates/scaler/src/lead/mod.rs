@@ -46,6 +46,8 @@ pub struct LeadSettings {
     pub evaluation_interval: Duration,
     /// Most servers over all groups.
     pub fleet_max: Option<u32>,
+    /// How long running scripts may go on when the process stops; then they are ended.
+    pub stop_patience: Duration,
 }
 
 /// Leads whenever this process is elected, until shutdown.
@@ -420,8 +422,12 @@ impl Lead {
     /// Waits until no task of this tenure runs any more: each stops before its next effect.
     async fn settle(&mut self, pulse: &Pulse) {
         let mut tasks: Vec<JoinHandle<()>> = self.tasks.drain().map(|(_, task)| task).collect();
+        let until = tokio::time::Instant::now() + self.settings.stop_patience;
         while !tasks.is_empty() {
             pulse.beat();
+            if tokio::time::Instant::now() >= until {
+                self.kill.cancel();
+            }
             tokio::time::sleep(Duration::from_millis(20)).await;
             tasks.retain(|task| !task.is_finished());
         }

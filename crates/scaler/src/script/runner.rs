@@ -23,6 +23,9 @@ const PIPE_GRACE: Duration = Duration::from_secs(3);
 /// How much longer than the guard may need is waited for the guard itself.
 const GUARD_SLACK: Duration = Duration::from_secs(10);
 
+/// How long the end of a cancelled script is waited for.
+const CANCEL_WITHIN: Duration = Duration::from_millis(1500);
+
 /// One run of one script.
 #[derive(Debug)]
 pub struct Run {
@@ -88,9 +91,11 @@ impl ScriptRunner {
         PathBuf::from("/proc/self/exe")
     }
 
-    /// Runs a script to its end, its time limit, or until `cancel`.
+    /// Runs a script to its end, its time limit, or until `cancel`. After that its end is waited for only briefly: the
+    /// guard ends a script that does not obey, whether or not anybody waits.
     pub async fn run(&self, run: Run, cancel: CancellationToken) -> Ran {
-        let (reply, answer) = oneshot::channel();
+        let (reply, mut answer) = oneshot::channel();
+        let cancelled = cancel.clone();
         let lost = |why: &str| Ran {
             outcome: Outcome::Unknown(why.to_owned(), None),
             stderr: String::new(),
@@ -99,7 +104,14 @@ impl ScriptRunner {
         if self.orders.send(Order { run, cancel, reply }).is_err() {
             return lost("the script thread is gone");
         }
-        answer.await.unwrap_or_else(|_| lost("the script thread dropped the run"))
+        let ran = tokio::select! {
+            ran = &mut answer => ran.ok(),
+            () = cancelled.cancelled() => match tokio::time::timeout(CANCEL_WITHIN, &mut answer).await {
+                Ok(ran) => ran.ok(),
+                Err(_) => return lost("it was stopped, and its end not waited for"),
+            },
+        };
+        ran.unwrap_or_else(|| lost("the script thread dropped the run"))
     }
 }
 

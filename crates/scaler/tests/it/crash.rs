@@ -16,6 +16,7 @@ use crate::harness::{Stack, WITHIN};
 
 const COMMON: &str = r#"#!/bin/sh
 D=$(printf '%s' "$PROVIDER_CONFIG" | sed 's/.*"folder":"\([^"]*\)".*/\1/')
+pause() { case $PROVIDER_CONFIG in *'"slow":'*) touch "$D/../started"; sleep "$(printf '%s' "$PROVIDER_CONFIG" | sed 's/.*"slow":\([0-9]*\).*/\1/')";; esac; }
 say() { printf '{"id":"stub-%s","name":"%s","status":"%s","ip":"10.0.0.1"}\n' "$INSTANCE_NAME" "$INSTANCE_NAME" "$1"; }
 "#;
 
@@ -41,7 +42,7 @@ impl Stub {
         for (file, body) in [
             (
                 "scaleUp.sh",
-                r#"mkdir "$D/$INSTANCE_NAME" 2>/dev/null && echo "$INSTANCE_NAME" >> "$D/../made"; say ready"#,
+                r#"pause; mkdir "$D/$INSTANCE_NAME" 2>/dev/null && echo "$INSTANCE_NAME" >> "$D/../made"; say ready"#,
             ),
             ("scalingStatus.sh", r#"[ -d "$D/$INSTANCE_NAME" ] || { say absent; exit 14; }; say ready"#),
             ("scaleDown.sh", r#"rmdir "$D/$INSTANCE_NAME" 2>/dev/null; say absent"#),
@@ -292,4 +293,25 @@ async fn a_heartbeat_from_before_the_call_is_not_the_new_servers() {
     })
     .await;
     assert_eq!(stub.stack.records().await, [], "it never entered routing");
+}
+
+#[tokio::test]
+async fn a_stop_lets_a_running_script_end_and_does_not_wait_for_one_that_hangs() {
+    for (slow, state) in [(2, "created"), (1000, "requested")] {
+        let mut stub = Stub::new().await;
+        stub.stack.set("PROVIDER_SCRIPT_TIMEOUT_MS", "60000");
+        let scaler = stub.stack.scaler("a");
+        stub.group(1, 1, json!({ "slow": slow })).await;
+        let started = stub.stack.folder.path().join("started");
+        wait_until(WITHIN, "the script runs", async || started.exists()).await;
+        scaler.terminate();
+        let began = std::time::Instant::now();
+        assert_eq!(scaler.wait_exit(WITHIN).await, Exit::Code(0), "{}", scaler.stderr());
+        assert!(began.elapsed() < Duration::from_secs(10), "within SHUTDOWN_TIMEOUT: {:?}", began.elapsed());
+        let (reached,): (String,) = voiceai_postgres::sqlx::query_as("SELECT state FROM ops.operations")
+            .fetch_one(&stub.stack.pool)
+            .await
+            .expect("its state");
+        assert_eq!(reached, state, "slow: {slow}");
+    }
 }
