@@ -117,7 +117,7 @@ impl Store {
         rows.iter().map(|row| get(row, 0)).collect()
     }
 
-    /// Names of servers that ended within [`NAME_REST`]: they rest, and nothing of them may be left in routing.
+    /// Names of servers that ended within the last ten minutes: they rest, and nothing of them may be left in routing.
     ///
     /// # Errors
     /// As the database says.
