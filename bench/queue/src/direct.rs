@@ -104,9 +104,10 @@ pub async fn run(url: &str) -> anyhow::Result<()> {
         }
         eprintln!("round {round} of {rounds}: large cases");
         bench.large().await?;
+        // After each round: a run that is cut short leaves what it has.
+        bench.write(round).await?;
     }
-    bench.flush().await?;
-    bench.write(rounds).await
+    bench.flush().await
 }
 
 impl Bench {
