@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Tests the provider scripts: Hetzner's against a double of its API, which the official Python client checks, AWS's with the
-# real command line against moto. No account and no network beyond this machine is used.
+# Tests the provider scripts: Hetzner's against a double of its API, which the official Python client checks; AWS's against a
+# stand-in for the command line, and with the real one against moto. No account and no network beyond this machine is used.
 #
 #   scripts/test-providers.sh                 every suite
-#   scripts/test-providers.sh SUITE...        hetzner, aws, cloud-init
+#   scripts/test-providers.sh SUITE...        hetzner, aws, moto, custom
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=stack/lib.sh
 . "$(dirname "$0")/stack/lib.sh"
 
 suites=("$@")
-((${#suites[@]})) || suites=(hetzner aws cloud-init)
+((${#suites[@]})) || suites=(hetzner aws moto custom)
 parts=()
 for suite in "${suites[@]}"; do
   case $suite in
@@ -18,8 +18,9 @@ for suite in "${suites[@]}"; do
       for class in Creating Refusals Hostile Looking Deleting Routing; do parts+=("test_hetzner.$class"); done
       parts+=(test_conformance)
       ;;
-    aws) parts+=(test_aws.StandIn test_aws.Moto) ;;
-    cloud-init) parts+=(test_cloud_init) ;;
+    aws) parts+=(test_aws.StandIn) ;;
+    moto) parts+=(test_aws.Moto) ;;
+    custom) parts+=(test_custom) ;;
     *)
       sed -n '2,6s/^# \{0,1\}//p' "$0" >&2
       exit 2
@@ -29,7 +30,7 @@ done
 
 PYTHON=$(bash "$ROOT/scripts/stack/tool.sh" providers)
 case " ${suites[*]} " in
-  *' aws '*)
+  *' moto '*)
     MOTO_SERVER=$(bash "$ROOT/scripts/stack/tool.sh" moto)
     AWS_CLI_FOLDER=$(dirname "$PYTHON")
     export MOTO_SERVER AWS_CLI_FOLDER

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper of tests fails the test by panicking")]
 
+mod providers;
 mod running;
 mod starting;
 mod stopping;
