@@ -2,6 +2,8 @@
 
 use voiceai_redis::{RedisError, RedisErrorKind};
 
+use crate::finished::HistoryError;
+
 /// A call to the queue that failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum QueueError {
@@ -77,6 +79,15 @@ pub enum QueueError {
         /// The reason.
         #[source]
         source: RedisError,
+    },
+    /// The history could not be written, so nothing was removed.
+    #[error("queue `{queue}`: write down what is to be removed; it was left where it is")]
+    History {
+        /// Which queue.
+        queue: String,
+        /// The reason.
+        #[source]
+        source: HistoryError,
     },
     /// The server's answer does not have the expected form.
     #[error("queue `{queue}`: the answer to {tried} is not understood: {detail}")]

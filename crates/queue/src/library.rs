@@ -261,7 +261,7 @@ impl Fields {
 fn contains(reply: &Value, text: &str) -> bool {
     match reply {
         Value::Array(items) => items.iter().any(|item| contains(item, text)),
-        Value::Map(map) => map.iter().map(|(_, value)| value).any(|item| contains(item, text)),
+        Value::Map(map) => map.values().any(|item| contains(item, text)),
         other => text_of(other).is_some_and(|found| found.contains(text)),
     }
 }

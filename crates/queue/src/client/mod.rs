@@ -18,7 +18,7 @@ pub use self::operate::{CancelOutcome, QueueLimits, Quiet, ReplayOutcome, Select
 pub use self::views::{JobView, ListFilter, Page, QueueStats, State, WhyNot, WorkerView};
 use crate::envelope;
 use crate::error::QueueError;
-use crate::finished::{HistorySink, NoHistory};
+use crate::finished::{Ending, HistorySink, NoHistory};
 use crate::id::JobId;
 use crate::library::{Fields, Library, QueueName, Unexpected, text_of};
 use crate::new_job::{AddOutcome, Added, Due, NewJob};
@@ -244,11 +244,22 @@ impl Client {
             }
             _ => QueueError::from_redis(queue, "add", e),
         })?;
-        read_added(reply).map_err(|e| QueueError::BadReply {
+        let rows = read_added(reply).map_err(|e| QueueError::BadReply {
             queue: queue.to_owned(),
             tried: "add",
             detail: e.to_string(),
-        })
+        })?;
+        let mut records = Vec::new();
+        let mut added = Vec::with_capacity(rows.len());
+        for (one, replaced) in rows {
+            let reason = format!("replaced by {}", one.id);
+            for pair in replaced.chunks_exact(2) {
+                records.extend(self.record(queue, &pair[0], &pair[1], None, Ending::Cancelled, &reason));
+            }
+            added.push(one);
+        }
+        self.keep(records).await;
+        Ok(added)
     }
 
     /// Adds a parent and the children it waits for, in one atomic call and one queue. The parent runs once every child
@@ -363,7 +374,8 @@ async fn reload_after_reconnects(library: Library) {
     }
 }
 
-fn read_added(reply: Value) -> Result<Vec<Added>, Unexpected> {
+/// Each job's answer, with id and envelope of the jobs that it replaced.
+fn read_added(reply: Value) -> Result<Vec<(Added, Vec<String>)>, Unexpected> {
     let Value::Array(rows) = reply else { return Err(Unexpected("an array of rows")) };
     rows.into_iter()
         .map(|row| {
@@ -375,7 +387,11 @@ fn read_added(reply: Value) -> Result<Vec<Added>, Unexpected> {
                 _ => return Err(Unexpected("0, 1 or 2")),
             };
             let id = text_of(&row.next()?).ok_or(Unexpected("an id"))?;
-            Ok(Added { id: JobId::trusted(&id), outcome })
+            let mut replaced = Vec::new();
+            while let Ok(value) = row.next() {
+                replaced.push(text_of(&value).ok_or(Unexpected("a replaced job"))?);
+            }
+            Ok((Added { id: JobId::trusted(&id), outcome }, replaced))
         })
         .collect()
 }

@@ -197,11 +197,12 @@ impl Client {
         self.purge(queue, &Selection::Ids(ids.to_vec()), Ending::Discarded, reason).await
     }
 
-    /// Removes all jobs of a selection, in bounded steps, and writes them to the history as `ending` (`Discarded` for
-    /// an operator's purge, `Removed` for a clean-up). Returns how many.
+    /// Removes all jobs of a selection, in bounded steps, each of which is written to the history first as `ending`
+    /// (`Discarded` for an operator's purge, `Removed` for a clean-up). A job that a worker begins between the two has a
+    /// record too many and runs. Returns how many were removed.
     ///
     /// # Errors
-    /// As Redis says; what was removed by then is recorded.
+    /// As Redis says, and [`QueueError::History`]; what was removed by then is recorded.
     pub async fn purge(
         &self,
         queue: &str,
@@ -210,53 +211,97 @@ impl Client {
         reason: &str,
     ) -> Result<u64, QueueError> {
         check_queue(queue)?;
-        const STEP: usize = 200;
-        let counter = if ending == Ending::Removed { "removed" } else { "discarded" };
-        let (state, before, ids): (&str, u64, &[String]) = match selection {
-            Selection::State { state: State::Active, .. } => {
-                return Err(QueueError::Invalid {
-                    what: "state",
-                    given: "active".into(),
-                    expected: "waiting, delayed, dead or completed: running jobs are cancelled, not purged",
-                });
+        let before = |older_than: Option<Duration>| {
+            let age = older_than.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
+            age.map_or(0, |ms| self.time().now_ms().saturating_sub(ms))
+        };
+        let mut removed = 0;
+        match selection {
+            Selection::State { state: State::Active, .. } => Err(QueueError::Invalid {
+                what: "state",
+                given: "active".into(),
+                expected: "waiting, delayed, dead or completed: running jobs are cancelled, not purged",
+            }),
+            Selection::State { state: State::Completed, older_than } => {
+                let args = vec![count(PURGE_STEP), count(before(*older_than))];
+                loop {
+                    let gone: u64 = self.ask(queue, "voiceai_v1_purge_results", args.clone()).await?;
+                    removed += gone;
+                    if gone < PURGE_STEP {
+                        return Ok(removed);
+                    }
+                }
             }
             Selection::State { state, older_than } => {
-                let age = older_than.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
-                (state.as_str(), age.map_or(0, |ms| self.time().now_ms().saturating_sub(ms)), &[])
+                let before = before(*older_than);
+                let mut offset = 0;
+                loop {
+                    let args = vec![state.as_str().into(), count(PURGE_STEP), count(before), count(offset)];
+                    let (looked, picked) = self.pick(queue, args).await?;
+                    let found = u64::try_from(picked.len()).unwrap_or(0);
+                    removed += self.remove(queue, picked, ending, reason).await?;
+                    // What was picked is gone from the state; what was passed over stands before the next page.
+                    offset += looked.saturating_sub(found);
+                    // A lane that has cancelled jobs among its first gives less than a whole page.
+                    let done = if *state == State::Waiting { found == 0 } else { looked < PURGE_STEP };
+                    if done {
+                        return Ok(removed);
+                    }
+                }
             }
-            Selection::Ids(ids) => ("ids", 0, ids),
-        };
-        let mut removed = 0_u64;
-        let mut parts = ids.chunks(STEP);
-        loop {
-            let part = parts.next().unwrap_or_default();
-            if state == "ids" && part.is_empty() {
-                return Ok(removed);
-            }
-            let mut args: Vec<Value> = vec![
-                state.into(),
-                i64::try_from(STEP).unwrap_or(200).into(),
-                i64::try_from(before).unwrap_or(i64::MAX).into(),
-                counter.into(),
-            ];
-            args.extend(part.iter().map(|id| Value::from(id.as_str())));
-            let reply: Vec<Option<String>> = self
-                .library()
-                .call(&QueueName::new(queue), "voiceai_v1_purge", args)
-                .await
-                .map_err(|e| QueueError::from_redis(queue, "purge", e))?;
-            let gone = reply.len() / 2;
-            let records = reply.chunks_exact(2).filter_map(|pair| {
-                let envelope = pair[1].as_deref().unwrap_or_default();
-                self.record(queue, pair[0].as_deref()?, envelope, None, ending, reason)
-            });
-            let records = records.collect();
-            self.keep(records).await;
-            removed += u64::try_from(gone).unwrap_or(0);
-            if state != "ids" && gone < STEP {
-                return Ok(removed);
+            Selection::Ids(ids) => {
+                for part in ids.chunks(usize::try_from(PURGE_STEP).unwrap_or(200)) {
+                    let mut args = vec!["ids".into(), count(PURGE_STEP), count(0), count(0)];
+                    args.extend(part.iter().map(|id| Value::from(id.as_str())));
+                    let (_, picked) = self.pick(queue, args).await?;
+                    removed += self.remove(queue, picked, ending, reason).await?;
+                }
+                Ok(removed)
             }
         }
+    }
+
+    /// How many were looked at, and (id, envelope) of those that a purge would remove.
+    async fn pick(&self, queue: &str, args: Vec<Value>) -> Result<(u64, Vec<(String, String)>), QueueError> {
+        let reply: Value = self.ask(queue, "voiceai_v1_pick", args).await?;
+        let read = |reply| -> Result<_, Unexpected> {
+            let mut f = Fields::of(reply)?;
+            let looked = u64::try_from(f.integer()?).unwrap_or(0);
+            let texts = f.texts()?;
+            Ok((looked, texts.chunks_exact(2).map(|p| (p[0].clone(), p[1].clone())).collect()))
+        };
+        read(reply).map_err(|e| bad(queue, "purge", &e))
+    }
+
+    /// Writes jobs to the history, then removes them. Nothing is removed that could not be written down.
+    async fn remove(
+        &self,
+        queue: &str,
+        jobs: Vec<(String, String)>,
+        ending: Ending,
+        reason: &str,
+    ) -> Result<u64, QueueError> {
+        if jobs.is_empty() {
+            return Ok(0);
+        }
+        let records =
+            jobs.iter().filter_map(|(id, envelope)| self.record(queue, id, envelope, None, ending, reason));
+        let failed = |source| QueueError::History { queue: queue.to_owned(), source };
+        self.history().record_now(records.collect()).await.map_err(failed)?;
+        let counter = if ending == Ending::Removed { "removed" } else { "discarded" };
+        let mut args: Vec<Value> = vec![counter.into()];
+        args.extend(jobs.iter().map(|(id, _)| Value::from(id.as_str())));
+        self.ask(queue, "voiceai_v1_purge", args).await
+    }
+
+    async fn ask<T: voiceai_redis::FromValue>(
+        &self,
+        queue: &str,
+        function: &'static str,
+        args: Vec<Value>,
+    ) -> Result<T, QueueError> {
+        let reply = self.library().call(&QueueName::new(queue), function, args).await;
+        reply.map_err(|e| QueueError::from_redis(queue, "purge", e))
     }
 
     /// No job is handed out until [`Client::resume`]; running ones go on.
@@ -410,6 +455,13 @@ impl Quiet {
             Self::Draining => "draining",
         }
     }
+}
+
+/// Jobs per step of a purge.
+const PURGE_STEP: u64 = 200;
+
+fn count(n: u64) -> Value {
+    i64::try_from(n).unwrap_or(i64::MAX).into()
 }
 
 fn bad(queue: &str, tried: &'static str, error: &Unexpected) -> QueueError {

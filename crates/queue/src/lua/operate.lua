@@ -111,87 +111,128 @@ register('reclaim', { 'allow-oom' }, function(keys, args)
   return { step[1], done }
 end)
 
---[[ purge: removes waiting, delayed, dead or completed jobs, oldest first, at most n a call.
-  ARGV state, n, older than (enqueued or parked before this Unix ms; 0 = any), counter (discarded or removed), ids ...
-  With ids only those, whatever of the three states they are in.
-  Returns (id, envelope, ...); fewer than n ids means that it is done. ]]
-register('purge', { 'allow-oom' }, function(keys, args)
-  local P, now, state, n, before = keys[1], now_ms(), args[1], tonumber(args[2]), tonumber(args[3])
-  local reply = {}
-  local function gone(id, envelope)
-    call('HDEL', P .. 'nohandler', id)
-    forget_past(P, { id })
-    conclude(P, now, id, envelope, 'gone', nil)
-    reply[#reply + 1] = id
-    reply[#reply + 1] = envelope
-  end
-  if #args > 4 then
-    for i = 5, #args do
-      local id = args[i]
-      local envelope = call('HGET', P .. 'jobs', id)
-      if envelope and envelope ~= '' and call('HEXISTS', P .. 'active', id) == 0 then
-        if call('ZREM', P .. 'dead', id) + call('ZREM', P .. 'delayed', id) > 0 then
-          call('HDEL', P .. 'jobs', id)
-        else
-          call('HSET', P .. 'jobs', id, '')
-          call('SADD', P .. 'ghosts', id)
-        end
-        gone(id, envelope)
+local function born_of(envelope)
+  local _, _, meta = header(envelope)
+  return tonumber(string.match(meta or '', '^%w+') or '0', 36) or 0
+end
+
+-- Up to n jobs that wait, from the heads of their lanes. Cancelled ids at a head are cleared away on the way.
+local function pick_waiting(P, n, before, reply)
+  for _, ring in ipairs({ 'ready', 'held', 'suspect' }) do
+    local lanes = call('ZRANGE', P .. ring, 0, -1)
+    for l = 1, #lanes do
+      local list = P .. 'lane:' .. lanes[l]
+      local id = call('LINDEX', list, -1)
+      while id and (call('HGET', P .. 'jobs', id) or '') == '' do
+        call('RPOP', list)
+        call('SREM', P .. 'ghosts', id)
+        call('HDEL', P .. 'jobs', id)
+        id = call('LINDEX', list, -1)
       end
+      if not id then call('ZREM', P .. ring, lanes[l]) end
+      local ids = id and call('LRANGE', list, -(n - #reply / 2), -1) or {}
+      for k = #ids, 1, -1 do
+        local envelope = call('HGET', P .. 'jobs', ids[k]) or ''
+        if envelope ~= '' then
+          if before > 0 and born_of(envelope) >= before then break end
+          reply[#reply + 1] = ids[k]
+          reply[#reply + 1] = envelope
+        end
+      end
+      if #reply >= 2 * n then return end
     end
-  elseif state == 'dead' or state == 'delayed' then
+  end
+end
+
+--[[ pick: what a purge would remove, for it to be written down first. ARGV state, n, older than (enqueued or parked before
+  this Unix ms; 0 = any), offset, ids ... With ids only those, whatever of the three states they are in.
+  Returns {how many were looked at, (id, envelope) ...}. ]]
+register('pick', { 'allow-oom' }, function(keys, args)
+  local P, state, n, before = keys[1], args[1], tonumber(args[2]), tonumber(args[3])
+  local reply, looked = {}, 0
+  if state == 'dead' or state == 'delayed' then
     local limit = (state == 'dead' and before > 0) and before or INF
-    local ids = call('ZRANGEBYSCORE', P .. state, '-inf', limit, 'LIMIT', 0, n)
+    local ids = call('ZRANGEBYSCORE', P .. state, '-inf', limit, 'LIMIT', args[4], n)
+    looked = #ids
     for i = 1, #ids do
       local envelope = call('HGET', P .. 'jobs', ids[i]) or ''
-      local _, _, meta = header(envelope)
-      local born = tonumber(string.match(meta or '', '^%w+') or '0', 36) or 0
-      if state == 'dead' or before == 0 or born < before then
-        call('ZREM', P .. state, ids[i])
-        call('HDEL', P .. 'jobs', ids[i])
-        gone(ids[i], envelope)
+      if state == 'dead' or before == 0 or born_of(envelope) < before then
+        reply[#reply + 1] = ids[i]
+        reply[#reply + 1] = envelope
       end
     end
-  elseif state == 'completed' then
-    local ids = call('ZRANGEBYSCORE', P .. 'results', '-inf', before > 0 and before or INF, 'LIMIT', 0, n)
-    if #ids > 0 then
-      call('ZREM', P .. 'results', unpack(ids))
-      call('HDEL', P .. 'result', unpack(ids))
-    end
-    for i = 1, #ids do
-      reply[#reply + 1] = ids[i]
-      reply[#reply + 1] = ''
-    end
-    return reply
+  elseif state == 'waiting' then
+    pick_waiting(P, n, before, reply)
+    looked = #reply / 2
   else
-    for _, ring in ipairs({ 'ready', 'held', 'suspect' }) do
-      local lanes = call('ZRANGE', P .. ring, 0, -1)
-      for l = 1, #lanes do
-        local list = P .. 'lane:' .. lanes[l]
-        while #reply < 2 * n do
-          local id = call('LINDEX', list, -1)
-          if not id then break end
-          local envelope = call('HGET', P .. 'jobs', id)
-          if envelope == '' or not envelope then
-            call('RPOP', list)
-            call('SREM', P .. 'ghosts', id)
-            call('HDEL', P .. 'jobs', id)
-          else
-            local _, _, meta = header(envelope)
-            local born = tonumber(string.match(meta or '', '^%w+') or '0', 36) or 0
-            if before > 0 and born >= before then break end
-            call('RPOP', list)
-            call('HDEL', P .. 'jobs', id)
-            gone(id, envelope)
-          end
-        end
-        if call('LLEN', list) == 0 then call('ZREM', P .. ring, lanes[l]) end
-        if #reply >= 2 * n then break end
+    for i = 5, #args do
+      local envelope = call('HGET', P .. 'jobs', args[i])
+      if envelope and envelope ~= '' and call('HEXISTS', P .. 'active', args[i]) == 0 then
+        reply[#reply + 1] = args[i]
+        reply[#reply + 1] = envelope
+      end
+    end
+    looked = #args - 4
+  end
+  return { looked, reply }
+end)
+
+-- Takes a job that waits out of its lane where it stands at the head; anywhere else its place is found when the lane gets
+-- there.
+local function leave_lane(P, id, envelope)
+  local lane = lane_of(envelope)
+  for _, name in ipairs({ lane, suspect_lane(lane) }) do
+    local list = P .. 'lane:' .. name
+    if call('LINDEX', list, -1) == id then
+      call('RPOP', list)
+      call('HDEL', P .. 'jobs', id)
+      if call('LLEN', list) == 0 then
+        call('ZREM', ring_of(P, key_of(name)), name)
+        call('ZREM', P .. 'held', name)
+      end
+      return
+    end
+  end
+  call('HSET', P .. 'jobs', id, '')
+  call('SADD', P .. 'ghosts', id)
+end
+
+--[[ purge: removes waiting, delayed or dead jobs by id. ARGV counter (discarded or removed), ids ... Running ones are left
+  alone. Returns how many were removed. ]]
+register('purge', { 'allow-oom' }, function(keys, args)
+  local P, now, gone = keys[1], now_ms(), 0
+  for i = 2, #args do
+    local id = args[i]
+    local envelope = call('HGET', P .. 'jobs', id) or ''
+    if call('HEXISTS', P .. 'active', id) == 0 then
+      local stood = call('ZREM', P .. 'dead', id) + call('ZREM', P .. 'delayed', id) > 0
+      if stood then
+        call('HDEL', P .. 'jobs', id)
+      elseif envelope ~= '' then
+        leave_lane(P, id, envelope)
+      end
+      if stood or envelope ~= '' then
+        call('HDEL', P .. 'nohandler', id)
+        forget_past(P, { id })
+        conclude(P, now, id, envelope, 'gone', nil)
+        gone = gone + 1
       end
     end
   end
-  count(P, args[4], #reply / 2)
-  return reply
+  count(P, args[1], gone)
+  return gone
+end)
+
+--[[ purge_results: removes stored results, oldest first. ARGV n, finished before this Unix ms (0 = any). Returns how many:
+  fewer than n means that it is done. ]]
+register('purge_results', { 'allow-oom' }, function(keys, args)
+  local P, before = keys[1], tonumber(args[2])
+  local ids = call('ZRANGEBYSCORE', P .. 'results', '-inf', before > 0 and before or INF, 'LIMIT', 0, args[1])
+  if #ids > 0 then
+    call('ZREM', P .. 'results', unpack(ids))
+    call('HDEL', P .. 'result', unpack(ids))
+  end
+  return #ids
 end)
 
 --[[ set: ARGV field, value pairs; an empty value removes the field. Returns all settings. ]]

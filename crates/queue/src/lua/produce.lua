@@ -43,6 +43,9 @@ register('enqueue', {}, function(keys, args)
   return { total, now }
 end)
 
+-- Jobs that the one being accepted replaces: id, envelope, ...
+local replaced = {}
+
 -- Drops a job that waits (in a lane, delayed or parked behind a holder) because a newer one replaces it.
 local function supersede(P, now, id)
   local envelope = call('HGET', P .. 'jobs', id)
@@ -63,6 +66,8 @@ local function supersede(P, now, id)
   if parent then child_ended(P, now, parent, id, attr(meta, 'f') or 'w', 'gone', nil) end
   count(P, 'cancelled', 1)
   count(P, 'replaced', 1)
+  replaced[#replaced + 1] = id
+  replaced[#replaced + 1] = envelope
 end
 
 local function is_live(P, id)
@@ -197,7 +202,12 @@ local function accept_one(P, now, id, lane, due, envelope)
     envelope = string.gsub(envelope, '^([^\n]*\n[^\n]*\n[^\n]*)', '%1 m=' .. DAY, 1)
   end
   local u = attr(meta, 'u')
-  local place = u and claim_unique(P, now, u, id, due)
+  local row = { 1, id }
+  local place = nil
+  if u then
+    replaced = row
+    place = claim_unique(P, now, u, id, due)
+  end
   if place and place ~= 'park' then
     count(P, 'duplicates', 1)
     return { 2, place }
@@ -219,7 +229,7 @@ local function accept_one(P, now, id, lane, due, envelope)
     wake(P)
   end
   count(P, 'accepted', 1)
-  return { 1, id }
+  return row
 end
 
 local function accept_many(P, args, from)
@@ -263,7 +273,8 @@ end
 
 --[[ add: jobs with ids chosen by the caller, with delay, unique key or children. The call of other languages.
   ARGV n, then n times: id, lane, due (Unix ms; 0 = now; +n = n ms from now on Redis's clock), envelope.
-  Returns per job {1, id} accepted, {0, id} known before, {2, holder} its unique key is held. ]]
+  Returns per job {1, id} accepted, followed by id and envelope of each job that it replaced; {0, id} known before;
+  {2, holder} its unique key is held. ]]
 register('add', {}, function(keys, args)
   return accept_many(keys[1], args, 1)
 end)
@@ -324,7 +335,7 @@ end
 --[[ submit: one job from any language, with readable options; the envelope is built here.
   ARGV id, kind, payload (JSON), options (JSON object or absent): priority 0..10, delay_ms, at_ms, tenant, key,
   unique, unique_mode (reject, throttle, replace, latest), unique_ttl_ms, traceparent.
-  Returns as one row of add. ]]
+  Returns as one row of add, without those replaced. ]]
 register('submit', {}, function(keys, args)
   local P = keys[1]
   if #args < 3 or #args > 4 then return redis.error_reply('QBAD expected id, kind, payload and optional options') end
@@ -353,5 +364,6 @@ register('submit', {}, function(keys, args)
   local envelope = lane .. '\n' .. kind .. '\n' .. meta .. '\n' .. payload
   local wrong = fault(id, lane, due, envelope)
   if wrong then return redis.error_reply(wrong) end
-  return accept_one(P, now, id, lane, due, envelope)
+  local row = accept_one(P, now, id, lane, due, envelope)
+  return { row[1], row[2] }
 end)

@@ -88,8 +88,9 @@ local function sooner(a, b)
 end
 
 --[[ Fills a lot from the rings: the top band's lanes in turn, each an equal share. Answers the ids, when a limit that
-  cut the lot opens again, and whether work is left. ]]
-local function fill(P, now, inc, token, want, cfg)
+  cut the lot opens again, whether work is left, and of the suspects: the id of the one in the lot, 1 when some wait that
+  the caller may not have, or 0. ]]
+local function fill(P, now, inc, token, want, cfg, may_suspect)
   local ids, fields, opens = {}, {}, nil
   local rate_limit, rate_period = parse_rate(cfg.rate)
   local rate_entries
@@ -162,12 +163,15 @@ local function fill(P, now, inc, token, want, cfg)
     return started
   end
 
-  -- One suspect a worker: when it dies, the blame is certain.
+  -- One suspect a worker process: when it dies, the blame is certain.
+  local suspect = 0
   if want > 0 and call('EXISTS', P .. 'suspect') == 1 and call('HEXISTS', P .. 'blame', inc) == 0 then
-    local lanes = call('ZRANGE', P .. 'suspect', 0, 9)
+    if not may_suspect then suspect = 1 end
+    local lanes = may_suspect and call('ZRANGE', P .. 'suspect', 0, 9) or {}
     for i = 1, #lanes do
       if serve(P .. 'suspect', lanes[i], 1, false) == 1 then
-        call('HSET', P .. 'blame', inc, ids[#ids])
+        suspect = ids[#ids]
+        call('HSET', P .. 'blame', inc, suspect)
         break
       end
     end
@@ -192,7 +196,7 @@ local function fill(P, now, inc, token, want, cfg)
   chunked(fields, function(i, j) call('HSET', P .. 'active', unpack(fields, i, j)) end)
   if rate_limit and #ids > 0 then rate_spend(P, '', now, rate_entries, #ids) end
   -- Rounds that met only cancelled ids, or lanes that had to be held, end the call and not the search.
-  return ids, opens, want > 0 and (#ids >= want or rounds >= 64) and call('EXISTS', P .. 'ready') == 1
+  return ids, opens, want > 0 and (#ids >= want or rounds >= 64) and call('EXISTS', P .. 'ready') == 1, suspect
 end
 
 local function read_cfg(P)
@@ -203,34 +207,36 @@ local function read_cfg(P)
 end
 
 --[[ take: renews the lease, settles plain completions, promotes what is due and hands out a lot.
-  ARGV incarnation, lease ms, want, token, envelopes inside up to this many jobs, then acks: token, n, n ids ...
+  ARGV incarnation, lease ms, want, token, envelopes inside up to this many jobs, 1 = a suspect may be in the lot, then
+  acks: token, n, n ids ...
   The client never sends it twice: a lot whose reply was lost would lie under a living worker.
   Returns {token, state, now, next due or -1, stale ids, cancelled running ids, ids, envelopes or {}, failure records
-  (id, record, ...), worker concurrency or -1}; state: 0 fenced (the incarnation is not known: join anew), 1 leased,
+  (id, record, ...), worker concurrency or -1, the suspect's id, 1 when suspects wait that the caller may not have, or 0};
+  state: 0 fenced (the incarnation is not known: join anew), 1 leased,
   2 paused, 3 leased and work is left. ]]
 register('take', { 'allow-oom' }, function(keys, args)
   local P = keys[1]
   local inc, lease, want, token = args[1], tonumber(args[2]), tonumber(args[3]), args[4]
   local now = now_ms()
-  local stale = acknowledge(P, args, 6)
+  local stale = acknowledge(P, args, 7)
   if not call('ZSCORE', P .. 'workers', inc) then
-    return { token, 0, now, -1, stale, {}, {}, {}, {}, -1 }
+    return { token, 0, now, -1, stale, {}, {}, {}, {}, -1, 0 }
   end
   call('ZADD', P .. 'workers', now + lease, inc)
   local cfg = read_cfg(P)
   local cancelled = call('EXISTS', P .. 'cancel') == 1 and call('HKEYS', P .. 'cancel') or {}
   local worker_concurrency = tonumber(cfg.worker_concurrency or -1)
   local promoted = promote(P, now)
-  local ids, opens, left, state = {}, nil, false, 1
+  local ids, opens, left, suspect, state = {}, nil, false, 0, 1
   if cfg.paused then
     state = 2
   elseif want > 0 then
-    ids, opens, left = fill(P, now, inc, token, math.min(want, 1000), cfg)
+    ids, opens, left, suspect = fill(P, now, inc, token, math.min(want, 1000), cfg, args[6] == '1')
     if left then
       wake(P)
       state = 3
     end
-  elseif cfg.concurrency and #args > 5 then
+  elseif cfg.concurrency and #args > 6 then
     freed(P)
   end
   if promoted == 500 then wake(P) end
@@ -248,7 +254,7 @@ register('take', { 'allow-oom' }, function(keys, args)
       end
     end
   end
-  return { token, state, now, next_due or -1, stale, cancelled, ids, envelopes, records, worker_concurrency }
+  return { token, state, now, next_due or -1, stale, cancelled, ids, envelopes, records, worker_concurrency, suspect }
 end)
 
 --[[ ack: settles plain completions outside a take. ARGV token, n, n ids ... Returns the refused ids. ]]

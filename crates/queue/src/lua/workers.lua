@@ -35,14 +35,17 @@ end)
 
 --[[ beat: renews leases and tells what needs doing. ARGV lease ms, sweep interval ms, incarnations ...
   A silence of all workers for half a lease means that Redis was away, or everybody was: leases that ended in it are
-  honoured for another half, so that a restart of Redis does not read as the death of every worker.
+  honoured for another half, so that a restart of Redis does not read as the death of every worker. A time that lies
+  further ahead than it was ever set comes from a former primary's clock, and counts as now.
   Returns {now, 1 = this caller sweeps now, 2 = and tends, cancelled running ids, 1 = work is ready, 1 = jobs without handler are
   parked, worker concurrency or -1, 1 = paused, incarnations that are not known any more ...}. ]]
 register('beat', { 'allow-oom' }, function(keys, args)
   local P, now = keys[1], now_ms()
   local lease = tonumber(args[1])
   local pulse = call('HMGET', P .. 'pulse', 'beat', 'sweep_at', 'tend_at')
-  local silent = not pulse[1] or now - tonumber(pulse[1]) > lease / 2
+  local interval = tonumber(args[2])
+  local silent = not pulse[1] or math.abs(now - tonumber(pulse[1])) > lease / 2
+  local function is_due(at, every) return now >= at or at > now + every end
   call('HSET', P .. 'pulse', 'beat', string.format('%.0f', now))
   if silent then call('HSET', P .. 'pulse', 'grace', string.format('%.0f', now + lease / 2)) end
   local lost = {}
@@ -55,20 +58,20 @@ register('beat', { 'allow-oom' }, function(keys, args)
   end
   local ended = call('ZRANGEBYSCORE', P .. 'workers', '-inf', now, 'LIMIT', 0, 1)
   local sweep = 0
-  if #ended > 0 or now >= tonumber(pulse[2] or 0) then
+  if #ended > 0 or is_due(tonumber(pulse[2] or 0), interval) then
     sweep = 1
-    call('HSET', P .. 'pulse', 'sweep_at', string.format('%.0f', now + tonumber(args[2])))
+    call('HSET', P .. 'pulse', 'sweep_at', string.format('%.0f', now + interval))
     -- Two marks of the completed count, a sweep apart, give the queue's rate.
     local mark = call('HGET', P .. 'pulse', 'mark')
     local last = mark and tonumber(string.match(mark, '^%d+')) or 0
-    if now - last >= 1000 then
+    if math.abs(now - last) >= 1000 then
       call('HSET', P .. 'pulse', 'mark', string.format('%.0f %s', now, call('HGET', P .. 'n', 'completed') or '0'),
         'mark_before', mark or '')
     end
   end
-  if now >= tonumber(pulse[3] or 0) then
+  if is_due(tonumber(pulse[3] or 0), 6 * interval) then
     sweep = 2
-    call('HSET', P .. 'pulse', 'tend_at', string.format('%.0f', now + 6 * tonumber(args[2])))
+    call('HSET', P .. 'pulse', 'tend_at', string.format('%.0f', now + 6 * interval))
   end
   local cfg = call('HMGET', P .. 'cfg', 'worker_concurrency', 'paused')
   return {
@@ -118,11 +121,17 @@ local function orphan(P, now, id, value, fate, poison)
 end
 
 --[[ sweep: one step of the walk over `active`, which is the truth about what runs; no second index is trusted.
-  ARGV cursor ('0' starts), records a step, crashes that make a job poison.
-  Returns {next cursor ('0' = done), returned, cancelled, poison ids (id, envelope, ...)}. ]]
+  ARGV cursor ('0' starts), records a step, crashes that make a job poison, lease ms or absent.
+  Returns {next cursor ('0' = done), returned, cancelled ids (id, envelope, ...), poison ids (id, envelope, ...)}. ]]
 register('sweep', { 'allow-oom' }, function(keys, args)
   local P, now = keys[1], now_ms()
   if args[1] == '0' then
+    if args[4] then
+      -- Leases written by a former primary whose clock was ahead: their workers, if they live, renew them well before.
+      local latest = now + tonumber(args[4])
+      local ahead = call('ZRANGEBYSCORE', P .. 'workers', '(' .. string.format('%.0f', latest), '+inf', 'LIMIT', 0, 500)
+      for i = 1, #ahead do call('ZADD', P .. 'workers', latest, ahead[i]) end
+    end
     local grace = tonumber(call('HGET', P .. 'pulse', 'grace') or 0)
     if now >= grace then
       local ended = call('ZRANGEBYSCORE', P .. 'workers', '-inf', now, 'LIMIT', 0, 500)
@@ -132,7 +141,7 @@ register('sweep', { 'allow-oom' }, function(keys, args)
   local step = call('HSCAN', P .. 'active', args[1], 'COUNT', args[2])
   local list, alive, fates = step[2], {}, {}
   local tally = { returned = 0, cancelled = 0, removed = 0, poison = 0 }
-  local poisoned = {}
+  local poisoned, dropped = {}, {}
   for i = 1, #list, 2 do
     local id, value = list[i], list[i + 1]
     if id ~= '' then
@@ -142,46 +151,57 @@ register('sweep', { 'allow-oom' }, function(keys, args)
         if not alive[inc] then fates[inc] = call('HGET', P .. 'gone', inc) end
       end
       if not alive[inc] then
+        local envelope = call('HGET', P .. 'jobs', id)
         local end_of_it = orphan(P, now, id, value, fates[inc], tonumber(args[3]))
         tally[end_of_it] = tally[end_of_it] + 1
         if end_of_it == 'poison' then
           poisoned[#poisoned + 1] = id
-          poisoned[#poisoned + 1] = call('HGET', P .. 'jobs', id)
+          poisoned[#poisoned + 1] = envelope
+        elseif end_of_it == 'cancelled' then
+          dropped[#dropped + 1] = id
+          dropped[#dropped + 1] = envelope
         end
       end
     end
   end
   if tally.returned > 0 then wake(P) end
   count(P, 'orphans', tally.returned + tally.poison + tally.cancelled)
-  return { step[1], tally.returned, tally.cancelled, poisoned }
+  return { step[1], tally.returned, dropped, poisoned }
 end)
 
--- Removes fields of a small hash whose value says that they are over. Bounded: 200 fields a call, a moving cursor.
-local function prune(P, name, now, over)
+-- Removes fields of a hash whose value says that they are over. Bounded: 200 fields a call, a moving cursor. With `on`
+-- only a walk that is under way goes on. Answers whether it is not at its end.
+local function prune(P, on, name, over)
   local cursor = call('HGET', P .. 'pulse', 'cursor:' .. name) or '0'
+  if on and cursor == '0' then return false end
   local step = call('HSCAN', P .. name, cursor, 'COUNT', 200)
   local list = step[2]
   for i = 1, #list, 2 do
     if over(list[i], list[i + 1]) then call('HDEL', P .. name, list[i]) end
   end
   call('HSET', P .. 'pulse', 'cursor:' .. name, step[1])
+  return step[1] ~= '0'
 end
 
---[[ tend: retention and small repairs, bounded per call. ARGV: keep completed ms, count; keep dead ms, count (0 = no bound).
-  Settings stored by `set` win over the arguments. Returns {removed dead (id, envelope, ...)}. ]]
+--[[ tend: retention and small repairs, bounded per call. ARGV: keep completed ms, count; keep dead ms, count (0 = no bound);
+  1 = goes on with what an earlier call left. Settings stored by `set` win over the arguments.
+  Returns {1 = more is left: call again, removed dead (id, envelope, ...)}. ]]
 register('tend', { 'allow-oom' }, function(keys, args)
   local P, now = keys[1], now_ms()
   local cfg = call('HMGET', P .. 'cfg', 'keep_completed_ms', 'keep_completed', 'keep_dead_ms', 'keep_dead')
   local function bound(i) return tonumber(cfg[i] or args[i] or 0) end
+  local on, more = args[5] == '1', false
 
   local over = call('ZRANGEBYSCORE', P .. 'finished', '-inf', now, 'LIMIT', 0, 500)
   if #over > 0 then
     call('ZREM', P .. 'finished', unpack(over))
     call('HDEL', P .. 'jobs', unpack(over))
+    more = #over == 500
   end
 
   local function drop_results(ids)
     if #ids == 0 then return end
+    more = more or #ids == 500
     call('ZREM', P .. 'results', unpack(ids))
     call('HDEL', P .. 'result', unpack(ids))
   end
@@ -206,6 +226,7 @@ register('tend', { 'allow-oom' }, function(keys, args)
       removed[#removed + 1] = id
       removed[#removed + 1] = envelope
     end
+    more = more or #ids == 200
     count(P, 'removed', #ids)
   end
   if bound(3) > 0 then drop_dead(call('ZRANGEBYSCORE', P .. 'dead', '-inf', now - bound(3), 'LIMIT', 0, 200)) end
@@ -214,23 +235,24 @@ register('tend', { 'allow-oom' }, function(keys, args)
     if excess > 0 then drop_dead(call('ZRANGE', P .. 'dead', 0, excess - 1)) end
   end
 
-  prune(P, 'gone', now, function(_, v) return tonumber(string.match(v, '^%d+')) + 600000 < now end)
-  prune(P, 'producers', now, function(_, v) return tonumber(string.match(v, ' (%d+)$')) + 3600000 < now end)
-  prune(P, 'blame', now, function(inc) return not call('ZSCORE', P .. 'workers', inc) end)
-  prune(P, 'info', now, function(inc) return not call('ZSCORE', P .. 'workers', inc) end)
-  prune(P, 'nohandler', now, function(id) return not call('ZSCORE', P .. 'dead', id) end)
-  prune(P, 'cancel', now, function(id) return call('HEXISTS', P .. 'active', id) == 0 end)
-  prune(P, 'unique', now, function(key, v)
+  local function tidy(name, over) more = prune(P, on, name, over) or more end
+  tidy('gone', function(_, v) return tonumber(string.match(v, '^%d+')) + 600000 < now end)
+  tidy('producers', function(_, v) return tonumber(string.match(v, ' (%d+)$')) + 3600000 < now end)
+  tidy('blame', function(inc) return not call('ZSCORE', P .. 'workers', inc) end)
+  tidy('info', function(inc) return not call('ZSCORE', P .. 'workers', inc) end)
+  tidy('nohandler', function(id) return not call('ZSCORE', P .. 'dead', id) end)
+  tidy('cancel', function(id) return call('HEXISTS', P .. 'active', id) == 0 end)
+  tidy('unique', function(key, v)
     local id, at = string.match(v, '^(%S+) (%d+)$')
     if string.sub(key, -1) == '\n' then return not call('ZSCORE', P .. 'delayed', id) end
     if tonumber(at) > 0 then return tonumber(at) < now end
     return not is_live(P, id)
   end)
-  prune(P, 'rate', now, function(_, v)
+  tidy('rate', function(_, v)
     local last = 0
     for t in string.gmatch(v, '(%d+) %d+') do last = tonumber(t) end
     return last + DAY < now
   end)
-  release_all_held(P)
-  return removed
+  if not on then release_all_held(P) end
+  return { more and 1 or 0, removed }
 end)

@@ -66,6 +66,7 @@ pub(super) async fn take(
     incarnation: Arc<Incarnation>,
     lease_ms: i64,
     want: usize,
+    may_suspect: bool,
     mut acks: Vec<Ended>,
 ) -> Called {
     let lot = incarnation.next_lot();
@@ -77,6 +78,7 @@ pub(super) async fn take(
     args.push(i64::try_from(want).unwrap_or(0).into());
     args.push((&*lot.token).into());
     args.push(ENVELOPES_INSIDE.into());
+    args.push(i64::from(may_suspect).into());
     ack_args(&mut args, &acks);
     let sent = boot_now();
     let reply: Result<Value, _> = link.library.call_once(&link.queue, "voiceai_v1_take", args).await;

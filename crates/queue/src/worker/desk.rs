@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, LazyLock, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::sync::{Notify, broadcast, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use voiceai_redis::{RedisError, RedisErrorKind, Str, Value};
@@ -19,10 +19,12 @@ use super::calls::{self, Called, Took};
 use super::lease::{Leases, Signal, kind_of};
 use super::pool::Shared;
 use super::run::{self, Ended, Settle};
-use super::take::{Answer, Incarnation, Standing, Taken};
+use super::take::{Answer, Incarnation, Standing, Suspects, Taken};
 use crate::attempt::Stop;
 use crate::client::rate_text;
 use crate::finished::Ending;
+use crate::id::JobId;
+use crate::library::text_of;
 use crate::metrics::{self, Meter};
 
 /// Most jobs in this process that have not begun.
@@ -37,6 +39,9 @@ const PREFETCH_PATIENCE: Duration = Duration::from_millis(25);
 const SETTLE_STEP: usize = 200;
 /// How long the last settlements may take once nothing runs any more.
 const FLUSH_LIMIT: Duration = Duration::from_secs(5);
+
+/// The right to run a suspect in this process.
+static SUSPECT: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(1)));
 
 /// How fast handlers and calls are, as moving means.
 struct Pace {
@@ -92,6 +97,9 @@ pub(super) struct Desk {
     verbs: Vec<Ended>,
     call: Option<Pin<Box<dyn Future<Output = Called> + Send>>>,
     call_began: Instant,
+    /// Held from the take that may bring a suspect until that suspect is settled.
+    permit: Option<OwnedSemaphorePermit>,
+    suspect: Option<JobId>,
     /// The line is a new connection: what the server knew of us may be an older state.
     reconnected: bool,
     /// There may be work to take.
@@ -138,6 +146,8 @@ impl Desk {
             verbs: Vec::new(),
             call: None,
             call_began: Instant::now(),
+            permit: None,
+            suspect: None,
             reconnected: false,
             hungry: true,
             listening: false,
@@ -231,8 +241,31 @@ impl Desk {
     }
 
     /// The job is out of this process's hands.
-    fn over(&self, ended: &Ended) {
+    fn over(&mut self, ended: &Ended) {
         ended.lot.incarnation.settled(1);
+        self.release_suspect(&ended.id);
+    }
+
+    fn release_suspect(&mut self, id: &JobId) {
+        if self.suspect.as_ref() == Some(id) {
+            self.suspect = None;
+            self.permit = None;
+        }
+    }
+
+    /// One suspect runs in this process at a time, over all its pools: the death of the process is then never blamed on
+    /// another queue's.
+    fn learn_suspects(&mut self, suspects: Suspects) {
+        match suspects {
+            Suspects::Taken(id) => self.suspect = Some(id),
+            Suspects::None if self.suspect.is_none() => self.permit = None,
+            // Asks again at once with the permit; without one the next beat that sees work does.
+            Suspects::Wait if self.permit.is_none() => {
+                self.permit = Arc::clone(&SUSPECT).try_acquire_owned().ok();
+                self.hungry |= self.permit.is_some();
+            }
+            Suspects::None | Suspects::Wait => {}
+        }
     }
 
     fn start_buffered(&mut self) {
@@ -285,7 +318,8 @@ impl Desk {
                 return;
             }
             let acks = std::mem::take(&mut self.acks);
-            Box::pin(calls::take(link, incarnation, self.lease_ms(), want, acks))
+            let may_suspect = self.permit.is_some() && self.suspect.is_none();
+            Box::pin(calls::take(link, incarnation, self.lease_ms(), want, may_suspect, acks))
         };
         self.set_call(call);
     }
@@ -365,12 +399,12 @@ impl Desk {
                     // It freed places that only a take can fill.
                     self.hungry = true;
                     for (ended, owned) in verbs.into_iter().zip(owned) {
-                        if let Some(envelope) = owned.as_str() {
-                            self.cancelled_instead(&ended, &envelope);
-                        } else if owned.as_i64() == Some(1) || unanswered > 0 {
-                            self.confirmed(ended);
-                        } else {
-                            self.refused(&ended);
+                        match owned {
+                            Value::Integer(owned) if owned == 1 || unanswered > 0 => self.confirmed(ended),
+                            Value::Integer(_) => self.refused(&ended),
+                            envelope => {
+                                self.cancelled_instead(&ended, &text_of(&envelope).unwrap_or_default());
+                            }
                         }
                     }
                 }
@@ -402,6 +436,9 @@ impl Desk {
                 // settled it is let go, and the rest of it goes back.
                 lot.incarnation.retire();
                 self.current = None;
+                if self.suspect.is_none() {
+                    self.permit = None;
+                }
                 self.unsure.extend(acks);
                 self.trouble(&error);
             }
@@ -431,7 +468,7 @@ impl Desk {
     }
 
     /// The job would have come back, but its cancellation had been asked for.
-    fn cancelled_instead(&self, ended: &Ended, envelope: &str) {
+    fn cancelled_instead(&mut self, ended: &Ended, envelope: &str) {
         self.over(ended);
         let queue = &self.shared.settings.name;
         metrics::get().ended(queue, kind_of(envelope), "cancelled", 1);
@@ -443,7 +480,7 @@ impl Desk {
         }
     }
 
-    fn refused(&self, ended: &Ended) {
+    fn refused(&mut self, ended: &Ended) {
         self.over(ended);
         metrics::get().stale_acks(&self.shared.settings.name, 1);
         tracing::warn!(queue = %self.shared.settings.name, jobId = %ended.id, outcome = ended.outcome,
@@ -457,6 +494,7 @@ impl Desk {
         lot.incarnation.opened(got);
         self.hungry = answer.standing != Standing::Paused
             && (answer.standing == Standing::WorkLeft || (want > 0 && got >= want));
+        self.learn_suspects(answer.suspects);
         self.due = answer.next_due.map(|span| Instant::now() + span.max(Duration::from_millis(1)));
         let mut fails = answer.fails;
         let mut envelopes = answer.envelopes.into_iter();
@@ -508,9 +546,14 @@ impl Desk {
         if self.current.as_ref().is_some_and(|c| Arc::ptr_eq(c, incarnation)) {
             self.current = None;
         }
-        let before = self.buffer.len();
-        self.buffer.retain(|taken| !Arc::ptr_eq(&taken.lot.incarnation, incarnation));
-        incarnation.settled(before - self.buffer.len());
+        let (dropped, kept) = std::mem::take(&mut self.buffer)
+            .into_iter()
+            .partition::<VecDeque<_>, _>(|taken| Arc::ptr_eq(&taken.lot.incarnation, incarnation));
+        self.buffer = kept;
+        incarnation.settled(dropped.len());
+        for taken in &dropped {
+            self.release_suspect(&taken.id);
+        }
         self.shared.stop_where(Stop::LeaseLost, |_, lot| Arc::ptr_eq(&lot.incarnation, incarnation));
         metrics::get().lost_lease(&self.shared.settings.name);
         let message = "the lease ended: handlers that hold jobs under it are stopped";

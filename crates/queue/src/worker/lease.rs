@@ -1,5 +1,6 @@
 //! The heartbeat of a pool: renews its leases, and does the queue's housekeeping when its turn comes.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ const POISON_CRASHES: i64 = 3;
 const SWEEP_STEP: i64 = 500;
 /// How often one worker of all walks `active`.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// How long one beat may spend on retention.
+const TEND_LIMIT: Duration = Duration::from_millis(500);
 /// Default retention: results a day and at most 1,000; dead jobs 7 days.
 const RETENTION: [i64; 4] = [86_400_000, 1_000, 604_800_000, 0];
 
@@ -49,6 +52,8 @@ pub(super) struct Heart {
     pub(super) lease: Duration,
     pub(super) leases: Leases,
     pub(super) tell: mpsc::UnboundedSender<Signal>,
+    /// Retention was cut short by its time limit.
+    pub(super) behind: AtomicBool,
 }
 
 struct Beat {
@@ -150,7 +155,7 @@ impl Heart {
             }
             self.sweep().await;
         }
-        if beat.chore >= 2 {
+        if beat.chore >= 2 || self.behind.load(Ordering::Relaxed) {
             self.tend().await;
         }
     }
@@ -177,7 +182,8 @@ impl Heart {
     pub(super) async fn sweep(&self) {
         let mut cursor = "0".to_owned();
         loop {
-            let args = vec![Value::from(cursor.as_str()), SWEEP_STEP.into(), POISON_CRASHES.into()];
+            let args =
+                vec![Value::from(cursor.as_str()), SWEEP_STEP.into(), POISON_CRASHES.into(), ms(self.lease)];
             let reply: Result<Value, _> = self.library.call(&self.queue, "voiceai_v1_sweep", args).await;
             let step = match reply {
                 Ok(reply) => self.swept(reply).await,
@@ -194,7 +200,7 @@ impl Heart {
         let mut f = Fields::of(reply).ok()?;
         let next = f.text().ok()??;
         let returned = u64::try_from(f.integer().ok()?).unwrap_or(0);
-        let _cancelled = f.integer().ok()?;
+        let cancelled = f.texts().ok()?;
         let poisoned = f.texts().ok()?;
         let queue = &*self.queue.name;
         if returned > 0 {
@@ -206,6 +212,11 @@ impl Heart {
             );
         }
         let mut records = Vec::new();
+        for pair in cancelled.chunks_exact(2) {
+            metrics::get().ended(queue, kind_of(&pair[1]), "cancelled", 1);
+            let reason = "cancelled while it ran; its worker is gone";
+            records.extend(self.client.record(queue, &pair[0], &pair[1], None, Ending::Cancelled, reason));
+        }
         for pair in poisoned.chunks_exact(2) {
             tracing::error!(queue, job.id = %pair[0], "job parked as poison: its workers died while running it");
             metrics::get().ended(queue, kind_of(&pair[1]), "poison", 1);
@@ -236,17 +247,28 @@ impl Heart {
         }
     }
 
+    /// Retention, in bounded calls, until nothing is left to do or the beats would suffer: then the next beat goes on.
     async fn tend(&self) {
-        let args = RETENTION.iter().map(|n| Value::from(*n)).collect();
-        let reply: Result<Vec<String>, _> = self.library.call(&self.queue, "voiceai_v1_tend", args).await;
-        let Ok(removed) = reply else { return };
-        let records = removed
-            .chunks_exact(2)
-            .filter_map(|p| {
-                self.client.record(&self.queue.name, &p[0], &p[1], None, Ending::Removed, "retention")
-            })
-            .collect();
-        self.client.keep(records).await;
+        let until = boot_now().saturating_add(TEND_LIMIT);
+        loop {
+            let on = self.behind.swap(false, Ordering::Relaxed);
+            let mut args: Vec<Value> = RETENTION.iter().map(|n| Value::from(*n)).collect();
+            args.push(i64::from(on).into());
+            let reply: Result<Value, _> = self.library.call(&self.queue, "voiceai_v1_tend", args).await;
+            let Ok(Ok(mut f)) = reply.map(Fields::of) else { return };
+            let (Ok(more), Ok(removed)) = (f.integer(), f.texts()) else { return };
+            let records = removed
+                .chunks_exact(2)
+                .filter_map(|p| {
+                    self.client.record(&self.queue.name, &p[0], &p[1], None, Ending::Removed, "retention")
+                })
+                .collect();
+            self.client.keep(records).await;
+            self.behind.store(more == 1, Ordering::Relaxed);
+            if more == 0 || boot_now() >= until {
+                return;
+            }
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! One queue's pool in this process: a single loop that takes, starts, settles and hands back.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -126,6 +127,7 @@ impl Pool {
             lease: self.worker.lease,
             leases: Arc::clone(&leases),
             tell: tell.clone(),
+            behind: AtomicBool::new(false),
         };
         // Ended with the loop, whatever ends it: a lease must not outlive those who work under it.
         let heart = AbortOnDropHandle::new(tokio::spawn(heart.run(ended.clone())));

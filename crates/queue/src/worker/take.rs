@@ -9,7 +9,7 @@ use voiceai_runtime::{BootTime, boot_now};
 
 use crate::envelope::{FailRecord, to_base36};
 use crate::id::{JobId, random_text};
-use crate::library::{Fields, Unexpected};
+use crate::library::{Fields, Unexpected, text_of};
 
 /// One lease of this process on one queue. A new one begins whenever it is not certain what the old one holds.
 #[derive(Debug)]
@@ -116,6 +116,17 @@ pub(super) enum Standing {
     WorkLeft,
 }
 
+/// What a take says of suspects: jobs that were in a worker's hands when it died.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Suspects {
+    /// None for this worker now.
+    None,
+    /// Some wait, and the call was made without the right to one.
+    Wait,
+    /// This one is in the lot.
+    Taken(JobId),
+}
+
 /// The answer to a take.
 #[derive(Debug)]
 pub(super) struct Answer {
@@ -130,6 +141,7 @@ pub(super) struct Answer {
     pub(super) envelopes: Vec<Option<Str>>,
     pub(super) fails: Vec<(String, FailRecord)>,
     pub(super) concurrency: Option<u32>,
+    pub(super) suspects: Suspects,
 }
 
 impl Answer {
@@ -157,6 +169,23 @@ impl Answer {
         let flat = f.texts()?;
         let fails = flat.chunks_exact(2).map(|p| (p[0].clone(), FailRecord::parse(&p[1]))).collect();
         let concurrency = u32::try_from(f.integer()?).ok();
-        Ok(Self { standing, now_ms, next_due, stale, cancelled, ids, envelopes, fails, concurrency })
+        // An id is a text, also where it looks like a number.
+        let suspects = match f.next()? {
+            Value::Integer(0) => Suspects::None,
+            Value::Integer(_) => Suspects::Wait,
+            other => Suspects::Taken(JobId::trusted(&text_of(&other).unwrap_or_default())),
+        };
+        Ok(Self {
+            standing,
+            now_ms,
+            next_due,
+            stale,
+            cancelled,
+            ids,
+            envelopes,
+            fails,
+            concurrency,
+            suspects,
+        })
     }
 }

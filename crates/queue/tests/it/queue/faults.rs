@@ -239,3 +239,99 @@ async fn an_add_whose_first_sending_had_no_answer_is_not_called_refused() {
     assert!(error.outcome_unknown(), "{error}");
     assert_eq!(straight.stats().await.accepted, 2);
 }
+
+#[tokio::test]
+async fn times_that_a_primary_with_a_fast_clock_left_hold_nothing_up() {
+    let s = Setup::new().await;
+    let call = async |function: &'static str, args: &[&str]| {
+        let args = args.iter().map(|a| voiceai_redis::Value::from(*a)).collect();
+        let keys = vec![s.key("").into()];
+        s.client.redis().fcall::<voiceai_redis::Value>(function, keys, args).await.unwrap();
+    };
+    let id = s.enqueue(&Work::named("x")).await;
+    call("voiceai_v1_join", &["dead", "3000", "{}", ""]).await;
+    call("voiceai_v1_take", &["dead", "3000", "1", "dead.1", "16", "0"]).await;
+    assert_eq!(s.state(&id).await, Some(State::Active));
+    let ahead = (s.client.redis_now().as_millisecond() + 3_600_000).to_string();
+    s.command("ZADD", &[&s.key("workers"), &ahead, "dead"]).await;
+    for field in ["beat", "sweep_at", "tend_at", "grace"] {
+        s.command("HSET", &[&s.key("pulse"), field, &ahead]).await;
+    }
+    s.command("ZADD", &[&s.key("finished"), "1", "old"]).await;
+    s.command("HSET", &[&s.key("jobs"), "old", ""]).await;
+    let worker = s.worker(1);
+    until("it runs under a new lease", async || s.diary.count("x") == 1).await;
+    let finished = s.command("ZCARD", &[&s.key("finished")]).await;
+    assert_eq!(finished.as_i64(), Some(0), "what is over was removed");
+    s.wait_empty(SOON).await;
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_cancelled_job_whose_worker_died_leaves_a_record() {
+    let s = Setup::new().await;
+    let call = async |function: &'static str, args: &[&str]| {
+        let args = args.iter().map(|a| voiceai_redis::Value::from(*a)).collect();
+        let keys = vec![s.key("").into()];
+        s.client.redis().fcall::<voiceai_redis::Value>(function, keys, args).await.unwrap();
+    };
+    let id = s.enqueue(&Work::named("x")).await;
+    call("voiceai_v1_join", &["dead", "100", "{}", ""]).await;
+    call("voiceai_v1_take", &["dead", "100", "1", "dead.1", "16", "0"]).await;
+    s.client.cancel(&s.queue, std::slice::from_ref(&id), "enough").await.unwrap();
+    let worker = s.worker(1);
+    until("it is recorded", async || s.records.of(&id) == ["cancelled"]).await;
+    assert_eq!((s.diary.count("x"), s.stats().await.cancelled), (0, 1));
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn one_process_runs_one_suspect_at_a_time_over_all_its_queues() {
+    let s = Setup::new().await;
+    let queues = ["one", "two"];
+    for queue in queues {
+        let job = Work { sleep_ms: 700, ..Work::named(queue) }.job().queue(queue);
+        s.client.enqueue(job).await.unwrap();
+        for (function, args) in [
+            ("voiceai_v1_join", &["dead", "100", "{}", ""][..]),
+            ("voiceai_v1_take", &["dead", "100", "1", "dead.1", "16", "1"]),
+        ] {
+            let args = args.iter().map(|a| voiceai_redis::Value::from(*a)).collect();
+            let keys = vec![format!("voiceai:queue:{{{queue}}}:").into()];
+            s.client.redis().fcall::<voiceai_redis::Value>(function, keys, args).await.unwrap();
+        }
+    }
+    let both = voiceai_queue::WorkerSettings {
+        queues: queues.map(|q| voiceai_queue::QueueSettings::new(q, 4)).to_vec(),
+        ..settings("one", 4)
+    };
+    let worker = s.worker_with(both);
+    until("both ran", async || {
+        let mut done = 0;
+        for queue in queues {
+            done += s.client.stats(queue).await.unwrap().completed;
+        }
+        done == 2
+    })
+    .await;
+    assert_eq!(s.diary.most("*"), 1, "{:?}", s.diary.runs());
+    for queue in queues {
+        check(&s.client, queue).await;
+    }
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_replayed_job_that_lost_workers_stays_among_the_suspects() {
+    let s = Setup::new().await;
+    let id = s.enqueue(&Work { discard: true, ..Work::named("x") }).await;
+    let worker = s.worker(1);
+    s.wait_state(&id, State::Dead).await;
+    worker.stop().await;
+    s.command("HSET", &[&s.key("crashes"), &id, "2"]).await;
+    s.client.replay(&s.queue, std::slice::from_ref(&id), "again").await.unwrap();
+    assert_eq!(s.stats().await.suspects, 1);
+    check(&s.client, &s.queue).await;
+}

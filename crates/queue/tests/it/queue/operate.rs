@@ -260,3 +260,119 @@ async fn a_cancellation_that_was_asked_for_ends_a_job_that_would_have_come_back(
     check(&s.client, &s.queue).await;
     worker.stop().await;
 }
+
+#[tokio::test]
+async fn retention_keeps_up_with_what_a_busy_queue_leaves() {
+    let s = Setup::new().await;
+    for part in 0..10 {
+        let (mut finished, mut jobs) = (vec![s.key("finished")], vec![s.key("jobs")]);
+        let mut producers = vec![s.key("producers")];
+        for i in 0..1_000 {
+            finished.extend(["1".to_owned(), format!("{part}-{i}")]);
+            jobs.extend([format!("{part}-{i}"), String::new()]);
+            producers.extend([format!("{part}-{i}"), "1 1".to_owned()]);
+        }
+        for (name, args) in [("ZADD", finished), ("HSET", jobs), ("HSET", producers)] {
+            s.command(name, &args.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        }
+    }
+    let worker = s.worker(1);
+    until("all that is over is removed", async || {
+        let finished = s.command("ZCARD", &[&s.key("finished")]).await.as_i64();
+        let producers = s.command("HLEN", &[&s.key("producers")]).await.as_i64();
+        (finished, producers) == (Some(0), Some(0))
+    })
+    .await;
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_is_removed_that_could_not_be_written_down() {
+    let s = Setup::new().await;
+    let redis = s.client.redis().clone();
+    let broken = voiceai_queue::Client::with_history(redis, std::sync::Arc::new(NoPaper)).await.unwrap();
+    let id = s.enqueue(&Work::named("x")).await;
+    let error = broken.discard(&s.queue, std::slice::from_ref(&id), "wrong").await.unwrap_err();
+    assert!(matches!(error, QueueError::History { .. }), "{error}");
+    let all = Selection::State { state: State::Waiting, older_than: None };
+    assert!(broken.purge(&s.queue, &all, Ending::Removed, "clean").await.is_err());
+    assert_eq!(s.state(&id).await, Some(State::Waiting));
+    check(&s.client, &s.queue).await;
+}
+
+/// A history that cannot be written.
+struct NoPaper;
+
+impl voiceai_queue::HistorySink for NoPaper {
+    fn record(&self, _record: voiceai_queue::FinishedJob) {}
+
+    fn record_now(
+        &self,
+        records: Vec<voiceai_queue::FinishedJob>,
+    ) -> std::pin::Pin<Box<dyn Future<Output = Result<(), voiceai_queue::HistoryError>> + Send + '_>> {
+        let error = voiceai_queue::HistoryError { records: records.len(), reason: "no paper".into() };
+        Box::pin(std::future::ready(Err(error)))
+    }
+}
+
+#[tokio::test]
+async fn a_clean_up_looks_at_every_delayed_job_and_passes_over_the_young() {
+    let s = Setup::new().await;
+    let hour = Duration::from_secs(3_600);
+    let young = (0..450).map(|i| Work::named(format!("{i}")).job().delay(hour)).collect();
+    s.client.enqueue_bulk(young).await.unwrap();
+    // Due last and enqueued long ago.
+    for i in 0..3 {
+        let args = vec![
+            "1".into(),
+            format!("old{i}").into(),
+            "0||".into(),
+            "+9000000".into(),
+            "0||\nwork\n1\n{}".into(),
+        ];
+        let keys = vec![s.key("").into()];
+        s.client.redis().fcall::<voiceai_redis::Value>("voiceai_v1_add", keys, args).await.unwrap();
+    }
+    let old = Selection::State { state: State::Delayed, older_than: Some(hour) };
+    assert_eq!(s.client.purge(&s.queue, &old, Ending::Removed, "clean").await.unwrap(), 3);
+    assert_eq!((s.records.of("old2"), s.stats().await.delayed), (vec!["removed"], 450));
+    check(&s.client, &s.queue).await;
+}
+
+#[tokio::test]
+async fn a_purge_reaches_behind_cancelled_jobs() {
+    let s = Setup::new().await;
+    let jobs = (0..1_000).map(|i| Work::named(format!("{i}")).job()).collect();
+    let added = s.client.enqueue_bulk(jobs).await.unwrap();
+    let ids: Vec<String> = added.iter().skip(1).take(700).map(|a| a.id.to_string()).collect();
+    s.client.cancel(&s.queue, &ids, "no").await.unwrap();
+    let all = Selection::State { state: State::Waiting, older_than: None };
+    assert_eq!(s.client.purge(&s.queue, &all, Ending::Discarded, "purge").await.unwrap(), 300);
+    let stats = s.stats().await;
+    assert_eq!((stats.waiting, stats.discarded, stats.cancelled), (0, 300, 700));
+    check(&s.client, &s.queue).await;
+}
+
+#[tokio::test]
+async fn a_cancellation_that_meets_a_failing_attempt_is_recorded_as_one() {
+    let s = Setup::new().await;
+    let worker = s.worker(1);
+    until("the first tending is over", async || {
+        s.command("HEXISTS", &[&s.key("pulse"), "tend_at"]).await.as_i64() == Some(1)
+    })
+    .await;
+    s.enqueue(&Work::named("warm")).await;
+    until("warm", async || s.diary.count("warm") == 1).await;
+    // As when the request comes too late for the handler, and before its failure is settled.
+    s.command("HSET", &[&s.key("cancel"), "late", "enough"]).await;
+    let job =
+        Work { fail_times: 9, ..Work::named("x") }.job().id(voiceai_queue::JobId::chosen("late").unwrap());
+    s.client.enqueue(job).await.unwrap();
+    until("it is recorded", async || s.records.of("late") == ["cancelled"]).await;
+    s.wait_empty(SOON).await;
+    assert_eq!((s.diary.count("x"), s.state("late").await), (1, None));
+    assert_eq!(s.records.of("late"), ["cancelled"]);
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}

@@ -69,6 +69,8 @@ async fn replace_leaves_only_the_newest_of_those_that_wait() {
     check(&s.client, &s.queue).await;
     let stats = s.stats().await;
     assert_eq!((stats.waiting, stats.delayed, stats.cancelled), (0, 1, 3));
+    let ends: Vec<_> = s.records.all().iter().map(|r| r.ending.as_str()).collect();
+    assert_eq!(ends, ["cancelled"; 3], "those replaced have a record");
     let worker = s.worker(2);
     s.wait_empty(SOON).await;
     assert_eq!(s.diary.names(), ["d"]);
