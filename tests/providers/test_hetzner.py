@@ -170,6 +170,17 @@ class Creating(HetznerTest):
         self.expect(10, "scaleUp", "failed", "server_error")
         self.assertEqual(self.api.servers, {})
 
+    def test_a_server_that_has_long_been_running_is_not_taken_for_half_made(self):
+        for created, code, left in [("2026-01-30T23:55:00+00:00", 0, 1), (None, 10, 0)]:
+            server = self.make()
+            self.api.failing_actions = {"attach_to_network": "ip_not_available"}
+            self.api.start("attach_to_network", server)
+            server["created"] = created or server["created"]
+            time.sleep(self.api.action_s)
+            self.expect(code, "scaleUp")
+            self.assertEqual(len(self.api.servers), left)
+            self.api.servers.clear()
+
     def test_trouble_after_the_creation_never_says_that_nothing_was_made(self):
         for fault in [{"status": 503, "code": "unavailable"}, {"status": 401, "code": "unauthorized"},
                       {"status": 429, "code": "rate_limit_exceeded"}, {"drop": True}, {"body": "[]"}]:

@@ -349,6 +349,13 @@ export INSTANCE_NAME
 
 of_server() { printf '%s' "$SERVER" | jq -r "$1"; }
 
+# age_s: seconds since SERVER was made; 0 when the API does not say.
+age_s() {
+  # shellcheck disable=SC2016 # jq's own variable
+  of_server '(.created // "" | sub("\\.[0-9]+"; "") | sub("\\+00:00$"; "Z")) as $at
+    | (try ($at | fromdateiso8601) catch now) | (now - .) | floor'
+}
+
 is_ours() { [ -n "$OPERATION" ] && [ "$(of_server '.labels.operation // ""')" = "$OPERATION" ]; }
 
 must_name_operation() { [ -n "$OPERATION" ] || refuse bad_input "LABELS.operation is missing: it says whose server may be touched"; }

@@ -23,6 +23,9 @@ if [ -n "${CLOUD_INIT_FILE:-}" ]; then
   [ "$size" -le "$USER_DATA_MAX" ] || refuse user_data_too_large "the cloud-init document has $size bytes; Hetzner Cloud takes $USER_DATA_MAX"
 fi
 
+# A server that runs for longer than this is no longer being made: the scaler gives up on one before.
+MAKING_MAX_S=900
+
 # The request's body, checked before anything is asked: a wrong key is better named here than by the API.
 # shellcheck disable=SC2016 # jq's own variables
 REQUEST=$(jq -cn --rawfile user_data "$USER_DATA" --argjson labels "$ALL_LABELS" '
@@ -63,7 +66,8 @@ adopt() {
   [ "$(of_server .status)" != deleting ] || answer deleting 10 being_deleted "the server of this operation is being deleted"
   EXISTS=yes
   # What was asked for in the call that is being repeated may still be at work, or have failed.
-  if ! server_actions; then half_created; fi
+  # One that has long been running may carry calls, whatever became of its making: it is not for this script to end it.
+  if ! server_actions && { [ "$(of_server .status)" != running ] || [ "$(age_s)" -le "$MAKING_MAX_S" ]; }; then half_created; fi
 }
 
 # An action failed, so the server will never be what was asked for: it goes, and the answer is the action's.

@@ -16,10 +16,7 @@ case $state in
   deleting) answer deleting 0 ;;
 esac
 server_actions || answer failed 0 "$ERROR_CODE" "$ERROR_MESSAGE"
-# shellcheck disable=SC2016 # jq's own variable
-age=$(of_server '(.created // "" | sub("\\.[0-9]+"; "") | sub("\\+00:00$"; "Z")) as $at
-  | (try ($at | fromdateiso8601) catch now) | (now - .) | floor')
-if [ "$state" = off ] && [ "${#RUNNING[@]}" -eq 0 ] && [ "$age" -gt "$OFF_MAX_S" ]; then
+if [ "$state" = off ] && [ "${#RUNNING[@]}" -eq 0 ] && [ "$(age_s)" -gt "$OFF_MAX_S" ]; then
   answer failed 0 off "the server is switched off"
 fi
 answer creating 0
