@@ -256,6 +256,8 @@ class Moto(AwsTest):
 
     def setUp(self):
         super().setUp()
+        # Each call of the real command line takes a second, and more on a busy machine.
+        self.config["waitSeconds"] = running.PATIENCE_S
         self.cli = os.environ["AWS_CLI_FOLDER"]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
