@@ -253,18 +253,24 @@ impl Desk {
         }
     }
 
+    fn release_unused_permit(&mut self) {
+        if self.suspect.is_none() {
+            self.permit = None;
+        }
+    }
+
     /// One suspect runs in this process at a time, over all its pools: the death of the process is then never blamed on
     /// another queue's.
     fn learn_suspects(&mut self, suspects: Suspects) {
         match suspects {
             Suspects::Taken(id) => self.suspect = Some(id),
-            Suspects::None if self.suspect.is_none() => self.permit = None,
+            Suspects::None => self.release_unused_permit(),
             // Asks again at once with the permit; without one the next beat that sees work does.
             Suspects::Wait if self.permit.is_none() => {
                 self.permit = Arc::clone(&SUSPECT).try_acquire_owned().ok();
                 self.hungry |= self.permit.is_some();
             }
-            Suspects::None | Suspects::Wait => {}
+            Suspects::Wait => {}
         }
     }
 
@@ -314,6 +320,8 @@ impl Desk {
             };
             let want = self.want();
             if want == 0 && self.acks.is_empty() {
+                // Another pool's suspect shall not wait for a slot of this one.
+                self.release_unused_permit();
                 self.listen();
                 return;
             }
@@ -436,9 +444,7 @@ impl Desk {
                 // settled it is let go, and the rest of it goes back.
                 lot.incarnation.retire();
                 self.current = None;
-                if self.suspect.is_none() {
-                    self.permit = None;
-                }
+                self.release_unused_permit();
                 self.unsure.extend(acks);
                 self.trouble(&error);
             }
