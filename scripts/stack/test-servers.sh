@@ -62,7 +62,7 @@ serve() {
   case $PART in
     redis)
       # Persistence off; a database number for each test, and room for clients of many tests at once.
-      start_redis "$DIR" --databases 4096 --save '' --appendonly no --maxclients 4000
+      start_redis "$DIR" --databases 256 --save '' --appendonly no --maxclients 4000
       printf 'VOICEAI_TEST_REDIS_URL=%s\n' "redis://127.0.0.1:$REDIS_PORT" >"$DIR/env.new"
       ;;
     postgres)

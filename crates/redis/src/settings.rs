@@ -28,6 +28,9 @@ pub enum SettingsError {
     /// A list of Sentinels needs the name of the primary.
     #[error("REDIS_URL lists several servers: set REDIS_SENTINEL_NAME (Sentinel) or REDIS_CLUSTER_MODE=true")]
     ListNeedsSentinelName,
+    /// The path is no database number.
+    #[error("REDIS_URL names database `{0}`; expected a number from 0 to 255")]
+    Database(String),
     /// Cluster has only database 0.
     #[error("REDIS_URL names database {0}, but Redis Cluster has only database 0")]
     ClusterDatabase(String),
@@ -117,6 +120,11 @@ fn compose(
     if scheme.ends_with("unix") {
         return Ok((url.into(), topology));
     }
+    let database = url.path().trim_start_matches('/');
+    // The client library counts databases in one byte.
+    if !database.is_empty() && database.parse::<u8>().is_err() {
+        return Err(SettingsError::Database(database.to_owned()));
+    }
     if topology == Topology::Cluster && !matches!(url.path(), "" | "/" | "/0") {
         return Err(SettingsError::ClusterDatabase(url.path().trim_start_matches('/').to_owned()));
     }
@@ -174,6 +182,8 @@ mod tests {
     fn what_cannot_work_is_refused_by_name() {
         assert_eq!(compose("a:1,b:2", None, false), Err(SettingsError::ListNeedsSentinelName));
         assert_eq!(compose("http://a", None, false), Err(SettingsError::Scheme("http".into())));
+        assert_eq!(compose("redis://a/256", None, false), Err(SettingsError::Database("256".into())));
+        assert_eq!(compose("redis://a/x", None, false), Err(SettingsError::Database("x".into())));
         assert_eq!(compose("redis://a/3", None, true), Err(SettingsError::ClusterDatabase("3".into())));
         let shown = format!("{}", compose("redis://:s3cret-canary@ho st", None, false).unwrap_err());
         assert!(!shown.contains("canary"), "{shown}");

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// A server that no test process has used for this long is ended by its supervisor.
@@ -165,13 +165,15 @@ fn parse(text: &str) -> HashMap<String, String> {
         .collect()
 }
 
-/// A Redis database of the calling test's own, empty.
+/// A Redis database of the calling test's own, empty. Keep it for as long as the database is used.
 #[derive(Debug, Clone)]
 pub struct RedisDb {
     /// `redis://127.0.0.1:PORT/NUMBER`.
     pub url: String,
     /// The database's number. Pub/sub ignores it: put it into channel names.
     pub number: u32,
+    /// Held locked; other tests skip a number whose file is locked.
+    _reservation: Arc<File>,
 }
 
 impl RedisDb {
@@ -181,18 +183,36 @@ impl RedisDb {
     }
 }
 
+/// The client library counts databases in one byte.
+const LAST_DATABASE: u32 = 255;
+
 /// Takes a database number of the shared Redis that no living test uses, and empties it.
 pub async fn redis() -> RedisDb {
     let address = address(Part::Redis).await;
     let server = address["VOICEAI_TEST_REDIS_URL"].trim_end_matches('/').to_owned();
-    // Database 0 holds only this counter. With 4096 databases, a number comes round long after its test has ended.
+    let (_, port) = server.rsplit_once(':').expect("the shared Redis has a port");
+    let directory = std::env::temp_dir().join(format!("voiceai-redis-{port}-{}", nix::unistd::getuid()));
+    std::fs::create_dir_all(&directory)
+        .unwrap_or_else(|error| panic!("create {}: {error}", directory.display()));
+    // Database 0 holds only this counter. It is where the search begins, so that a number comes round as late as it can.
     let counter = format!("{server}/0");
-    let count: u32 = crate::redis_server::redis_cli(&["-u", &counter], None, &["INCR", "testkit:databases"])
-        .await
-        .parse()
-        .expect("INCR answers a number");
-    let number = count % 4095 + 1;
-    let database = RedisDb { url: format!("{server}/{number}"), number };
-    assert_eq!(database.cli(&["FLUSHDB", "SYNC"]).await, "OK", "empty {}", database.url);
-    database
+    for _ in 0..LAST_DATABASE {
+        let count: u32 =
+            crate::redis_server::redis_cli(&["-u", &counter], None, &["INCR", "testkit:databases"])
+                .await
+                .parse()
+                .expect("INCR answers a number");
+        let number = count % LAST_DATABASE + 1;
+        let path = directory.join(number.to_string());
+        let reservation =
+            File::create(&path).unwrap_or_else(|error| panic!("create {}: {error}", path.display()));
+        if reservation.try_lock().is_err() {
+            continue;
+        }
+        let url = format!("{server}/{number}");
+        let database = RedisDb { url, number, _reservation: Arc::new(reservation) };
+        assert_eq!(database.cli(&["FLUSHDB", "SYNC"]).await, "OK", "empty {}", database.url);
+        return database;
+    }
+    panic!("all {LAST_DATABASE} databases of {server} are in use by living tests");
 }
