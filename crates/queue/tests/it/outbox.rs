@@ -178,6 +178,11 @@ async fn trouble_with_one_row_or_queue_does_not_hold_up_the_others() {
     wait_until(SOON, "the good ones are queued", async || queue.accepted().len() == 20).await;
     let expected: Vec<_> = (0..20).map(|n| format!("open-k-{n:02}")).collect();
     assert_eq!(queue.accepted(), expected, "in the order of the rows");
+    // The marks follow the hand-over.
+    wait_until(SOON, "the good ones are marked", async || {
+        outbox::waiting(&pool).await.unwrap().iter().all(|q| q.queue != "open" || q.waiting == 0)
+    })
+    .await;
     let waiting = outbox::waiting(&pool).await.unwrap();
     assert_eq!((waiting[0].queue.as_str(), waiting[0].waiting, waiting[0].refused), ("closed", 20, 0));
     assert!(waiting[0].last_error.as_ref().unwrap().contains("the test closed it"));
