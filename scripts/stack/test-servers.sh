@@ -20,7 +20,11 @@ usage() {
 stop_serving() {
   rm -f "$DIR/env"
   case $PART in
-    redis) end_process "$DIR/redis.pid" KILL 5 || true ;;
+    redis)
+      end_process "$DIR/redis.pid" KILL 5 || true
+      # Where the tests note which database numbers are taken.
+      if [[ -s $DIR/redis.ports ]]; then rm -rf "${TMPDIR:-/tmp}/voiceai-redis-$(<"$DIR/redis.ports")-$EUID"; fi
+      ;;
     # QUIT is PostgreSQL's immediate shutdown: nothing needs to be written, and its children end with it.
     postgres) end_process "$DIR/postgres.pid" QUIT 10 || true ;;
     s3)

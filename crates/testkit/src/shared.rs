@@ -209,8 +209,14 @@ pub async fn redis() -> RedisDb {
         if reservation.try_lock().is_err() {
             continue;
         }
+        let reservation = Arc::new(reservation);
+        if std::env::var_os("NEXTEST").is_some() {
+            // One test a process: kept to its end, so that a test which holds on to the URL alone is safe as well.
+            static KEPT: Mutex<Vec<Arc<File>>> = Mutex::new(Vec::new());
+            KEPT.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(Arc::clone(&reservation));
+        }
         let url = format!("{server}/{number}");
-        let database = RedisDb { url, number, _reservation: Arc::new(reservation) };
+        let database = RedisDb { url, number, _reservation: reservation };
         assert_eq!(database.cli(&["FLUSHDB", "SYNC"]).await, "OK", "empty {}", database.url);
         return database;
     }
