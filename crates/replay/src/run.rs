@@ -122,6 +122,8 @@ impl<S: Source> Run<'_, S> {
         if let Some(ended) = self.release_all(forgiven, stop).await? {
             return Ok(ended);
         }
+        // The trail's counts hold what is known by then.
+        self.settle().await?;
         self.store.end(self.id, None).await?;
         self.follow(stop).await
     }
