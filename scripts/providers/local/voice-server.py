@@ -20,6 +20,7 @@ Input by environment only, since it may hold a password:
 """
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
@@ -131,13 +132,23 @@ class Server:
             loop.add_signal_handler(number, stop.set)
         log("listening", address=self.address, port=self.port)
         beats = asyncio.create_task(self.beat())
+        kept = asyncio.create_task(self.watch_state(stop))
         await stop.wait()
+        kept.cancel()
         log("stopping", calls_cut=self.calls)
         beats.cancel()
         listener.close()
         # The state goes while the lock is still held, so that a successor of the name never loses its own.
-        os.unlink(self.path(".json"))
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path(".json"))
         lock.close()
+
+    async def watch_state(self, stop):
+        """A server whose state was removed can no longer be found or ended by its provider: it ends by itself."""
+        while os.path.exists(self.path(".json")):
+            await asyncio.sleep(2)
+        log("state removed")
+        stop.set()
 
     def path(self, suffix):
         return os.path.join(self.state_dir, self.name + suffix)
