@@ -4,7 +4,7 @@
 //! process dead, since restarting it would heal nothing. *Ready* means that start-up is over and every backend answers.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -245,28 +245,44 @@ pub fn file_path(runtime_dir: &Path, service: &str, instance_id: &str) -> PathBu
     runtime_dir.join(format!("{}.{}.json", clean(service), clean(instance_id)))
 }
 
-/// Writes `report` to a neighbour of `path` and renames it into place, so that a reader never sees half a file.
+/// Writes `report` to a neighbour of `path` and renames it into place, so that a reader never sees half a file. Where that
+/// fails, as on a full disk, the file that is there is written over in its own blocks, which needs no space: a process
+/// must not be taken for stuck, and restarted, because a disk is full.
 ///
 /// # Errors
-/// When the folder cannot be made, or the file cannot be written or renamed.
+/// When the folder cannot be made, or the file can be written neither way.
 pub fn write(path: &Path, report: &Report) -> io::Result<()> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
     }
+    let text = serde_json::to_vec(report)?;
     let next = path.with_extension(format!("json.{}", std::process::id()));
-    std::fs::write(&next, serde_json::to_vec(report)?)?;
-    std::fs::rename(&next, path).inspect_err(|_| {
+    std::fs::write(&next, &text).and_then(|()| std::fs::rename(&next, path)).or_else(|error| {
         let _ = std::fs::remove_file(&next);
+        write_over(path, text).map_err(|_| error)
     })
 }
 
-/// Reads a state file.
+/// Without truncating, which would give the blocks away; spaces at the end are no part of a JSON document.
+fn write_over(path: &Path, mut text: Vec<u8>) -> io::Result<()> {
+    let mut file = std::fs::OpenOptions::new().write(true).open(path)?;
+    let length = usize::try_from(file.metadata()?.len()).unwrap_or(text.len());
+    text.resize(text.len().max(length), b' ');
+    file.write_all(&text)
+}
+
+/// Reads a state file. One that is just being written over is read a second time.
 ///
 /// # Errors
 /// `NotFound` when no process wrote one; `InvalidData` when it is no state file.
 pub fn read(path: &Path) -> io::Result<Report> {
-    let bytes = std::fs::read(path)?;
-    serde_json::from_slice(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    let parse = || {
+        let bytes = std::fs::read(path)?;
+        serde_json::from_slice(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    };
+    parse().or_else(
+        |error: io::Error| if error.kind() == io::ErrorKind::InvalidData { parse() } else { Err(error) },
+    )
 }
 
 #[cfg(test)]
@@ -319,6 +335,23 @@ mod tests {
         let report = vitals.report("voiceai-scaler", "x");
         assert!(report.loops.is_empty());
         assert!(report.not_ready(boot_now()).is_empty());
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+    #[test]
+    fn a_file_that_cannot_be_replaced_is_written_over() {
+        let folder = std::env::temp_dir().join(format!("vitals-over-{}", std::process::id()));
+        let path = file_path(&folder, "voiceai-scaler", "x");
+        let mut long = report(1_000, 100_000, 101_000);
+        long.status = "a status that is longer than the next one".into();
+        write(&path, &long).unwrap();
+        // No neighbour can be written, as on a full disk.
+        std::fs::create_dir(path.with_extension(format!("json.{}", std::process::id()))).unwrap();
+        let short = report(1_000, 102_000, 103_000);
+        write(&path, &short).unwrap();
+        assert_eq!(read(&path).unwrap(), short);
+        long.status.push_str(", and longer still");
+        write(&path, &long).unwrap();
+        assert_eq!(read(&path).unwrap(), long);
         std::fs::remove_dir_all(&folder).unwrap();
     }
 }
