@@ -1,0 +1,9 @@
+//! Outgoing mail: from an accepted command to a known outcome.
+//!
+//! A delivery is rendered once ([`template`]), composed once ([`message`]) and handed to a [`transport`] as often as its
+//! attempts need, byte for byte the same each time.
+
+mod class;
+pub mod transport;
+
+pub use class::Class;
