@@ -16,7 +16,7 @@ macro_rules! component {
 pub const COMMON: Component = component!("common", "common", ["0001_leadership", "0010_outbox"]);
 
 /// Servers, operations, decisions.
-pub const SCALER: Component = component!("scaler", "scaler", ["0001_servers", "0002_server_group"]);
+pub const SCALER: Component = component!("scaler", "scaler", ["0001_servers", "0002_server_group", "0010_providers"]);
 
 /// Schedules, job history, backups.
 pub const TASKER: Component = component!(

@@ -45,6 +45,8 @@ settings! {
     SCALING_STATUS_POLL_INTERVAL_MS: Duration = millis().default("5000").between(50, 600_000).only(Binaries::Scaler);
     /// Most servers over all groups together; nothing is bought above it.
     SCALING_FLEET_MAX: u32 = integer().between(1, 1_000_000).only(Binaries::Scaler);
+    /// How often each provider's `list.sh` is asked for servers of ours that the database does not know.
+    ORPHAN_SWEEP_INTERVAL: Duration = duration().default("5m").between(200, 86_400_000).only(Binaries::Scaler);
     /// Token of the Hetzner Cloud project, for the scripts of the provider `hetzner`.
     HETZNER_API_TOKEN: Secret = secret().only(Binaries::Scaler);
     /// Address of a Hetzner Cloud API other than the public one, for the scripts of the provider `hetzner`.
