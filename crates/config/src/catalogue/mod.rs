@@ -5,6 +5,7 @@
 
 pub mod general;
 pub mod leader;
+pub mod mail;
 pub mod platform;
 pub mod postgres;
 pub mod proxy;
@@ -13,6 +14,7 @@ pub mod redis;
 pub mod scaler;
 pub mod storage;
 pub mod telemetry;
+pub mod transport;
 
 use crate::setting::{Declaration, Section};
 
@@ -25,6 +27,8 @@ pub static SECTIONS: &[&Section] = &[
     &leader::SECTION,
     &scaler::SECTION,
     &queue::SECTION,
+    &mail::SECTION,
+    &transport::SECTION,
     &storage::SECTION,
     &telemetry::SECTION,
     &proxy::SECTION,
@@ -41,6 +45,7 @@ pub(crate) const PREFIXES: &[&str] = &[
     "DATABASE_",
     "DIAGNOSTIC_",
     "DISPATCHER_",
+    "EMAIL_",
     "HEARTBEAT_",
     "LEADER_",
     "MAIL_",
@@ -49,6 +54,8 @@ pub(crate) const PREFIXES: &[&str] = &[
     "REDIS_",
     "SCALING_",
     "SCHEDULER_",
+    "SES_",
+    "SMTP_",
     "TASKER_",
     "VOICEAI_",
     "WORKER_",
@@ -57,6 +64,8 @@ pub(crate) const PREFIXES: &[&str] = &[
 /// Variables of other programs that begin like ours or are near to one of ours.
 pub(crate) const FOREIGN: &[fn(&str) -> bool] = &[
     |name| ["OTEL_", "AWS_", "npm_", "CARGO_", "RUST"].iter().any(|prefix| name.starts_with(prefix)),
+    // Where the private stack's mail sink keeps what it received.
+    |name| name == "SMTP_SINK_DIR",
     // What Kubernetes and Docker links put into every container for a service named like ours.
     |name| name.contains("_SERVICE_HOST") || name.contains("_SERVICE_PORT"),
     |name| name.contains("_PORT_") && (name.contains("_TCP") || name.contains("_UDP")),
@@ -72,4 +81,5 @@ pub(crate) const RETIRED: &[(&str, &str)] = &[
     ("MAIL_REDIS_DEAD_LETTER_PREFIX", "dead letters are rows in PostgreSQL; unset it"),
     ("MAIL_DELIVERY_TTL", "unset it"),
     ("MAIL_ATTEMPT_TTL", "unset it"),
+    ("SMTP_SECURE", "set SMTP_TLS"),
 ];
