@@ -4,6 +4,7 @@
 //! Only what code reads is declared: a variable without a reader would be a promise.
 
 pub mod general;
+pub mod http;
 pub mod leader;
 pub mod mail;
 pub mod platform;
@@ -27,6 +28,7 @@ pub static SECTIONS: &[&Section] = &[
     &leader::SECTION,
     &scaler::SECTION,
     &queue::SECTION,
+    &http::SECTION,
     &mail::SECTION,
     &transport::SECTION,
     &storage::SECTION,
@@ -47,6 +49,7 @@ pub(crate) const PREFIXES: &[&str] = &[
     "DISPATCHER_",
     "EMAIL_",
     "HEARTBEAT_",
+    "INTERNAL_HTTP_",
     "LEADER_",
     "MAIL_",
     "PROVIDER_",
