@@ -66,10 +66,22 @@ fn default(declaration: &Declaration) -> String {
 }
 
 fn meaning(declaration: &Declaration) -> String {
-    let doc = declaration.doc.trim();
-    match (declaration.check, declaration.template()) {
-        (_, Some(template)) => format!("{doc} Composed as `{template}` where unset."),
-        (Some(check), None) => format!("{doc} Expected: {}.", check.expected),
-        (None, None) => doc.to_owned(),
+    let mut text = declaration.doc.trim().to_owned();
+    // Writing to a String cannot fail.
+    let _ = match (declaration.check, declaration.template()) {
+        (_, Some(template)) => write!(text, " Composed as `{template}` where unset."),
+        (Some(check), None) => write!(text, " Expected: {}.", check.expected),
+        (None, None) => Ok(()),
+    };
+    if let Some(external) = declaration.external {
+        let _ = write!(
+            text,
+            " Also read from the secret `{}` names, under `{}`.",
+            external.arn_from, external.key
+        );
     }
+    if declaration.rotates {
+        text.push_str(" Picked up while the service runs.");
+    }
+    text
 }

@@ -50,7 +50,7 @@ impl fmt::Display for LayerKind {
 }
 
 /// What one layer holds. Every value is kept as a secret: a layer does not know which ones are.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Content {
     /// Variable to value.
     pub values: BTreeMap<String, Secret>,
@@ -201,6 +201,45 @@ impl Layer for Fixed {
     fn read(&self) -> ReadLayer<'_> {
         let content = Content { values: self.values.clone(), ..Content::default() };
         Box::pin(std::future::ready(Ok(content)))
+    }
+}
+
+/// A layer that has been read already.
+#[derive(Debug, Clone)]
+pub struct Held {
+    kind: LayerKind,
+    origin: String,
+    content: Content,
+}
+
+impl Held {
+    /// Reads `layer` once and keeps what it held.
+    ///
+    /// # Errors
+    /// As the layer's own.
+    pub async fn of(layer: &dyn Layer) -> Result<Self, LayerError> {
+        let content = layer.read().await?;
+        Ok(Self { kind: layer.kind(), origin: layer.origin(), content })
+    }
+
+    /// What was read elsewhere.
+    #[must_use]
+    pub const fn new(kind: LayerKind, origin: String, content: Content) -> Self {
+        Self { kind, origin, content }
+    }
+}
+
+impl Layer for Held {
+    fn kind(&self) -> LayerKind {
+        self.kind
+    }
+
+    fn origin(&self) -> String {
+        self.origin.clone()
+    }
+
+    fn read(&self) -> ReadLayer<'_> {
+        Box::pin(std::future::ready(Ok(self.content.clone())))
     }
 }
 

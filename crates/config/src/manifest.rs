@@ -41,11 +41,26 @@ pub struct Variable {
     pub scope: Option<&'static str>,
     /// The containers that get it.
     pub containers: &'static [&'static str],
+    /// The secret outside the service's own prefix that may hold it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret: Option<OutsideSecret>,
     /// How it is built from other settings.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compose: Option<Template>,
     /// For people.
     pub description: &'static str,
+}
+
+/// Where a variable stands outside the service's own prefix.
+#[derive(Debug, Clone, Serialize)]
+pub struct OutsideSecret {
+    /// The variable that holds the secret's name or ARN.
+    pub arn_from: &'static str,
+    /// Always `json`.
+    #[serde(rename = "type")]
+    pub form: &'static str,
+    /// The key of the JSON object.
+    pub key: &'static str,
 }
 
 /// How a variable is built from others.
@@ -76,6 +91,11 @@ fn variable(declaration: &'static Declaration) -> Variable {
         source: (declaration.source == Source::Bootstrap).then_some("local"),
         scope: (declaration.scope == Scope::Init).then_some("init"),
         containers: declaration.binaries.names(),
+        secret: declaration.external.map(|external| OutsideSecret {
+            arn_from: external.arn_from,
+            form: "json",
+            key: external.key,
+        }),
         compose: declaration.template().map(|template| Template { template }),
         description: declaration.doc.trim(),
     }

@@ -9,7 +9,7 @@ use crate::nearest;
 use crate::report::{Report, Violation, Warning};
 use crate::setting::{Binary, Declaration};
 use crate::value::{Address, Value};
-use crate::{catalogue, reader};
+use crate::{catalogue, reader, rotation};
 
 /// A value that one layer gives for a setting.
 #[derive(Debug, Clone)]
@@ -105,6 +105,7 @@ impl Resolved {
             found.warnings.append(&mut stratum.content.warnings);
         }
         found.warnings.extend(replaced_bootstrap(&strata));
+        found.warnings.extend(rotation::without_namespace(&settings));
         for stratum in &strata {
             names.extend(
                 stratum.content.values.keys().chain(stratum.content.unreadable.keys()).map(String::as_str),
@@ -219,7 +220,7 @@ fn replaced_bootstrap(strata: &[Stratum]) -> Vec<Warning> {
         .collect()
 }
 
-fn effective<'s>(settings: &'s BTreeMap<&'static str, Resolution>, name: &str) -> Option<&'s str> {
+pub(crate) fn effective<'s>(settings: &'s BTreeMap<&'static str, Resolution>, name: &str) -> Option<&'s str> {
     let found = settings.get(name)?;
     found.winner.as_ref().map(|winner| winner.value.expose()).or(found.declaration.default)
 }

@@ -125,10 +125,23 @@ pub struct Declaration {
     pub scope: Scope,
     /// Which services read it.
     pub binaries: Binaries,
+    /// True when a running service picks up a new value by itself; any other change needs a start.
+    pub rotates: bool,
+    /// The secret outside the service's own prefix that may hold it.
+    pub external: Option<External>,
     pub(crate) check: Option<Check>,
     pub(crate) compose: Option<Compose>,
     pub(crate) splits_into: Option<(&'static str, &'static str)>,
     pub(crate) verify: fn(&str, &Self) -> Result<(), String>,
+}
+
+/// One key of a secret that stands outside the service's own prefix, such as the one that a managed database keeps for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct External {
+    /// The setting that holds the secret's name or ARN.
+    pub arn_from: &'static str,
+    /// The key of the JSON object in it.
+    pub key: &'static str,
 }
 
 /// A rule of one setting beyond its type.
@@ -200,6 +213,8 @@ impl<T: Value> Setting<T> {
             required: Required::No,
             scope: Scope::Service,
             binaries: Binaries::Both,
+            rotates: false,
+            external: None,
             check: None,
             compose: None,
             splits_into: None,
@@ -265,6 +280,18 @@ impl<T> Setting<T> {
 
     pub(crate) const fn only(mut self, binaries: Binaries) -> Self {
         self.declaration.binaries = binaries;
+        self
+    }
+
+    /// A running service reads it again: see `SECRETS_REFRESH_INTERVAL`.
+    pub(crate) const fn rotates(mut self) -> Self {
+        self.declaration.rotates = true;
+        self
+    }
+
+    /// It may also stand under `key` in the secret that the setting `arn_from` names.
+    pub(crate) const fn external(mut self, arn_from: &'static str, key: &'static str) -> Self {
+        self.declaration.external = Some(External { arn_from, key });
         self
     }
 

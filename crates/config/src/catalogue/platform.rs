@@ -1,16 +1,20 @@
 //! The platform's stores of settings, and how AWS is reached.
 
+use std::time::Duration;
+
 use voiceai_runtime::Secret;
 
 use crate::setting::settings;
-use crate::value::kinds::{boolean, secret, text};
+use crate::value::kinds::{boolean, seconds, secret, text};
 
 settings! {
-    "Platform", "With `NAMESPACE` set, settings are also read from SSM under `/<NAMESPACE>/ops/` and from the secrets whose names begin with `<NAMESPACE>/ops/`; a layer that cannot be read ends the start with exit code 5. AWS calls use the standard credential chain.";
+    "Platform", "With `NAMESPACE` set, settings are also read from SSM under `/<NAMESPACE>/ops/` and from the secrets whose names begin with `<NAMESPACE>/ops/`; a layer that cannot be read ends the start with exit code 5. AWS calls use the standard credential chain; further standard `AWS_` variables (`AWS_PROFILE`, `AWS_ENDPOINT_URL`, `AWS_CA_BUNDLE`, …) are read by the AWS library itself, from the environment of the process only.";
 
     /// Where the platform keeps this environment's settings, such as `voiceai/staging`. Unset: the environment alone is read.
     NAMESPACE: String = text().bootstrap()
         .check("names separated by single slashes, such as voiceai/staging", is_namespace);
+    /// How often a running service reads every layer again, give or take a tenth. Settings marked as picked up while the service runs then take effect; so they do at once where a login with the old value was refused. While the stores cannot be read, the last good values stay in use, with a warning that says their age.
+    SECRETS_REFRESH_INTERVAL: Duration = seconds().default("5m").between(1_000, 86_400_000);
     /// AWS region.
     AWS_REGION: String = text().default("eu-central-1").bootstrap();
     /// True where the instance's own role is to be used and nothing else. Static keys beside it are refused: they would win in silence.

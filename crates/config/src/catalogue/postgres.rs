@@ -43,9 +43,11 @@ settings! {
     /// Port beside `DATABASE_HOST`.
     DATABASE_PORT: u16 = port().default("5432").aliases(&["PG_PORT"]);
     /// User beside `DATABASE_HOST`.
-    DATABASE_USERNAME: String = text().aliases(&["PG_USER"]);
+    DATABASE_USERNAME: String = text().aliases(&["PG_USER"]).external("DATABASE_SECRET_ARN", "username");
     /// Password beside `DATABASE_HOST`.
-    DATABASE_PASSWORD: Secret = secret().aliases(&["PG_PASS"]);
+    DATABASE_PASSWORD: Secret = secret().aliases(&["PG_PASS"]).external("DATABASE_SECRET_ARN", "password");
+    /// Name or ARN of a secret outside `<NAMESPACE>/ops/` that holds user and password as JSON, such as the one that a managed database keeps for itself. Read where `NAMESPACE` is set, and above every other layer.
+    DATABASE_SECRET_ARN: String = text();
     /// Database beside `DATABASE_HOST`.
     DATABASE_NAME: String = text().aliases(&["PG_DB"]);
     /// Security of the connection beside `DATABASE_HOST`; unset leaves libpq's `prefer`. Only `verify-full` proves who answers.

@@ -48,7 +48,7 @@ settings! {
     /// How often each provider's `list.sh` is asked for servers of ours that the database does not know.
     ORPHAN_SWEEP_INTERVAL: Duration = duration().default("5m").between(200, 86_400_000).only(Binaries::Scaler);
     /// Token of the Hetzner Cloud project, for the scripts of the provider `hetzner`.
-    HETZNER_API_TOKEN: Secret = secret().only(Binaries::Scaler);
+    HETZNER_API_TOKEN: Secret = secret().only(Binaries::Scaler).rotates();
     /// Address of a Hetzner Cloud API other than the public one, for the scripts of the provider `hetzner`.
     HCLOUD_ENDPOINT: Url = url().only(Binaries::Scaler);
     /// Beginning of the Redis keys of Kamailio's dispatcher records.

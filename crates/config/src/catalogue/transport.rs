@@ -50,10 +50,10 @@ settings! {
     MAIL_SMTP_ADDR: Address = address().splits_into("SMTP_HOST", "SMTP_PORT").only(Binaries::Tasker);
     /// User at the mail server. Unset: no login.
     SMTP_USER: String = text().source(Source::SecretsManager).aliases(&["MAIL_SMTP_USERNAME"])
-        .required_with("SMTP_PASS").only(Binaries::Tasker);
+        .required_with("SMTP_PASS").only(Binaries::Tasker).rotates();
     /// Password beside `SMTP_USER`.
     SMTP_PASS: Secret = secret().aliases(&["MAIL_SMTP_PASSWORD", "SMTP_PASSWORD"])
-        .required_with("SMTP_USER").only(Binaries::Tasker);
+        .required_with("SMTP_USER").only(Binaries::Tasker).rotates();
     /// Security of the connection; `off` only to a loopback address.
     SMTP_TLS: SmtpTls = choice().computed_default("`implicit` for port 465, else `starttls`").only(Binaries::Tasker);
     /// Certificates of authorities that are trusted beside the public ones, as a PEM file.
