@@ -4,12 +4,13 @@
 //! that writes whole records, counts the generation up and refuses a stale leader. A Redis that came back empty is thereby
 //! filled again before Kamailio reads it the next time.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
 use voiceai_postgres::{Tenure, term};
 use voiceai_redis::{Key, Redis, RedisError, RedisErrorKind, Script, Value};
-use voiceai_scaler_core::{Kind, Operation, Service, State};
+use voiceai_scaler_core::{Kind, Operation, ServerStatus, Service, State};
 
 use crate::store::{FleetRow, ServerRow, StoreError};
 
@@ -107,25 +108,28 @@ pub fn record(server: &ServerRow, flags: Flags) -> Option<Record> {
     })
 }
 
+/// The record that a row asks for; `None`: there must be none.
+#[must_use]
+pub fn wanted(row: &FleetRow) -> Option<Record> {
+    // A server without an operation that is not in service is kept for a person, out of routing.
+    let flags = match row.state() {
+        None if row.server.status != ServerStatus::Active => None,
+        state => flags(state),
+    };
+    record(&row.server, flags?)
+}
+
 /// What the rows say should be in Redis: a record for each voice server in or on its way out of service, none for the
 /// others of ours. Records of names we never had are not ours to touch.
 #[must_use]
 pub fn records(fleet: &[FleetRow], gone: impl IntoIterator<Item = String>) -> Records {
     let mut records = Records::default();
+    let names: HashSet<&str> = fleet.iter().map(|row| row.server.name.as_str()).collect();
+    records.remove.extend(gone.into_iter().filter(|name| !names.contains(name.as_str())));
     for row in fleet {
-        // A server without an operation that is not in service is kept for a person, out of routing.
-        let wanted = match row.state() {
-            None if row.server.status != voiceai_scaler_core::ServerStatus::Active => None,
-            state => flags(state),
-        };
-        match wanted.and_then(|flags| record(&row.server, flags)) {
+        match wanted(row) {
             Some(record) => records.put.push(record),
             None => records.remove.push(row.server.name.clone()),
-        }
-    }
-    for name in gone {
-        if !fleet.iter().any(|row| row.server.name == name) {
-            records.remove.push(name);
         }
     }
     records
@@ -189,15 +193,41 @@ impl Dispatcher {
         &self.redis
     }
 
-    /// Brings the records in Redis to `records`, all at once.
+    /// Brings the records in Redis to `records`, all at once. They have to be every record of ours: a set that was lost is
+    /// thereby whole again before anybody reads it.
     ///
     /// # Errors
     /// [`DispatcherError::Fenced`] when a newer leader has published; else as Redis says.
     pub async fn publish(&self, tenure: &Tenure, records: &Records) -> Result<Published, DispatcherError> {
+        self.send(tenure, records, "whole").await?.ok_or_else(|| bad_reply().into())
+    }
+
+    /// Brings some of the records to `records` and leaves the others as they are. `None`: nothing was done, because the set
+    /// was lost since it was published; the caller has to publish the whole.
+    ///
+    /// # Errors
+    /// As [`Dispatcher::publish`].
+    pub async fn publish_part(
+        &self,
+        tenure: &Tenure,
+        records: &Records,
+    ) -> Result<Option<Published>, DispatcherError> {
+        self.send(tenure, records, "part").await
+    }
+
+    async fn send(
+        &self,
+        tenure: &Tenure,
+        records: &Records,
+        scope: &'static str,
+    ) -> Result<Option<Published>, DispatcherError> {
         let term = tenure.check()?;
         let mut keys: Vec<Key> = vec![TERM_KEY.into(), GENERATION_KEY.into()];
-        let mut args: Vec<Value> =
-            vec![term.number.into(), i64::try_from(records.put.len()).unwrap_or(i64::MAX).into()];
+        let mut args: Vec<Value> = vec![
+            term.number.into(),
+            i64::try_from(records.put.len()).unwrap_or(i64::MAX).into(),
+            scope.into(),
+        ];
         for record in &records.put {
             keys.push(format!("{}{}", self.prefix, record.name).into());
             args.push(record.setid.to_string().into());
@@ -209,13 +239,17 @@ impl Dispatcher {
         keys.extend(records.remove.iter().map(|name| Key::from(format!("{}{name}", self.prefix))));
         let reply: Vec<i64> = self.redis.eval(&PUBLISH, keys, args).await?;
         match reply[..] {
-            [1, written, removed] => Ok(Published { written, removed }),
+            [1, written, removed] => Ok(Some(Published { written, removed })),
             [0, _] => {
                 term::refused(term, "dispatcher.publish");
                 Err(DispatcherError::Fenced)
             }
-            _ => Err(RedisError::new(RedisErrorKind::BadReply, "dispatcher publish", "not the agreed reply")
-                .into()),
+            [2, _] => Ok(None),
+            _ => Err(bad_reply().into()),
         }
     }
+}
+
+fn bad_reply() -> RedisError {
+    RedisError::new(RedisErrorKind::BadReply, "dispatcher publish", "not the agreed reply")
 }

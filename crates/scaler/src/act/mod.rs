@@ -2,6 +2,7 @@
 
 mod delete;
 mod down;
+mod ledger;
 mod provider;
 mod routing;
 mod up;
@@ -25,6 +26,7 @@ use crate::script::Answer;
 use crate::store::{OperationRow, ServerRow, Step, StepOutcome, Store, StoreError};
 
 pub(crate) use down::is_absent;
+pub use ledger::{Ledger, Mark};
 pub use provider::{Providers, ScriptKind};
 
 /// From the decision to a server that runs; then it is given up.
@@ -66,7 +68,7 @@ pub struct Engine {
     /// Waits.
     pub patience: Patience,
     /// Held from reading the rows to writing the state they lead to, so that no publication undoes another's change.
-    pub routing: tokio::sync::Mutex<()>,
+    pub routing: tokio::sync::Mutex<Ledger>,
 }
 
 /// A step that could not be made now.

@@ -1,11 +1,15 @@
 //! In and out of routing.
 
+use std::collections::BTreeSet;
+
+use voiceai_postgres::Tenure;
 use voiceai_scaler_core::{Event, Operation};
 
+use super::ledger::{Ledger, Mark};
 use super::{ActError, Engine, Look, Memory, Next, ScriptKind};
-use crate::dispatcher::records;
+use crate::dispatcher::{Published, Records, flags, record, records};
 use crate::script::{Class, Outcome};
-use crate::store::Step;
+use crate::store::{FleetRow, Step};
 
 /// How an optional routing script ended.
 pub(super) enum Routed {
@@ -18,22 +22,44 @@ pub(super) enum Routed {
 }
 
 impl Engine {
-    /// Publishes the records as they are once `event` has happened to this operation, then writes the event. Both under the
-    /// routing lock: another task that publishes in between would undo it.
+    /// Publishes the server's record as it is once `event` has happened to this operation, then writes the event. Both under
+    /// the routing lock: another task that publishes in between would undo it.
     pub(super) async fn publish_and_write(
         &self,
         look: &Look<'_>,
         memory: &mut Memory,
         step: Step,
     ) -> Result<Next, ActError> {
-        let _alone = self.routing.lock().await;
+        let mut ledger = self.routing.lock().await;
         if let Some(after) = step.event.and_then(|event| look.operation.operation.next(event)) {
-            self.publish_with(look, after).await?;
+            self.publish_with(&mut ledger, look, after).await?;
         }
         self.write(look, memory, step).await
     }
 
-    async fn publish_with(&self, look: &Look<'_>, after: Operation) -> Result<(), ActError> {
+    async fn publish_with(
+        &self,
+        ledger: &mut Ledger,
+        look: &Look<'_>,
+        after: Operation,
+    ) -> Result<(), ActError> {
+        let name = &look.server.name;
+        let record = flags(Some(after)).and_then(|flags| record(look.server, flags));
+        let mut one = Records::default();
+        match &record {
+            Some(record) => one.put.push(record.clone()),
+            None => one.remove.push(name.clone()),
+        }
+        let term = look.tenure.term().number;
+        // Whether or not the answer comes, this is newer than any snapshot that is being looked at.
+        ledger.touch(term, name, record);
+        let published = self.dispatcher.publish_part(look.tenure, &one).await;
+        if !matches!(published, Ok(Some(_))) {
+            ledger.forget();
+        }
+        if published?.is_some() {
+            return Ok(());
+        }
         let mut fleet = self.store.fleet().await?;
         for row in &mut fleet {
             if row.server.id == look.server.id
@@ -42,28 +68,66 @@ impl Engine {
                 operation.operation = after;
             }
         }
-        let records = records(&fleet, self.store.resting_names().await?);
-        self.dispatcher.publish(look.tenure, &records).await?;
+        self.publish_whole(ledger, look.tenure, &fleet).await
+    }
+
+    async fn publish_whole(
+        &self,
+        ledger: &mut Ledger,
+        tenure: &Tenure,
+        fleet: &[FleetRow],
+    ) -> Result<(), ActError> {
+        let records = records(fleet, self.store.resting_names().await?);
+        ledger.forget();
+        let published = self.dispatcher.publish(tenure, &records).await?;
+        ledger.whole(tenure.term().number, &records);
+        tell(published);
         Ok(())
     }
 
-    /// Brings every routing record to what the rows say.
+    /// To be taken before the rows are read that [`Engine::keep_routing`] is given.
+    pub async fn routing_mark(&self) -> Mark {
+        self.routing.lock().await.mark()
+    }
+
+    /// Brings routing to what the rows said at `mark`: writes what has changed since the last time, and compares a turn of
+    /// the other records. A set that was lost is rebuilt as a whole.
     ///
     /// # Errors
     /// As the stores say.
-    pub async fn reconcile_routing(&self, tenure: &voiceai_postgres::Tenure) -> Result<(), ActError> {
-        let _alone = self.routing.lock().await;
-        let fleet = self.store.fleet().await?;
-        let records = records(&fleet, self.store.resting_names().await?);
-        let published = self.dispatcher.publish(tenure, &records).await?;
-        if published.written + published.removed > 0 {
-            tracing::info!(
-                written = published.written,
-                removed = published.removed,
-                "dispatcher records brought to what the database says"
-            );
+    pub async fn keep_routing(
+        &self,
+        tenure: &Tenure,
+        mark: Mark,
+        fleet: &[FleetRow],
+        resting: &BTreeSet<String>,
+    ) -> Result<(), ActError> {
+        let mut ledger = self.routing.lock().await;
+        let records = ledger.due(tenure.term().number, mark, fleet, resting);
+        let published = self.dispatcher.publish_part(tenure, &records).await;
+        if !matches!(published, Ok(Some(_))) {
+            ledger.forget();
         }
-        Ok(())
+        match published? {
+            Some(published) => {
+                tell(published);
+                Ok(())
+            }
+            None => {
+                let fleet = self.store.fleet().await?;
+                self.publish_whole(&mut ledger, tenure, &fleet).await
+            }
+        }
+    }
+
+    /// Brings every routing record to what the rows say now, in one step.
+    ///
+    /// # Errors
+    /// As the stores say.
+    pub async fn rebuild_routing(&self, tenure: &Tenure) -> Result<(), ActError> {
+        let mut ledger = self.routing.lock().await;
+        let fleet = self.store.fleet().await?;
+        self.publish_whole(&mut ledger, tenure, &fleet).await
     }
 
     /// Runs `routeIn.sh` or `routeOut.sh`, when the provider has it.
@@ -111,5 +175,15 @@ impl Engine {
                 Ok(Ok(self.publish_and_write(look, memory, Step::event(Event::RoutedIn)).await?))
             }
         }
+    }
+}
+
+fn tell(published: Published) {
+    if published.written + published.removed > 0 {
+        tracing::info!(
+            written = published.written,
+            removed = published.removed,
+            "dispatcher records brought to what the database says"
+        );
     }
 }

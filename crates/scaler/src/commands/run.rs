@@ -95,6 +95,6 @@ fn engine(context: &Context<ScalerSettings>, dispatcher: Redis) -> Result<Engine
             stale_after: signed(settings.heartbeat_stale_after),
             settle: SETTLE,
         },
-        routing: tokio::sync::Mutex::new(()),
+        routing: tokio::sync::Mutex::default(),
     })
 }

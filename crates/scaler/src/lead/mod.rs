@@ -162,7 +162,7 @@ impl Lead {
                 told = reconnects.recv(), if reconnected => {
                     // A Redis that came back may have come back empty.
                     reconnected = !matches!(told, Err(tokio::sync::broadcast::error::RecvError::Closed));
-                    self.reconcile().await;
+                    self.rebuild_routing().await;
                 }
             }
             pulse.beat();
@@ -250,6 +250,7 @@ impl Lead {
     async fn try_evaluate(&mut self) -> Result<(), ActError> {
         self.tenure.check()?;
         let engine = Arc::clone(&self.engine);
+        let mark = engine.routing_mark().await;
         let mut snapshot = Snapshot::read(&engine.store, &engine.heartbeats).await?;
         if !std::mem::replace(&mut self.remembered, true) {
             self.remember(&snapshot).await;
@@ -272,7 +273,10 @@ impl Lead {
         for evaluation in &evaluations {
             self.apply(evaluation, &snapshot, &mut taken).await?;
         }
-        self.reconcile().await;
+        if !self.tenure.is_held() {
+            let kept = engine.keep_routing(&self.tenure, mark, &snapshot.fleet, &snapshot.resting).await;
+            not_published(kept);
+        }
         Ok(())
     }
 
@@ -402,12 +406,9 @@ impl Lead {
         Ok(())
     }
 
-    async fn reconcile(&self) {
-        if self.tenure.is_held() || !self.tenure.is_trusted() {
-            return;
-        }
-        if let Err(error) = self.engine.reconcile_routing(&self.tenure).await {
-            tracing::warn!(error = %chain(&error), "dispatcher records not published; trying again");
+    async fn rebuild_routing(&self) {
+        if !self.tenure.is_held() && self.tenure.is_trusted() {
+            not_published(self.engine.rebuild_routing(&self.tenure).await);
         }
     }
 
@@ -450,6 +451,12 @@ pub fn drain_settings(policy: &Policy) -> DownSettings {
             .map(|timeout| i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX)),
         at_deadline,
         by_operator: false,
+    }
+}
+
+fn not_published(kept: Result<(), ActError>) {
+    if let Err(error) = kept {
+        tracing::warn!(error = %chain(&error), "dispatcher records not published; trying again");
     }
 }
 

@@ -2,8 +2,10 @@
   of its fields, or an empty set between two steps.
   KEYS[1] the newest term seen here, a number     KEYS[2] the generation that Kamailio polls
   KEYS[3..2+p] records to write, hashes           KEYS[3+p..] records to remove
-  ARGV[1] the caller's term   ARGV[2] p   then five values a written record: setid, destination, flags, priority, attrs
-  Returns {1, written, removed}, or {0, newest term} when the caller's term is not the newest: then nothing was changed. ]]
+  ARGV[1] the caller's term   ARGV[2] p   ARGV[3] `whole` when these are all records of ours, else `part`
+  then five values a written record: setid, destination, flags, priority, attrs
+  Returns {1, written, removed}; {0, newest term} when the caller's term is not the newest; {2, 0} when a part was given and
+  the generation is lost, so that the others may be lost as well. In the last two cases nothing was changed. ]]
 local fields = {'setid', 'destination', 'flags', 'priority', 'attrs'}
 local mine = tonumber(ARGV[1])
 local newest = 0
@@ -15,18 +17,25 @@ if newest < mine then
   redis.call('SET', KEYS[1], ARGV[1])
 end
 
+-- A generation that is lost starts at the time, so that it never meets a number that Kamailio has seen before.
+local lost = redis.call('TYPE', KEYS[2]).ok ~= 'string' or not string.match(redis.call('GET', KEYS[2]), '^%d+$')
+if lost and ARGV[3] ~= 'whole' then return {2, 0} end
+
+local place = {}
+for i = 1, #fields do place[fields[i]] = i end
 local function same(key, from)
-  if redis.call('TYPE', key).ok ~= 'hash' or redis.call('HLEN', key) ~= #fields then return false end
-  local have = redis.call('HMGET', key, unpack(fields))
-  for i = 1, #fields do
-    if have[i] ~= ARGV[from + i] then return false end
+  local have = redis.pcall('HGETALL', key)
+  if have.err or #have ~= 2 * #fields then return false end
+  for i = 1, #have, 2 do
+    local at = place[have[i]]
+    if not at or have[i + 1] ~= ARGV[from + at] then return false end
   end
   return true
 end
 
 local puts, written, removed = tonumber(ARGV[2]), 0, 0
 for i = 1, puts do
-  local key, from = KEYS[2 + i], 2 + (i - 1) * #fields
+  local key, from = KEYS[2 + i], 3 + (i - 1) * #fields
   if not same(key, from) then
     local record = {}
     for f = 1, #fields do
@@ -40,8 +49,7 @@ for i = 1, puts do
 end
 for i = 3 + puts, #KEYS do removed = removed + redis.call('DEL', KEYS[i]) end
 
--- A generation that is lost starts at the time, so that it never meets a number that Kamailio has seen before.
-if redis.call('TYPE', KEYS[2]).ok ~= 'string' or not string.match(redis.call('GET', KEYS[2]), '^%d+$') then
+if lost then
   redis.call('DEL', KEYS[2])
   redis.call('SET', KEYS[2], redis.call('TIME')[1])
 elseif written + removed > 0 then

@@ -1,12 +1,19 @@
 //! Dispatcher records: whole or not at all, only by the newest leader, rebuilt when they are lost.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
+use serde_json::json;
+use uuid::Uuid;
 use voiceai_postgres::{Tenure, Term};
 use voiceai_redis::{Redis, RedisSettings};
 use voiceai_runtime::boot_now;
+use voiceai_scaler::act::Ledger;
 use voiceai_scaler::dispatcher::{Dispatcher, DispatcherError, Flags, Record, Records};
+use voiceai_scaler::store::{FleetRow, ServerRow, ServerSpec};
+use voiceai_scaler_core::{Policy, ServerStatus, Service};
 use voiceai_testkit::{RedisDb, RedisOptions, RedisServer, redis, wait_until};
 
 use crate::harness::{Stack, WITHIN};
@@ -129,4 +136,104 @@ async fn records_are_rebuilt_when_redis_comes_back_empty() {
         kamailios.cli(&["HEXISTS", "dispatcher:entry::test-voice-01", "destination"]).await == "1"
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_part_leaves_the_rest_and_is_refused_once_the_set_is_lost() {
+    let (redis, dispatcher) = subject().await;
+    let part = records(&[record("a", Flags::Serving)], &[]);
+    let refused = dispatcher.publish_part(&tenure(1), &part).await.expect("an answer");
+    assert_eq!(refused, None, "alone it would be taken for the whole set");
+    assert_eq!(redis.cli(&["EXISTS", "dispatcher:entry::a"]).await, "0");
+    let whole = records(&[record("a", Flags::Serving), record("b", Flags::Serving)], &[]);
+    dispatcher.publish(&tenure(1), &whole).await.expect("published");
+    let first = generation(&redis).await;
+    let part = records(&[record("b", Flags::Draining)], &[]);
+    let published = dispatcher.publish_part(&tenure(1), &part).await.expect("an answer").expect("published");
+    assert_eq!((published.written, published.removed), (1, 0));
+    assert_eq!(generation(&redis).await, first + 1);
+    assert_eq!(redis.cli(&["HGET", "dispatcher:entry::a", "flags"]).await, "8");
+    assert_eq!(redis.cli(&["HGET", "dispatcher:entry::b", "flags"]).await, "12");
+    assert!(matches!(dispatcher.publish_part(&tenure(0), &part).await, Err(DispatcherError::Fenced)));
+    redis.cli(&["FLUSHDB"]).await;
+    assert_eq!(dispatcher.publish_part(&tenure(1), &part).await.expect("an answer"), None);
+    assert_eq!(redis.cli(&["KEYS", "dispatcher:entry::*"]).await, "");
+}
+
+/// Servers in service, one a name.
+fn fleet(count: usize) -> Vec<FleetRow> {
+    (0..count)
+        .map(|number| {
+            let row = json!({"id": "g", "name": "eu", "scalingEnabled": true, "scalingProvider": "local"});
+            let policy = Policy::read(&row).expect("a policy");
+            let server = ServerRow {
+                id: Uuid::from_u128(number as u128),
+                name: format!("test-voice-{number:05}"),
+                group_id: "g".to_owned(),
+                group_name: "eu".to_owned(),
+                service: Service::Voice,
+                status: ServerStatus::Active,
+                made_by: Uuid::nil(),
+                provider: "local".to_owned(),
+                provider_id: None,
+                ip: Some("10.0.0.1".to_owned()),
+                private_ip: None,
+                spec: ServerSpec::of(&policy),
+                protected_until: None,
+                created_at: Timestamp::UNIX_EPOCH,
+                in_service_at: None,
+            };
+            FleetRow { server, operation: None }
+        })
+        .collect()
+}
+
+#[test]
+fn only_what_changed_and_a_turn_of_the_rest_is_published() {
+    let mut ledger = Ledger::default();
+    let mut rows = fleet(5_000);
+    let resting = BTreeSet::from(["test-voice-99999".to_owned()]);
+    let first = ledger.due(1, ledger.mark(), &rows, &resting);
+    assert_eq!((first.put.len(), first.remove.len()), (5_000, 1), "nothing was known");
+    // Every record has its turn, and no publication has more than a turn.
+    let mut seen = BTreeSet::new();
+    for _ in 0..3 {
+        let turn = ledger.due(1, ledger.mark(), &rows, &resting);
+        assert!(turn.put.len() + turn.remove.len() <= 2_000);
+        seen.extend(turn.put.into_iter().map(|record| record.name));
+        seen.extend(turn.remove);
+    }
+    assert_eq!(seen.len(), 5_001);
+    // A change is published at once, wherever the turn is.
+    for changed in [10, 4_990] {
+        rows[changed].server.private_ip = Some("10.9.9.9".to_owned());
+        let due = ledger.due(1, ledger.mark(), &rows, &resting);
+        assert!(due.put.iter().any(|record| record.destination == "sip:10.9.9.9:5060"), "{changed}");
+        rows[changed].server.private_ip = None;
+        ledger.due(1, ledger.mark(), &rows, &resting);
+    }
+    // After a lost answer, and in another term, nothing is known.
+    ledger.forget();
+    assert_eq!(ledger.due(1, ledger.mark(), &rows, &resting).put.len(), 5_000);
+    assert_eq!(ledger.due(2, ledger.mark(), &rows, &resting).put.len(), 5_000);
+}
+
+#[test]
+fn what_an_operation_published_is_not_undone_by_an_older_snapshot() {
+    let mut ledger = Ledger::default();
+    let rows = fleet(3);
+    let name = rows[1].server.name.clone();
+    ledger.due(1, ledger.mark(), &rows, &BTreeSet::new());
+    let before = ledger.mark();
+    ledger.touch(1, &name, None);
+    let due = ledger.due(1, before, &rows, &BTreeSet::new());
+    assert!(due.put.iter().all(|record| record.name != name), "the snapshot is older");
+    let due = ledger.due(1, ledger.mark(), &rows, &BTreeSet::new());
+    assert!(due.put.iter().any(|record| record.name == name), "now the rows are newer");
+    // Nor is a server forgotten that the snapshot did not know.
+    let before = ledger.mark();
+    ledger.touch(1, "test-voice-new", None);
+    ledger.due(1, before, &rows, &BTreeSet::new());
+    let due = ledger.due(1, before, &rows, &BTreeSet::new());
+    assert!(due.remove.is_empty() && due.put.iter().all(|record| record.name != "test-voice-new"));
 }
