@@ -56,4 +56,18 @@ settings! {
     /// The Redis that Kamailio reads, with its database number.
     DISPATCHER_REDIS_URL: Secret = secret_url().only(Binaries::Scaler)
         .computed_default("database 1 of the main Redis; required with Redis Cluster");
+    /// Addresses of the Kamailio proxies' JSON-RPC over HTTP, a comma list, each with user and password where asked for; each is then told to reload, its answer is verified, and its dialogs count in a drain. Unset: Kamailio pulls by the generation.
+    KAMAILIO_RPC_URLS: Secret = secret_url().only(Binaries::Scaler)
+        .check("http:// or https:// URLs, separated by commas, such as http://10.0.0.4:5062/RPC", is_rpc);
+    /// Longest wait for one answer of a proxy.
+    KAMAILIO_RPC_TIMEOUT_MS: Duration = millis().default("2000").between(50, 60_000).only(Binaries::Scaler);
+    /// Profile of Kamailio's `dialog` module that counts the calls of each server, by its name or by its destination.
+    KAMAILIO_DIALOG_PROFILE: String = text().default("voicenode").only(Binaries::Scaler);
+}
+
+fn is_rpc(text: &str) -> bool {
+    let web = |url: &str| {
+        Url::parse(url.trim()).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+    };
+    text.split(',').all(web)
 }
