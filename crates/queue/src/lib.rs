@@ -33,7 +33,7 @@ pub use finished::{DeadReason, Ending, FinishedJob, HistoryError, HistoryMode, H
 pub use id::JobId;
 pub use inline::{Inline, InlineRunner, Ran};
 pub use job::{Cause, Job, JobError, Outcome, RESULT_MAX_BYTES};
-pub use metrics::QueueGauges;
+pub use metrics::{OutboxGauges, QueueGauges};
 pub use new_job::{AddOutcome, Added, Due, NewJob, PAYLOAD_MAX_BYTES, REMEMBER_DEFAULT, UniqueMode};
 pub use registry::{Middleware, Next, Registry, Running};
 pub use retry::RetryPolicy;

@@ -1,6 +1,6 @@
 //! Metrics of queues: what this process did, and what a leader reports of the whole.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Gauge, Histogram};
 
 use crate::client::QueueStats;
+use crate::outbox::Waiting;
 
 /// Bounds in seconds: from a no-op to a job of an hour.
 const SECONDS: [f64; 16] =
@@ -198,5 +199,61 @@ impl QueueGauges {
         }
         self.workers.record(u64::try_from(stats.workers.len()).unwrap_or(0), &queue);
         self.capacity.record(stats.capacity, &queue);
+    }
+}
+
+/// Gauges of the outbox. Backend-wide like [`QueueGauges`].
+#[derive(Debug)]
+pub struct OutboxGauges {
+    depth: Gauge<u64>,
+    oldest: Gauge<f64>,
+    /// Queues that were reported: one that has nothing left is reported as empty, not left at its last value.
+    seen: BTreeSet<String>,
+}
+
+impl Default for OutboxGauges {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl OutboxGauges {
+    /// Gauges of the meter `voiceai`.
+    #[must_use]
+    pub fn new() -> Self {
+        let meter = opentelemetry::global::meter("voiceai");
+        Self {
+            depth: meter
+                .u64_gauge("outbox.depth")
+                .with_description(
+                    "Rows of the outbox that are not relayed, by state: waiting, or refused by their queue",
+                )
+                .build(),
+            oldest: meter
+                .f64_gauge("outbox.oldest_age")
+                .with_unit("s")
+                .with_description("Age of the oldest row that waits to be relayed; 0 when none does")
+                .build(),
+            seen: BTreeSet::new(),
+        }
+    }
+
+    /// Reports what [`crate::outbox::waiting`] found; `queues` are those that exist, with rows or without.
+    pub fn record(&mut self, queues: &[String], waiting: &[Waiting]) {
+        self.seen.extend(queues.iter().cloned());
+        self.seen.extend(waiting.iter().map(|w| w.queue.clone()));
+        for queue in &self.seen {
+            let row = waiting.iter().find(|w| w.queue == *queue);
+            let label = queue_label(queue);
+            for (state, n) in
+                [("waiting", row.map_or(0, |w| w.waiting)), ("refused", row.map_or(0, |w| w.refused))]
+            {
+                let n = u64::try_from(n).unwrap_or(0);
+                self.depth.record(n, &[label.clone(), KeyValue::new("state", state)]);
+            }
+            let oldest = row.map_or(0, |w| w.oldest_seconds);
+            self.oldest
+                .record(Duration::from_secs(u64::try_from(oldest).unwrap_or(0)).as_secs_f64(), &[label]);
+        }
     }
 }

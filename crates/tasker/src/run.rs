@@ -133,7 +133,12 @@ fn start_leader_chores(
     tenure: watch::Receiver<Option<Tenure>>,
 ) {
     let stopping = context.shutdown.stopping();
-    let retention = Retention::new(context.pool.clone(), RetentionSettings::default());
+    let kept = RetentionSettings {
+        ordinary: context.settings.history_ordinary,
+        notable: context.settings.history_notable,
+        ..RetentionSettings::default()
+    };
+    let retention = Retention::new(context.pool.clone(), kept);
     let pulse = context.vitals.register("history retention", STORE_BOUND);
     context.shutdown.spawn("history retention", retention.run(tenure.clone(), stopping.clone(), pulse));
     let chores = Chores::new(client, context.pool.clone(), context.settings.clone());

@@ -25,6 +25,14 @@ pub struct Overrides {
     pub attempts: Option<u32>,
     /// Wait before the second attempt, for the same kinds.
     pub backoff: Option<Duration>,
+    /// Longest time of an attempt.
+    pub timeout: Option<Duration>,
+    /// How long results of completed jobs are kept.
+    pub keep_completed: Option<Duration>,
+    /// How many results of completed jobs are kept.
+    pub keep_completed_count: Option<u64>,
+    /// How long dead jobs are kept.
+    pub keep_dead: Option<Duration>,
 }
 
 /// The figures of one queue's pool in this process.
@@ -38,9 +46,13 @@ pub struct Pool {
     pub attempts: Option<u32>,
     /// Wait before the second attempt; `None` leaves it to the kind.
     pub backoff: Option<Duration>,
-    /// How long results of completed jobs are kept, and how many; `None` leaves it to the kind.
-    pub keep_completed: Option<(Duration, u64)>,
-    /// How long dead jobs are kept; `None` keeps them until somebody decides.
+    /// Longest time of an attempt; `None` leaves it to the kind.
+    pub timeout: Option<Duration>,
+    /// How long results of completed jobs are kept; `None`: a day.
+    pub keep_completed: Option<Duration>,
+    /// How many results of completed jobs are kept; `None`: 1,000.
+    pub keep_completed_count: Option<u64>,
+    /// How long dead jobs are kept; `None`: 7 days.
     pub keep_dead: Option<Duration>,
 }
 
@@ -53,6 +65,10 @@ pub struct TaskerSettings {
     pub worker_poll: Duration,
     /// `SCHEDULER_POLL_INTERVAL_MS`. The safety net behind wake-ups. Default 10 s.
     pub scheduler_poll: Duration,
+    /// `JOB_HISTORY_RETENTION`. How long completions and failed attempts stay in the history. Default 7 days.
+    pub history_ordinary: Duration,
+    /// `JOB_HISTORY_NOTABLE_RETENTION`. How long everything else stays there. Default 30 days.
+    pub history_notable: Duration,
     /// `DIAGNOSTIC_JOBS`. Whether the probe is registered. Default false.
     pub diagnostic_jobs: bool,
     /// `S3_…`. Where backups go; absent without `S3_BUCKET`.
@@ -77,17 +93,35 @@ impl TaskerSettings {
         for (name, value) in reader.each(&queue::QUEUE_BACKOFF) {
             of(name, &|o| o.backoff = Some(value));
         }
+        for (name, value) in reader.each(&queue::QUEUE_TIMEOUT) {
+            of(name, &|o| o.timeout = Some(value));
+        }
+        for (name, value) in reader.each(&queue::QUEUE_KEEP_COMPLETED) {
+            of(name, &|o| o.keep_completed = Some(value));
+        }
+        for (name, value) in reader.each(&queue::QUEUE_KEEP_COMPLETED_COUNT) {
+            of(name, &|o| o.keep_completed_count = Some(value));
+        }
+        for (name, value) in reader.each(&queue::QUEUE_KEEP_DEAD) {
+            of(name, &|o| o.keep_dead = Some(value));
+        }
         // The two names of one queue's variable must agree; the reader says so where they do not.
         for name in [DEFAULT_QUEUE, EMAIL_QUEUE, ORCHESTRATION_QUEUE] {
             let _ = reader.named(&queue::QUEUE_CONCURRENCY, name);
             let _ = reader.named(&queue::QUEUE_RATE, name);
             let _ = reader.named(&queue::QUEUE_ATTEMPTS, name);
             let _ = reader.named(&queue::QUEUE_BACKOFF, name);
+            let _ = reader.named(&queue::QUEUE_TIMEOUT, name);
+            let _ = reader.named(&queue::QUEUE_KEEP_COMPLETED, name);
+            let _ = reader.named(&queue::QUEUE_KEEP_COMPLETED_COUNT, name);
+            let _ = reader.named(&queue::QUEUE_KEEP_DEAD, name);
         }
         Self {
             worker_concurrency: reader.get(&queue::WORKER_CONCURRENCY),
             worker_poll: reader.get(&queue::WORKER_POLL_INTERVAL_MS),
             scheduler_poll: reader.get(&queue::SCHEDULER_POLL_INTERVAL_MS),
+            history_ordinary: reader.get(&queue::JOB_HISTORY_RETENTION),
+            history_notable: reader.get(&queue::JOB_HISTORY_NOTABLE_RETENTION),
             diagnostic_jobs: reader.get(&queue::DIAGNOSTIC_JOBS),
             store: S3Settings::read(reader),
             overrides,
@@ -104,7 +138,10 @@ impl TaskerSettings {
             rate: given.rate.or(own.rate),
             attempts: given.attempts.or(own.attempts),
             backoff: given.backoff.or(own.backoff),
-            ..own
+            timeout: given.timeout.or(own.timeout),
+            keep_completed: given.keep_completed.or(own.keep_completed),
+            keep_completed_count: given.keep_completed_count.or(own.keep_completed_count),
+            keep_dead: given.keep_dead.or(own.keep_dead),
         }
     }
 
@@ -123,6 +160,10 @@ impl TaskerSettings {
             rate: long.rate.or(short.rate),
             attempts: long.attempts.or(short.attempts),
             backoff: long.backoff.or(short.backoff),
+            timeout: long.timeout.or(short.timeout),
+            keep_completed: long.keep_completed.or(short.keep_completed),
+            keep_completed_count: long.keep_completed_count.or(short.keep_completed_count),
+            keep_dead: long.keep_dead.or(short.keep_dead),
         }
     }
 }
@@ -136,7 +177,9 @@ fn own_figures(queue: &str, worker_concurrency: u32) -> Pool {
         rate: None,
         attempts: None,
         backoff: None,
+        timeout: None,
         keep_completed: None,
+        keep_completed_count: None,
         keep_dead: None,
     };
     match queue {
@@ -145,7 +188,9 @@ fn own_figures(queue: &str, worker_concurrency: u32) -> Pool {
             rate: Some(Rate { count: 10, per: Duration::from_secs(1) }),
             attempts: Some(3),
             backoff: Some(Duration::from_secs(60)),
-            keep_completed: Some((DAY, 1_000)),
+            timeout: None,
+            keep_completed: Some(DAY),
+            keep_completed_count: Some(1_000),
             keep_dead: Some(DAY * 7),
         },
         ORCHESTRATION_QUEUE => Pool {
@@ -153,7 +198,9 @@ fn own_figures(queue: &str, worker_concurrency: u32) -> Pool {
             rate: Some(Rate { count: 5, per: Duration::from_secs(60) }),
             attempts: Some(3),
             backoff: Some(Duration::from_secs(30)),
-            keep_completed: Some((DAY, 500)),
+            timeout: Some(Duration::from_secs(600)),
+            keep_completed: Some(DAY),
+            keep_completed_count: Some(500),
             keep_dead: Some(DAY * 7),
         },
         _ => every,
@@ -185,6 +232,12 @@ mod tests {
         let orchestration = settings.pool(ORCHESTRATION_QUEUE);
         assert_eq!((orchestration.concurrency, orchestration.backoff), (3, Some(Duration::from_secs(30))));
         assert_eq!(orchestration.rate, Some(Rate { count: 5, per: Duration::from_secs(60) }));
+        assert_eq!((email.timeout, orchestration.timeout), (None, Some(Duration::from_secs(600))));
+        for (pool, results) in [(email, 1_000), (orchestration, 500)] {
+            assert_eq!((pool.attempts, pool.keep_completed_count), (Some(3), Some(results)));
+            assert_eq!((pool.keep_completed, pool.keep_dead), (Some(DAY), Some(DAY * 7)));
+        }
+        assert_eq!((settings.history_ordinary, settings.history_notable), (DAY * 7, DAY * 30));
     }
 
     #[test]
@@ -194,12 +247,27 @@ mod tests {
             ("QUEUE_ORCHESTRATION_QUEUE_RATE", "100/m"),
             ("QUEUE_MY_QUEUE_ATTEMPTS", "7"),
             ("QUEUE_MY_QUEUE_BACKOFF", "3s"),
+            ("QUEUE_MY_QUEUE_KEEP_COMPLETED", "2h"),
+            ("QUEUE_ORCHESTRATION_TIMEOUT", "30m"),
+            ("QUEUE_ORCHESTRATION_KEEP_COMPLETED_COUNT", "7"),
+            ("QUEUE_EMAIL_QUEUE_KEEP_DEAD", "30d"),
         ]);
         assert_eq!(settings.pool(EMAIL_QUEUE).concurrency, 50);
         let rate = settings.pool(ORCHESTRATION_QUEUE).rate.unwrap();
         assert_eq!((rate.count, rate.per), (100, Duration::from_secs(60)));
         let mine = settings.pool("my.queue");
         assert_eq!((mine.attempts, mine.backoff), (Some(7), Some(Duration::from_secs(3))));
+        assert_eq!(
+            (mine.keep_completed, mine.keep_completed_count),
+            (Some(Duration::from_secs(7_200)), None),
+            "the count's name is longer and another"
+        );
+        let orchestration = settings.pool(ORCHESTRATION_QUEUE);
+        assert_eq!(
+            (orchestration.timeout, orchestration.keep_completed_count),
+            (Some(Duration::from_secs(1_800)), Some(7))
+        );
+        assert_eq!(settings.pool(EMAIL_QUEUE).keep_dead, Some(DAY * 30));
     }
 
     #[test]

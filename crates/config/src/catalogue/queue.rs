@@ -26,6 +26,22 @@ settings! {
     /// Wait before the second attempt; it doubles with each further one.
     QUEUE_BACKOFF as "QUEUE_<NAME>_BACKOFF": Duration = duration().between(1, 86_400_000).only(Binaries::Tasker)
         .computed_default("the kind's own");
+    /// Longest time for one attempt of a job of the queue; then its handler is cancelled and the attempt has failed.
+    QUEUE_TIMEOUT as "QUEUE_<NAME>_TIMEOUT": Duration = duration().between(1, 604_800_000).only(Binaries::Tasker)
+        .computed_default("the kind's own; at most 10m for `ORCHESTRATION_QUEUE`");
+    /// How long the results of completed jobs of the queue are kept in Redis.
+    QUEUE_KEEP_COMPLETED as "QUEUE_<NAME>_KEEP_COMPLETED": Duration = duration().between(1_000, 31_536_000_000).only(Binaries::Tasker)
+        .computed_default("1d");
+    /// How many results of completed jobs of the queue are kept in Redis, the newest.
+    QUEUE_KEEP_COMPLETED_COUNT as "QUEUE_<NAME>_KEEP_COMPLETED_COUNT": u64 = integer().between(1, 10_000_000).only(Binaries::Tasker)
+        .computed_default("1000; 500 for `ORCHESTRATION_QUEUE`");
+    /// How long dead jobs of the queue are kept in Redis before retention removes them, with a record.
+    QUEUE_KEEP_DEAD as "QUEUE_<NAME>_KEEP_DEAD": Duration = duration().between(1_000, 31_536_000_000).only(Binaries::Tasker)
+        .computed_default("7d");
+    /// How long `ops.job_history` keeps completions and failed attempts.
+    JOB_HISTORY_RETENTION: Duration = duration().default("7d").between(60_000, 315_360_000_000).only(Binaries::Tasker);
+    /// How long `ops.job_history` keeps what a person may ask for: dead, cancelled, discarded, removed and replayed jobs.
+    JOB_HISTORY_NOTABLE_RETENTION: Duration = duration().default("30d").between(60_000, 315_360_000_000).only(Binaries::Tasker);
     /// True registers the kind `diagnostic.probe`, for canaries and fault tests.
     DIAGNOSTIC_JOBS: bool = boolean().default("false").only(Binaries::Tasker);
 }

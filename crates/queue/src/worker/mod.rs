@@ -34,16 +34,25 @@ pub struct QueueSettings {
     pub attempts: Option<u32>,
     /// First wait after a failure, where their kind has an exponential policy.
     pub backoff: Option<Duration>,
+    /// Longest time of an attempt of any of its jobs; without it their kind's own.
+    pub attempt_timeout: Option<Duration>,
 }
 
 impl QueueSettings {
     /// A queue with `concurrency` slots and no limits.
     #[must_use]
     pub fn new(name: impl Into<String>, concurrency: u32) -> Self {
-        Self { name: name.into(), concurrency: concurrency.max(1), rate: None, attempts: None, backoff: None }
+        Self {
+            name: name.into(),
+            concurrency: concurrency.max(1),
+            rate: None,
+            attempts: None,
+            backoff: None,
+            attempt_timeout: None,
+        }
     }
 
-    /// Reads `QUEUE_<NAME>_CONCURRENCY`, `_RATE`, `_ATTEMPTS`, `_BACKOFF`; without them `fallback` stands.
+    /// Reads `QUEUE_<NAME>_CONCURRENCY`, `_RATE`, `_ATTEMPTS`, `_BACKOFF`, `_TIMEOUT`; without them `fallback` stands.
     #[must_use]
     pub fn read(reader: &Reader<'_>, fallback: &Self) -> Self {
         let name = fallback.name.as_str();
@@ -56,6 +65,7 @@ impl QueueSettings {
             rate: reader.named(&settings::QUEUE_RATE, name).or(fallback.rate),
             attempts: reader.named(&settings::QUEUE_ATTEMPTS, name).or(fallback.attempts),
             backoff: reader.named(&settings::QUEUE_BACKOFF, name).or(fallback.backoff),
+            attempt_timeout: reader.named(&settings::QUEUE_TIMEOUT, name).or(fallback.attempt_timeout),
         }
     }
 }

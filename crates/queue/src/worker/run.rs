@@ -148,7 +148,7 @@ async fn execute(
     let started_at = shared.client.time().now();
     let began = Instant::now();
     let voice = shared.voice;
-    let limit = handler.attempt_timeout();
+    let limit = shared.settings.attempt_timeout.unwrap_or_else(|| handler.attempt_timeout());
     let work = async {
         voice.begins(attempt);
         let handler =

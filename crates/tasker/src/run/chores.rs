@@ -6,11 +6,10 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use voiceai_postgres::{PgPool, Tenure};
-use voiceai_queue::{Client, QueueGauges, QueueLimits};
+use voiceai_queue::{Client, OutboxGauges, QueueGauges, QueueLimits, outbox};
 use voiceai_runtime::Pulse;
 
 use crate::operate::limits;
-use crate::operate::queues::BUILT_IN;
 use crate::settings::TaskerSettings;
 
 /// How often the rows are compared with Redis.
@@ -24,12 +23,20 @@ pub(super) struct Chores {
     pool: PgPool,
     settings: TaskerSettings,
     gauges: QueueGauges,
+    outbox: OutboxGauges,
     troubled: bool,
 }
 
 impl Chores {
     pub(super) fn new(client: Client, pool: PgPool, settings: TaskerSettings) -> Self {
-        Self { client, pool, settings, gauges: QueueGauges::new(), troubled: false }
+        Self {
+            client,
+            pool,
+            settings,
+            gauges: QueueGauges::new(),
+            outbox: OutboxGauges::new(),
+            troubled: false,
+        }
     }
 
     /// Runs until `stopping`, whenever `tenure` says that this process leads.
@@ -75,42 +82,46 @@ impl Chores {
         EVERY
     }
 
-    async fn work(&self) -> Result<Duration, limits::MirrorError> {
+    async fn work(&mut self) -> Result<Duration, limits::MirrorError> {
         for (queue, changes) in limits::mirror(&self.client, &self.pool).await? {
             for (name, value) in changes {
                 let value = value.as_deref().unwrap_or("none");
                 tracing::info!(queue, setting = name.word(), value, "queue setting brought to Redis");
             }
         }
-        for queue in self.client.queues().await? {
-            let stats = self.client.stats(&queue).await?;
+        let queues = self.client.queues().await?;
+        for queue in &queues {
+            let stats = self.client.stats(queue).await?;
             self.gauges.record(&stats);
-            self.keep_retention(&queue, &stats.settings).await?;
+            self.keep_retention(queue, &stats.settings).await?;
         }
+        self.outbox.record(&queues, &outbox::waiting(&self.pool).await?);
         let now = Timestamp::now();
         let end = limits::next_end(&self.pool).await?;
         let until_end = end.map(|end| Duration::try_from(end.duration_since(now)).unwrap_or_default());
         Ok(until_end.map_or(EVERY, |until| (until + Duration::from_millis(20)).min(EVERY)))
     }
 
-    /// The figures for how long results and dead jobs of the two named queues are kept, where nobody has set others.
+    /// How long results and dead jobs of the queue are kept, as the leader's settings say. What is absent there is the
+    /// workers' own default.
     async fn keep_retention(
         &self,
         queue: &str,
         have: &std::collections::BTreeMap<String, String>,
     ) -> Result<(), voiceai_queue::QueueError> {
-        let has_any = ["keep_completed_ms", "keep_completed", "keep_dead_ms", "keep_dead"];
-        if !BUILT_IN.contains(&queue) || has_any.iter().any(|name| have.contains_key(*name)) {
-            return Ok(());
-        }
         let pool = self.settings.pool(queue);
-        if pool.keep_completed.is_none() && pool.keep_dead.is_none() {
+        let number = |name: &str| have.get(name).and_then(|text| text.parse::<u64>().ok());
+        let age = |name: &str| number(name).map(Duration::from_millis);
+        let as_wanted = age("keep_completed_ms") == pool.keep_completed
+            && number("keep_completed") == pool.keep_completed_count
+            && age("keep_dead_ms") == pool.keep_dead;
+        if as_wanted {
             return Ok(());
         }
         let limits = QueueLimits {
-            keep_completed: pool.keep_completed.map(|(age, _)| Some(age)),
-            keep_completed_count: pool.keep_completed.map(|(_, count)| Some(count)),
-            keep_dead: pool.keep_dead.map(Some),
+            keep_completed: Some(pool.keep_completed),
+            keep_completed_count: Some(pool.keep_completed_count),
+            keep_dead: Some(pool.keep_dead),
             ..QueueLimits::default()
         };
         self.client.set(queue, &limits).await

@@ -111,6 +111,7 @@ fn queue_settings(name: &str, pool: &Pool) -> QueueSettings {
         rate: pool.rate,
         attempts: pool.attempts,
         backoff: pool.backoff,
+        attempt_timeout: pool.timeout,
         ..QueueSettings::new(name, pool.concurrency)
     }
 }
