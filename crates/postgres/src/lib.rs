@@ -16,7 +16,7 @@ pub mod term;
 
 pub use connect::{ConnectError, connect, reserved};
 pub use migrate::{Component, MigrateError, Migrated, migrate, unapplied};
-pub use migrations::{ALL, COMMON, SCALER, TASKER};
+pub use migrations::{ALL, COMMON, MAIL, SCALER, TASKER};
 pub use settings::PostgresSettings;
 /// Re-exported so that callers use the very version of this crate.
 pub use sqlx;

@@ -25,5 +25,8 @@ pub const TASKER: Component = component!(
     ["0001_schedules", "0002_job_history", "0010_backups", "0020_replays", "0021_queue_settings"]
 );
 
+/// Outgoing mail.
+pub const MAIL: Component = component!("mail", "mail", ["0001_deliveries"]);
+
 /// Every component, in the order in which they are run.
-pub const ALL: &[Component] = &[COMMON, SCALER, TASKER];
+pub const ALL: &[Component] = &[COMMON, SCALER, TASKER, MAIL];

@@ -13,9 +13,9 @@ pub mod run;
 pub mod settings;
 
 use voiceai_config::Binary;
-use voiceai_postgres::{COMMON, TASKER};
+use voiceai_postgres::{COMMON, MAIL, TASKER};
 use voiceai_service::Identity;
 
 /// What makes this binary differ from the other.
 pub const IDENTITY: Identity =
-    Identity { binary: Binary::Tasker, version: env!("CARGO_PKG_VERSION"), components: &[COMMON, TASKER] };
+    Identity { binary: Binary::Tasker, version: env!("CARGO_PKG_VERSION"), components: &[COMMON, TASKER, MAIL] };
