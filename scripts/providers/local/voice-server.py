@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""A simulated Voice or API server: a caller that keeps a TCP connection open is a running call.
+"""A simulated Voice or API server. A SIP dialog is a running call, and so is a TCP connection that its caller keeps open.
 
 Started by scaleUp.sh of the provider `local`. It needs nothing but Python 3, and says of itself in Redis what a real
 server says: one JSON heartbeat under its own name, with a lifetime.
 
-A caller is greeted with `200 NAME`, or with `486 BUSY` and the end of the connection when the server is full. Every line
-it then sends comes back as it was, so that a caller can tell a living call from a dead one. The call ends when the caller
-closes; a call that the server ends (SIGTERM, SIGKILL) is a cut call, which the caller sees.
+A voice server takes calls by SIP over UDP at its port (sip.py): it answers at once, with 503 when it is full, and hangs up
+when it is ended.
+
+By TCP, at the same port, a caller is greeted with `200 NAME`, or with `486 BUSY` and the end of the connection when the
+server is full. Every line it then sends comes back as it was, so that a caller can tell a living call from a dead one. The
+call ends when the caller closes; a call that the server ends (SIGTERM, SIGKILL) is a cut call, which the caller sees.
 
 Input by environment only, since it may hold a password:
   NAME SERVICE GROUP LABELS ID   who it is
@@ -30,6 +33,10 @@ import ssl
 import sys
 import time
 from urllib.parse import unquote, urlsplit
+
+# The folder of the scripts may be read-only, and is not ours to write to.
+sys.dont_write_bytecode = True
+from sip import Sip  # noqa: E402
 
 VERSION = "local-1"
 
@@ -121,6 +128,7 @@ class Server:
         self.address = environment.get("ADDRESS") or None
         self.port = number("PORT", 5060)
         self.calls = 0
+        self.sip = None
 
     async def run(self):
         lock = self.take_lock()
@@ -136,6 +144,8 @@ class Server:
         await stop.wait()
         kept.cancel()
         log("stopping", calls_cut=self.calls)
+        if self.sip:
+            self.sip.hang_up()
         beats.cancel()
         listener.close()
         # The state goes while the lock is still held, so that a successor of the name never loses its own.
@@ -173,8 +183,31 @@ class Server:
                 continue
             self.address = address
             self.port = listener.sockets[0].getsockname()[1]
+            try:
+                await self.listen_sip()
+            except OSError as error:
+                failure = error
+                listener.close()
+                continue
             return listener
         sys.exit(f"cannot listen on port {self.port}: {failure}")
+
+    async def listen_sip(self):
+        if self.service != "voice":
+            return
+        shown = f"[{self.address}]" if ":" in self.address else self.address
+        loop = asyncio.get_running_loop()
+        make = lambda: Sip(f"{shown}:{self.port}", self.admit, self.ended)  # noqa: E731
+        _, self.sip = await loop.create_datagram_endpoint(make, local_addr=(self.address, self.port))
+
+    def admit(self):
+        if self.calls >= self.capacity:
+            return False
+        self.calls += 1
+        return True
+
+    def ended(self):
+        self.calls -= 1
 
     @staticmethod
     def random_address():
@@ -196,11 +229,10 @@ class Server:
         os.rename(draft, self.path(".json"))
 
     async def call(self, reader, writer):
-        if self.calls >= self.capacity:
+        if not self.admit():
             writer.write(b"486 BUSY\n")
             writer.close()
             return
-        self.calls += 1
         try:
             writer.write(f"200 {self.name}\n".encode())
             while line := await reader.readline():
@@ -209,7 +241,7 @@ class Server:
         except (ConnectionError, ValueError):
             pass
         finally:
-            self.calls -= 1
+            self.ended()
             writer.close()
 
     async def beat(self):
