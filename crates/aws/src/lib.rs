@@ -5,17 +5,26 @@
 //! left is found and removed ([`ObjectStore::abort_uploads`]). Every error says what was tried, on which key, and by its
 //! [`S3ErrorKind`] what the operator has to look at.
 
+mod access;
 mod download;
 mod error;
+mod failure;
+mod identity;
 mod platform;
 mod secret_value;
 mod settings;
 mod store;
 mod upload;
+mod way;
 
+pub use access::AwsAccess;
 pub use download::Download;
 pub use error::{S3Error, S3ErrorKind};
-pub use platform::{ParameterLayer, PlatformSettings, ResolveError, SecretLayer, platform_layers, resolve};
+pub use failure::CallError;
+pub use identity::caller_identity;
+pub use platform::{
+    ParameterLayer, PlatformSettings, ResolveError, SecretLayer, platform_layers, resolve, resolve_from,
+};
 pub use secret_value::{SecretValueError, secret_value};
 pub use settings::S3Settings;
 pub use store::{Object, ObjectStore, OpenUpload};

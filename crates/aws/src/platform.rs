@@ -6,27 +6,20 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use aws_config::retry::RetryConfig;
-use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_secretsmanager::types::{Filter, FilterNameStringType};
-use aws_sdk_ssm::config::Credentials;
 use aws_sdk_ssm::config::http::HttpResponse;
 use aws_sdk_ssm::error::{ProvideErrorMetadata, SdkError};
 use voiceai_config::catalogue::platform;
 use voiceai_config::{
-    Binary, Content, Environment, Layer, LayerError, LayerKind, ReadLayer, Reader, Report, Resolved, SERVICE,
-    Warning,
+    Binary, Content, Environment, ExternalSecret, Held, Layer, LayerError, LayerKind, ReadLayer, Reader,
+    Report, Resolved, SERVICE, Warning,
 };
 use voiceai_runtime::Secret;
 
-/// Tries of one call, the first included: the SDK waits between them, longer each time, and longer still when throttled.
-const ATTEMPTS_MAX: u32 = 4;
-/// Longest time one try of a call may take.
-const ATTEMPT_MAX: Duration = Duration::from_secs(5);
+use crate::access::{AwsAccess, Patience};
+use crate::failure::CallError;
+
 const CALL_MAX: Duration = Duration::from_secs(20);
-/// Longest time until a connection stands.
-const CONNECT_MAX: Duration = Duration::from_secs(3);
 /// What an environment without the right to list secrets keeps everything in.
 const CONVENTIONAL: &str = "secrets";
 
@@ -37,14 +30,8 @@ pub struct PlatformSettings {
     pub namespace: String,
     /// The service's name on the platform.
     pub service: String,
-    /// `AWS_REGION`.
-    pub region: String,
-    /// A server other than AWS.
-    pub endpoint: Option<String>,
-    /// Keys; without them the standard AWS credential chain is used.
-    pub keys: Option<(Secret, Secret)>,
-    /// `AWS_USE_INSTANCE_PROFILE`: only the instance's own role counts, whatever else the chain would find.
-    pub instance_profile: bool,
+    /// Region, credentials and the way out.
+    pub access: AwsAccess,
     /// Longest time one call may take with all its tries: a start waits for it. Default 20 s.
     pub call_limit: Duration,
 }
@@ -56,39 +43,9 @@ impl PlatformSettings {
         Some(Self {
             namespace: namespace.trim_matches('/').to_owned(),
             service: SERVICE.to_owned(),
-            region: reader.get(&platform::AWS_REGION),
-            endpoint: None,
-            keys: None,
-            instance_profile: reader.get(&platform::AWS_USE_INSTANCE_PROFILE),
+            access: AwsAccess::read(reader),
             call_limit: CALL_MAX,
         })
-    }
-
-    pub(crate) async fn load(&self) -> SdkConfig {
-        let timeouts = TimeoutConfig::builder()
-            .connect_timeout(CONNECT_MAX)
-            .operation_attempt_timeout(ATTEMPT_MAX)
-            .operation_timeout(self.call_limit);
-        let mut loader = aws_config::defaults(BehaviorVersion::latest())
-            .region(Region::new(self.region.clone()))
-            .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS_MAX))
-            .timeout_config(timeouts.build());
-        if let Some((access, secret)) = &self.keys {
-            loader = loader.credentials_provider(Credentials::new(
-                access.expose(),
-                secret.expose(),
-                None,
-                None,
-                "settings",
-            ));
-        } else if self.instance_profile {
-            let role = aws_config::imds::credentials::ImdsCredentialsProvider::builder().build();
-            loader = loader.credentials_provider(role);
-        }
-        if let Some(endpoint) = &self.endpoint {
-            loader = loader.endpoint_url(endpoint);
-        }
-        loader.load().await
     }
 
     fn prefix(&self) -> String {
@@ -102,9 +59,9 @@ pub enum ResolveError {
     /// What says where the layers are is itself wrong.
     #[error(transparent)]
     Invalid(#[from] Report),
-    /// A layer could not be read.
-    #[error(transparent)]
-    Layer(#[from] LayerError),
+    /// Layers could not be read; each of them is named.
+    #[error("{}", .0.iter().map(LayerError::to_string).collect::<Vec<_>>().join("; "))]
+    Layers(Vec<LayerError>),
 }
 
 /// All settings of `binary`: the environment, and with `NAMESPACE` in it the platform's stores above.
@@ -119,16 +76,44 @@ pub async fn resolve(binary: Binary) -> Result<Resolved, ResolveError> {
     }
     match environment.read(PlatformSettings::read)?.settings {
         None => Ok(environment),
-        Some(settings) => {
-            let (parameters, secrets) = platform_layers(&settings).await;
-            Ok(Resolved::from_layers(binary, &[&Environment, &parameters, &secrets]).await?)
-        }
+        Some(settings) => resolve_from(binary, &Environment, &settings).await,
     }
+}
+
+/// All settings of `binary` from `bootstrap` and the platform's stores above it, each read once.
+///
+/// # Errors
+/// Every layer that cannot be read whole.
+pub async fn resolve_from(
+    binary: Binary,
+    bootstrap: &dyn Layer,
+    settings: &PlatformSettings,
+) -> Result<Resolved, ResolveError> {
+    let (parameters, secrets) = platform_layers(settings).await;
+    let read = tokio::join!(Held::of(bootstrap), Held::of(&parameters), Held::of(&secrets));
+    let (bootstrap, parameters, held) = match read {
+        (Ok(bootstrap), Ok(parameters), Ok(secrets)) => (bootstrap, parameters, secrets),
+        (bootstrap, parameters, secrets) => {
+            let failed = [bootstrap.err(), parameters.err(), secrets.err()];
+            return Err(ResolveError::Layers(failed.into_iter().flatten().collect()));
+        }
+    };
+    let whole = async |layers: &[&dyn Layer]| {
+        let resolved = Resolved::from_layers(binary, layers).await;
+        resolved.map_err(|error| ResolveError::Layers(vec![error]))
+    };
+    let resolved = whole(&[&bootstrap, &parameters, &held]).await?;
+    let wanted = resolved.external_secrets();
+    if wanted.is_empty() {
+        return Ok(resolved);
+    }
+    let outside = OutsideLayer { client: secrets.client, wanted };
+    whole(&[&bootstrap, &parameters, &held, &outside]).await
 }
 
 /// The platform's two layers of settings, in any order: their kinds give it.
 pub async fn platform_layers(settings: &PlatformSettings) -> (ParameterLayer, SecretLayer) {
-    let shared = settings.load().await;
+    let shared = settings.access.load(Patience::of_a_call(settings.call_limit)).await;
     let parameters =
         ParameterLayer { client: aws_sdk_ssm::Client::new(&shared), path: format!("/{}", settings.prefix()) };
     let secrets =
@@ -279,6 +264,67 @@ impl Layer for SecretLayer {
     }
 }
 
+/// Secrets outside the service's own prefix, which settings name.
+#[derive(Debug)]
+struct OutsideLayer {
+    client: aws_sdk_secretsmanager::Client,
+    wanted: Vec<ExternalSecret>,
+}
+
+impl OutsideLayer {
+    async fn content(&self) -> Result<Content, LayerError> {
+        let mut content = Content::default();
+        for secret in &self.wanted {
+            let origin = format!("Secrets Manager {} (named by {})", secret.name, secret.named_by);
+            let call = "secretsmanager:GetSecretValue";
+            let got = self.client.get_secret_value().secret_id(&secret.name).send().await;
+            let value = got.map_err(|error| failed(&origin, call, &error))?;
+            let keys = value.secret_string.as_deref().and_then(|text| {
+                serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text).ok()
+            });
+            let Some(keys) = keys else {
+                return Err(LayerError {
+                    origin,
+                    call: call.to_owned(),
+                    reason: "the secret is no JSON object".to_owned(),
+                    remedy: format!("Correct {}, or what the secret holds.", secret.named_by),
+                });
+            };
+            for (variable, key) in &secret.keys {
+                let text = match keys.get(*key) {
+                    Some(serde_json::Value::String(text)) => text.clone(),
+                    Some(value @ (serde_json::Value::Number(_) | serde_json::Value::Bool(_))) => {
+                        value.to_string()
+                    }
+                    _ => {
+                        let message = format!("the secret {} has no text under `{key}`", secret.name);
+                        let name = secret.named_by.to_owned();
+                        content.warnings.push(Warning { name, message, nearest: None });
+                        continue;
+                    }
+                };
+                content.values.insert((*variable).to_owned(), Secret::new(text));
+            }
+        }
+        Ok(content)
+    }
+}
+
+impl Layer for OutsideLayer {
+    fn kind(&self) -> LayerKind {
+        LayerKind::ExternalSecret
+    }
+
+    fn origin(&self) -> String {
+        let names: Vec<_> = self.wanted.iter().map(|secret| secret.name.as_str()).collect();
+        format!("Secrets Manager {}", names.join(", "))
+    }
+
+    fn read(&self) -> ReadLayer<'_> {
+        Box::pin(self.content())
+    }
+}
+
 /// The variables of a secret. What is wrong is said without any of its text.
 fn variables(text: &Secret) -> Result<Vec<(String, String)>, &'static str> {
     use serde_json::Value;
@@ -344,57 +390,12 @@ fn endless(origin: &str, call: &str) -> LayerError {
     }
 }
 
-/// What an operator needs of an SDK error: the service's own words, or the chain of what failed on the way.
-fn failed<E>(origin: &str, call: &str, error: &SdkError<E, HttpResponse>) -> LayerError
+fn failed<E>(origin: &str, call: &'static str, error: &SdkError<E, HttpResponse>) -> LayerError
 where
     E: ProvideErrorMetadata + Error + fmt::Debug + 'static,
 {
-    let code = error.code().unwrap_or_default();
-    let reason = match (error.message(), code) {
-        (Some(message), code) if !code.is_empty() => format!("{code}: {message}"),
-        (_, "") => chain(error),
-        (_, code) => code.to_owned(),
-    };
-    LayerError {
-        origin: origin.to_owned(),
-        call: call.to_owned(),
-        remedy: remedy(call, code, &reason),
-        reason,
-    }
-}
-
-fn remedy(call: &str, code: &str, reason: &str) -> String {
-    let lower = reason.to_ascii_lowercase();
-    if code.contains("AccessDenied") {
-        format!("Grant the role of this host {call}.")
-    } else if code.contains("Throttl") || code.contains("TooManyRequests") {
-        "Start again in a moment; if it stays, look who else calls this service.".to_owned()
-    } else if ["UnrecognizedClientException", "InvalidSignatureException", "ExpiredTokenException"]
-        .contains(&code)
-        || lower.contains("credentials")
-    {
-        "Check the credentials of this host: its role and hop limit 2, or the AWS_ variables.".to_owned()
-    } else if code.contains("Decrypt") || code.contains("KMS") {
-        "Grant the role of this host kms:Decrypt on the key.".to_owned()
-    } else if code.is_empty() {
-        "Check the route to AWS, HTTPS_PROXY and NO_PROXY, and the region.".to_owned()
-    } else {
-        "See the service's own words.".to_owned()
-    }
-}
-
-/// The causes, outermost first; the SDK's own outermost text says nothing.
-fn chain(error: &dyn Error) -> String {
-    let mut texts: Vec<String> = Vec::new();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let text = cause.to_string();
-        if texts.last() != Some(&text) {
-            texts.push(text);
-        }
-        next = cause.source();
-    }
-    if texts.is_empty() { error.to_string() } else { texts.join(": ") }
+    let CallError { call, reason, remedy } = CallError::of(call, error);
+    LayerError { origin: origin.to_owned(), call: call.to_owned(), reason, remedy }
 }
 
 #[cfg(test)]

@@ -2,7 +2,10 @@
 
 use voiceai_config::Reader;
 use voiceai_config::catalogue::storage;
+use voiceai_egress::Rule;
 use voiceai_runtime::Secret;
+
+use crate::access::AwsAccess;
 
 /// One bucket and how to reach it.
 #[derive(Debug, Clone)]
@@ -17,8 +20,13 @@ pub struct S3Settings {
     pub region: String,
     /// `S3_ACCESS_KEY` and `S3_SECRET_KEY`; without them the standard AWS credential chain is used.
     pub keys: Option<(Secret, Secret)>,
-    /// Whether requests carry the SDK's CRC trailers. On for AWS; off for other servers, several of which refuse them.
+    /// `S3_CHECKSUMS`: whether requests carry the SDK's CRC trailers. On for AWS; off for other servers, several of which refuse
+    /// them.
     pub checksums: bool,
+    /// `AWS_USE_INSTANCE_PROFILE`: without keys, only the instance's own role counts.
+    pub instance_profile: bool,
+    /// The way out.
+    pub way: Rule,
 }
 
 impl S3Settings {
@@ -58,9 +66,10 @@ impl S3Settings {
         let endpoint =
             reader.optional(&storage::S3_ENDPOINT).map(|url| url.as_str().trim_end_matches('/').to_owned());
         let region = reader.optional(&storage::S3_REGION).unwrap_or_else(|| reader.get(&storage::AWS_REGION));
-        let checksums = endpoint.is_none();
+        let checksums = reader.optional(&storage::S3_CHECKSUMS).unwrap_or(endpoint.is_none());
+        let AwsAccess { instance_profile, way, .. } = AwsAccess::read(reader);
         let prefix = prefix.trim_matches('/').to_owned();
-        Some(Self { bucket, prefix, endpoint, region, keys, checksums })
+        Some(Self { bucket, prefix, endpoint, region, keys, checksums, instance_profile, way })
     }
 }
 
@@ -106,6 +115,17 @@ mod tests {
         let own = own.expect("sound").expect("a bucket");
         assert!(!own.checksums && own.keys.is_some() && own.region == "us-east-1");
         assert!(!format!("{own:?}").contains("s3cret-canary"));
+    }
+
+    #[test]
+    fn checksums_are_as_the_operator_says_where_he_says_so() {
+        let checksums = |pairs: &[(&'static str, &'static str)]| {
+            let bucket = [("S3_BUCKET", "backups")];
+            let pairs: Vec<_> = bucket.iter().chain(pairs).copied().collect();
+            read(&pairs).expect("sound").expect("a bucket").checksums
+        };
+        assert!(!checksums(&[("S3_CHECKSUMS", "false")]));
+        assert!(checksums(&[("S3_ENDPOINT", "http://127.0.0.1:8333"), ("S3_CHECKSUMS", "true")]));
     }
 
     #[test]

@@ -2,14 +2,12 @@
 
 use std::time::{Duration, SystemTime};
 
-use aws_config::retry::RetryConfig;
-use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, Region};
 use aws_sdk_s3::Client;
-use aws_sdk_s3::config::{Credentials, RequestChecksumCalculation, ResponseChecksumValidation};
+use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
 use aws_sdk_s3::primitives::ByteStream;
 use bytes::{Bytes, BytesMut};
 
+use crate::access::{AwsAccess, Patience};
 use crate::error::{S3Error, S3ErrorKind};
 use crate::settings::S3Settings;
 
@@ -52,17 +50,16 @@ pub struct ObjectStore {
 impl ObjectStore {
     /// Builds the client. Sends nothing: see [`ObjectStore::check`].
     pub async fn new(settings: &S3Settings) -> Self {
-        let timeouts =
-            TimeoutConfig::builder().connect_timeout(CONNECT_MAX).operation_attempt_timeout(ATTEMPT_MAX);
-        let mut loader = aws_config::defaults(BehaviorVersion::latest())
-            .region(Region::new(settings.region.clone()))
-            .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS_MAX))
-            .timeout_config(timeouts.build());
-        if let Some((access, secret)) = &settings.keys {
-            let keys = Credentials::new(access.expose(), secret.expose(), None, None, "settings");
-            loader = loader.credentials_provider(keys);
-        }
-        let shared = loader.load().await;
+        let access = AwsAccess {
+            region: settings.region.clone(),
+            endpoint: None,
+            keys: settings.keys.clone(),
+            instance_profile: settings.instance_profile,
+            way: settings.way.clone(),
+        };
+        let patience =
+            Patience { attempts: ATTEMPTS_MAX, connect: CONNECT_MAX, attempt: ATTEMPT_MAX, call: None };
+        let shared = access.load(patience).await;
         let mut config = aws_sdk_s3::config::Builder::from(&shared);
         if let Some(endpoint) = &settings.endpoint {
             config = config.endpoint_url(endpoint).force_path_style(true);

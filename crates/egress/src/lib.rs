@@ -4,10 +4,12 @@
 //! variables themselves (curl in a provider script, the AWS SDK) agree on less than is commonly thought, so only entries that
 //! they all understand alike are taken; [`Rule::environment`] gives them to a child process under both spellings.
 
+mod http;
 mod no_proxy;
 mod rule;
 mod tunnel;
 
+pub use http::http_client;
 pub use no_proxy::{NoProxy, NoProxyError};
-pub use rule::{Proxy, ProxyError, Purpose, Rule};
+pub use rule::{METADATA, Proxy, ProxyError, Purpose, Rule};
 pub use tunnel::{EgressError, connect};

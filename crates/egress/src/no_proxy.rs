@@ -48,6 +48,22 @@ impl NoProxy {
         Ok(Self { entries: entries.map(entry).collect::<Result<_, _>>()? })
     }
 
+    /// The entries as curl, the AWS command line and other programs read them alike: names without their leading dot, in lower
+    /// case; an IPv6 address with and without brackets; everything as a star alone.
+    pub(crate) fn spelled(&self) -> Vec<String> {
+        if self.entries.contains(&Entry::Everything) {
+            return vec!["*".to_owned()];
+        }
+        let spelled = self.entries.iter().flat_map(|entry| match entry {
+            Entry::Everything => Vec::new(),
+            Entry::Name(name) => vec![name.clone()],
+            Entry::Network(address, 128) if address.is_ipv6() => spelled_address(*address),
+            Entry::Network(address, 32) if address.is_ipv4() => spelled_address(*address),
+            Entry::Network(address, bits) => vec![format!("{address}/{bits}")],
+        });
+        spelled.collect()
+    }
+
     /// True when `host`, a name or an address with or without brackets, is reached directly.
     #[must_use]
     pub fn matches(&self, host: &str) -> bool {
@@ -65,7 +81,16 @@ impl NoProxy {
     }
 }
 
-fn bare(host: &str) -> &str {
+/// An address as other programs compare it: some with the brackets of a URL, some without.
+pub(crate) fn spelled_address(address: IpAddr) -> Vec<String> {
+    match address {
+        IpAddr::V4(address) => vec![address.to_string()],
+        IpAddr::V6(address) => vec![address.to_string(), format!("[{address}]")],
+    }
+}
+
+/// `host` without the brackets of an IPv6 address.
+pub(crate) fn bare(host: &str) -> &str {
     host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::net::IpAddr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -8,7 +9,11 @@ use voiceai_config::Reader;
 use voiceai_config::catalogue::proxy::{HTTP_PROXY, HTTPS_PROXY, NO_PROXY};
 use voiceai_runtime::Secret;
 
-use crate::no_proxy::NoProxy;
+use crate::no_proxy::{NoProxy, bare, spelled_address};
+
+/// Where a host of a cloud asks for its own role and region: IMDS, and the two of container credentials. No proxy can answer in
+/// its place, so these are reached directly whatever the settings say.
+pub const METADATA: [&str; 4] = ["169.254.169.254", "fd00:ec2::254", "169.254.170.2", "169.254.170.23"];
 
 /// What a connection is for; it decides which variable names its proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +75,12 @@ impl Proxy {
             url: Secret::new(url.as_str().trim_end_matches('/')),
         })
     }
+
+    /// The whole URL, user and password included.
+    #[must_use]
+    pub const fn url(&self) -> &Secret {
+        &self.url
+    }
 }
 
 /// The way out of this process.
@@ -81,7 +92,6 @@ pub struct Rule {
     pub https: Option<Proxy>,
     /// `NO_PROXY`.
     pub direct: NoProxy,
-    entries: Vec<String>,
 }
 
 impl Rule {
@@ -99,7 +109,7 @@ impl Rule {
             reader.violation(&NO_PROXY, expected, "Correct the entry: programs disagree about it.");
             NoProxy::default()
         });
-        Self { http, https, direct, entries }
+        Self { http, https, direct }
     }
 
     /// The proxy for a connection to `host`; `None` means directly.
@@ -110,14 +120,26 @@ impl Rule {
             Purpose::Https => self.https.as_ref(),
             Purpose::Tunnel => self.https.as_ref().or(self.http.as_ref()),
         };
-        proxy.filter(|_| !self.direct.matches(host))
+        proxy.filter(|_| !is_link_local(host) && !self.direct.matches(host))
+    }
+
+    /// The proxy for a request to `url`; `None` means directly. Anything but `http` goes the way of `https`.
+    #[must_use]
+    pub fn proxy_for_url(&self, url: &Url) -> Option<&Proxy> {
+        let purpose = if url.scheme() == "http" { Purpose::Http } else { Purpose::Https };
+        self.proxy_for(purpose, url.host_str()?)
     }
 
     /// The variables of a child process, in both spellings: curl reads `http_proxy` in lower case only.
+    ///
+    /// `hosts` are those that the child is known to ask: an address among them that a network of `NO_PROXY` covers is written
+    /// out, because neither the AWS command line nor an older curl understands networks. Where there is a proxy, so are the
+    /// addresses at which a cloud's host asks for its own role.
     #[must_use]
-    pub fn environment(&self) -> Vec<(&'static str, Secret)> {
+    pub fn environment(&self, hosts: &[&str]) -> Vec<(&'static str, Secret)> {
         let url = |proxy: &Option<Proxy>| proxy.as_ref().map(|proxy| proxy.url.clone());
-        let direct = (!self.entries.is_empty()).then(|| Secret::new(self.entries.join(",")));
+        let direct = self.spelled_for(hosts);
+        let direct = (!direct.is_empty()).then(|| Secret::new(direct.join(",")));
         let values = [
             (["HTTP_PROXY", "http_proxy"], url(&self.http)),
             (["HTTPS_PROXY", "https_proxy"], url(&self.https)),
@@ -125,6 +147,37 @@ impl Rule {
         ];
         let given = values.into_iter().filter_map(|(names, value)| Some((names, value?)));
         given.flat_map(|(names, value)| names.map(|name| (name, value.clone()))).collect()
+    }
+
+    fn spelled_for(&self, hosts: &[&str]) -> Vec<String> {
+        let mut spelled = self.direct.spelled();
+        if self.http.is_none() && self.https.is_none() || spelled.iter().any(|entry| entry == "*") {
+            return spelled;
+        }
+        let known = METADATA.iter().chain(hosts).filter_map(|host| bare(host).parse::<IpAddr>().ok());
+        for address in known.filter(|address| self.is_direct(&address.to_string())) {
+            for text in spelled_address(address) {
+                if !spelled.contains(&text) {
+                    spelled.push(text);
+                }
+            }
+        }
+        spelled
+    }
+
+    fn is_direct(&self, host: &str) -> bool {
+        is_link_local(host) || self.direct.matches(host)
+    }
+}
+
+/// Addresses that belong to the very link or host that asks for them, and that of IMDS by IPv6.
+fn is_link_local(host: &str) -> bool {
+    match bare(host).parse::<IpAddr>().map(|address| address.to_canonical()) {
+        Ok(IpAddr::V4(address)) => address.is_link_local(),
+        Ok(IpAddr::V6(address)) => {
+            address.segments()[0] & 0xffc0 == 0xfe80 || address.to_string() == METADATA[1]
+        }
+        Err(_) => false,
     }
 }
 
@@ -177,14 +230,55 @@ mod tests {
         // ops:p@ss-canary
         assert_eq!(proxy.authorization.as_ref().unwrap().expose(), "Basic b3BzOnBAc3MtY2FuYXJ5");
         assert!(!format!("{rule:?}").contains("canary"));
-        let given = rule.environment();
+        let given = rule.environment(&[]);
         let find = |name: &str| {
             given.iter().find(|(have, _)| *have == name).map(|(_, value)| value.expose().to_owned())
         };
         assert_eq!(find("https_proxy"), find("HTTPS_PROXY"));
         assert!(find("HTTPS_PROXY").unwrap().contains("p%40ss-canary@[::1]:3128"));
-        assert_eq!(find("NO_PROXY").as_deref(), Some("a,b"));
+        assert_eq!(
+            find("NO_PROXY").as_deref(),
+            Some("a,b,169.254.169.254,fd00:ec2::254,[fd00:ec2::254],169.254.170.2,169.254.170.23")
+        );
         assert_eq!(find("HTTP_PROXY"), None);
+    }
+
+    #[test]
+    fn a_hosts_own_role_is_never_asked_for_through_a_proxy() {
+        let rule = read(&[("HTTP_PROXY", "http://plain:3128"), ("HTTPS_PROXY", "http://tls:3129")]).unwrap();
+        for host in
+            METADATA.iter().chain(&["[fd00:ec2::254]", "169.254.1.1", "fe80::1", "::ffff:169.254.169.254"])
+        {
+            assert!(rule.proxy_for(Purpose::Http, host).is_none(), "{host}");
+        }
+        assert!(rule.proxy_for(Purpose::Http, "169.253.169.254").is_some());
+        assert!(rule.proxy_for(Purpose::Http, "169.254.169.254.example.com").is_some());
+        let proxy = |url: &str| rule.proxy_for_url(&Url::parse(url).unwrap()).map(ToString::to_string);
+        assert_eq!(proxy("http://a/").as_deref(), Some("plain:3128"));
+        assert_eq!(proxy("https://a/").as_deref(), Some("tls:3129"));
+        assert_eq!(proxy("http://169.254.169.254/latest"), None);
+    }
+
+    #[test]
+    fn a_child_is_told_in_words_that_every_program_understands() {
+        let told = |no_proxy: &'static str, hosts: &[&str]| {
+            let rule = read(&[("HTTPS_PROXY", "http://squid:3128"), ("NO_PROXY", no_proxy)]).unwrap();
+            let given = rule.environment(hosts);
+            let find = |name| given.iter().find(|(have, _)| *have == name).unwrap().1.expose().to_owned();
+            assert_eq!(find("NO_PROXY"), find("no_proxy"));
+            find("NO_PROXY")
+        };
+        assert_eq!(told("a,*,b", &[]), "*", "a star among others is understood by few");
+        let text = told(
+            ".Corp, db.example.com.,::1,10.0.0.0/8",
+            &["10.1.2.3", "11.1.2.3", "host.corp", "[fd12::1]"],
+        );
+        let parts: Vec<_> = text.split(',').collect();
+        assert_eq!(&parts[..5], ["corp", "db.example.com", "::1", "[::1]", "10.0.0.0/8"]);
+        assert!(parts.contains(&"10.1.2.3") && parts.contains(&"169.254.169.254"), "{text}");
+        assert!(!text.contains("11.1.2.3") && !text.contains("fd12"), "{text}");
+        let without = read(&[("NO_PROXY", "10.0.0.0/8")]).unwrap().environment(&["10.1.2.3"]);
+        assert_eq!(without[0].1.expose(), "10.0.0.0/8", "nothing is added where there is no proxy");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use tempfile::NamedTempFile;
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
-use voiceai_aws::{PlatformSettings, secret_value};
+use voiceai_aws::{AwsAccess, secret_value};
 use voiceai_runtime::Secret;
 
 use crate::script::PATH;
@@ -64,7 +64,7 @@ pub struct CloudInit {
     /// The bootstrap variables, by name; a secret stays one.
     pub variables: Vec<(&'static str, Option<Secret>)>,
     /// How Secrets Manager is reached.
-    pub platform: PlatformSettings,
+    pub platform: AwsAccess,
 }
 
 /// A document that could not be made. Holds nothing of it.

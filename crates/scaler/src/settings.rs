@@ -5,9 +5,10 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use voiceai_aws::PlatformSettings;
+use voiceai_aws::AwsAccess;
 use voiceai_config::Reader;
 use voiceai_config::catalogue::{general, platform, proxy, redis, scaler};
+use voiceai_egress::Rule;
 use voiceai_redis::{RedisSettings, Topology};
 use voiceai_runtime::Secret;
 
@@ -26,8 +27,8 @@ pub struct ScalerSettings {
     pub script_timeout: Duration,
     /// What PROVIDER_ENV_PASS names, as far as it is set.
     pub passed: Vec<(String, OsString)>,
-    /// Proxy variables for scripts, as far as they are set.
-    pub proxy: Vec<(String, String)>,
+    /// Proxy variables for scripts, in both spellings, as far as they are set.
+    pub proxy: Vec<(&'static str, Secret)>,
     /// Each provider's own credentials and endpoint, as far as they are set.
     pub credentials: BTreeMap<String, Vec<(String, Secret)>>,
     /// What start-up documents are made from.
@@ -57,19 +58,12 @@ impl ScalerSettings {
         if let Err(expected) = failpoint::arm(failpoint.as_deref()) {
             reader.violation(&general::VOICEAI_FAILPOINT, expected, "Unset VOICEAI_FAILPOINT.");
         }
-        let mut proxy = Vec::new();
-        let mut keep = |name: &str, value: Option<String>| {
-            proxy.extend(value.filter(|value| !value.is_empty()).map(|value| (name.to_owned(), value)));
-        };
-        keep("HTTP_PROXY", reader.optional(&proxy::HTTP_PROXY).map(|url| url.to_string()));
-        keep("HTTPS_PROXY", reader.optional(&proxy::HTTPS_PROXY).map(|url| url.to_string()));
-        keep("NO_PROXY", reader.optional(&proxy::NO_PROXY).map(|list| list.join(",")));
         Self {
             evaluation_interval: reader.get(&scaler::SCALING_EVALUATION_INTERVAL_MS),
             scripts_dir: reader.get(&scaler::PROVIDER_SCRIPTS_DIR),
             script_timeout: reader.get(&scaler::PROVIDER_SCRIPT_TIMEOUT_MS),
             passed: passed(reader),
-            proxy,
+            proxy: proxy_variables(reader),
             credentials: credentials(reader),
             cloud_init: cloud_init(reader),
             heartbeat_prefix: reader.get(&scaler::HEARTBEAT_KEY_PREFIX),
@@ -82,6 +76,15 @@ impl ScalerSettings {
             dispatcher: dispatcher(reader),
         }
     }
+}
+
+/// As the one rule says them. Scripts ask the endpoints that settings name, so an address among those is written out.
+fn proxy_variables(reader: &Reader<'_>) -> Vec<(&'static str, Secret)> {
+    let hetzner = reader.optional(&scaler::HCLOUD_ENDPOINT);
+    let aws = std::env::var("AWS_ENDPOINT_URL").ok().and_then(|text| url::Url::parse(&text).ok());
+    let hosts: Vec<_> = [hetzner, aws].into_iter().flatten().collect();
+    let hosts: Vec<_> = hosts.iter().filter_map(|url| url.host_str()).collect();
+    Rule::read(reader).environment(&hosts)
 }
 
 fn passed(reader: &Reader<'_>) -> Vec<(String, OsString)> {
@@ -161,15 +164,7 @@ fn cloud_init(reader: &Reader<'_>) -> CloudInit {
     ] {
         variables.extend(url.map(|url| (name, Some(Secret::new(url.to_string())))));
     }
-    let platform = PlatformSettings {
-        namespace: String::new(),
-        service: String::new(),
-        region: reader.get(&platform::AWS_REGION),
-        endpoint: None,
-        keys: None,
-        instance_profile,
-        call_limit: Duration::from_secs(20),
-    };
+    let platform = AwsAccess::read(reader);
     CloudInit { given: given.is_some(), script: given.unwrap_or_else(beside), variables, platform }
 }
 

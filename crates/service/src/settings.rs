@@ -1,6 +1,6 @@
 use voiceai_aws::ResolveError;
 use voiceai_cli::{Failure, invalid_settings};
-use voiceai_config::{Binary, Resolved};
+use voiceai_config::{Binary, LayerError, Resolved};
 
 /// All settings of `binary`: from the environment, and where it names a `NAMESPACE` from the platform's stores above it.
 ///
@@ -10,9 +10,12 @@ pub async fn resolve(binary: Binary) -> Result<Resolved, Failure> {
     // Boxed: the futures of the AWS clients are large, and nobody else's stack should carry them.
     Box::pin(voiceai_aws::resolve(binary)).await.map_err(|error| match error {
         ResolveError::Invalid(report) => invalid_settings(&report),
-        ResolveError::Layer(error) => {
-            let message = format!("{}: {} failed: {}", error.origin, error.call, error.reason);
-            Failure::unreachable("settings_unreadable", message, error.remedy)
+        ResolveError::Layers(errors) => {
+            let one = |error: &LayerError| format!("{}: {} failed: {}", error.origin, error.call, error.reason);
+            let mut remedies: Vec<_> = errors.iter().map(|error| error.remedy.as_str()).collect();
+            remedies.dedup();
+            let messages: Vec<_> = errors.iter().map(one).collect();
+            Failure::unreachable("settings_unreadable", messages.join("; "), remedies.join(" "))
         }
     })
 }

@@ -23,6 +23,8 @@ fn settings(endpoint: &str, bucket: &str, access: &str, secret: &str) -> S3Setti
         region: "us-east-1".to_owned(),
         keys: Some((Secret::new(access), Secret::new(secret))),
         checksums: false,
+        instance_profile: false,
+        way: voiceai_egress::Rule::default(),
     }
 }
 

@@ -10,22 +10,30 @@ use aws_sdk_ssm::types::ParameterType;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
-use voiceai_aws::{PlatformSettings, platform_layers};
+use voiceai_aws::{AwsAccess, PlatformSettings, platform_layers};
 use voiceai_config::catalogue::{postgres, queue};
 use voiceai_config::{Binary, Content, Fixed, Layer, LayerError, LayerKind, Resolved};
+use voiceai_egress::Rule;
 use voiceai_runtime::Secret;
 use voiceai_testkit::{Port, Process, Program};
 
 const CANARY: &str = "canary-of-a-secret";
 
-fn settings(endpoint: &str) -> PlatformSettings {
-    PlatformSettings {
-        namespace: "voiceai/staging".to_owned(),
-        service: "ops".to_owned(),
+fn access(endpoint: &str) -> AwsAccess {
+    AwsAccess {
         region: "eu-central-1".to_owned(),
         endpoint: Some(endpoint.to_owned()),
         keys: Some((Secret::new("test"), Secret::new("test"))),
         instance_profile: false,
+        way: Rule::default(),
+    }
+}
+
+fn settings(endpoint: &str) -> PlatformSettings {
+    PlatformSettings {
+        namespace: "voiceai/staging".to_owned(),
+        service: "ops".to_owned(),
+        access: access(endpoint),
         call_limit: Duration::from_secs(20),
     }
 }

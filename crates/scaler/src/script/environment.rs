@@ -104,8 +104,8 @@ pub struct Call {
 pub struct Surroundings {
     /// ENVIRONMENT.
     pub environment: String,
-    /// HTTP_PROXY, HTTPS_PROXY and NO_PROXY, as far as they are set.
-    pub proxy: Vec<(String, String)>,
+    /// HTTP_PROXY, HTTPS_PROXY and NO_PROXY in both spellings, as far as they are set.
+    pub proxy: Vec<(&'static str, Secret)>,
     /// What PROVIDER_ENV_PASS names, with its values.
     pub passed: Vec<(String, OsString)>,
     /// Each provider's own credentials and endpoint.
@@ -128,7 +128,7 @@ impl Surroundings {
             set(name, value.clone());
         }
         for (name, value) in &self.proxy {
-            set(name, value.into());
+            set(name, value.expose().into());
         }
         for (name, value) in self.credentials.get(&call.provider).into_iter().flatten() {
             set(name, value.expose().into());
@@ -159,12 +159,21 @@ impl Surroundings {
             .values()
             .flatten()
             .map(|(_, value)| value.expose().to_owned())
-            .chain(self.passed.iter().filter_map(|(_, value)| value.to_str().map(str::to_owned)));
+            .chain(self.passed.iter().filter_map(|(_, value)| value.to_str().map(str::to_owned)))
+            .chain(self.proxy.iter().filter_map(|(_, value)| login(value.expose())).flatten());
         secrets
             // A short value would blank out innocent words.
             .filter(|value| value.len() >= 6)
             .fold(text.to_owned(), |text, value| text.replace(&value, "[REDACTED]"))
     }
+}
+
+/// User and password of a proxy's URL, and the password alone, as a program might print them.
+fn login(url: &str) -> Option<[String; 2]> {
+    let (_, rest) = url.split_once("://")?;
+    let (login, _) = rest.rsplit_once('@')?;
+    let password = login.split_once(':').map_or(login, |(_, password)| password);
+    Some([login.to_owned(), password.to_owned()])
 }
 
 fn json(value: &impl Serialize) -> String {

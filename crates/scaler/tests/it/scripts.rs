@@ -225,7 +225,7 @@ async fn a_script_gets_the_agreed_variables_and_nothing_else() {
     let bench = Bench::new();
     let surroundings = Surroundings {
         environment: "dev".to_owned(),
-        proxy: vec![("HTTP_PROXY".to_owned(), "http://proxy:3128".to_owned())],
+        proxy: vec![("HTTP_PROXY", voiceai_runtime::Secret::new("http://proxy:3128"))],
         // Passing a variable on cannot replace what the contract says.
         passed: vec![("EXTRA".to_owned(), "1".into()), ("INSTANCE_NAME".to_owned(), "evil".into())],
         ..Surroundings::default()

@@ -116,6 +116,8 @@ async fn a_bucket_that_is_missing_or_closed_is_told_before_anything_starts() {
         region: "us-east-1".to_owned(),
         keys: Some((Secret::new(bench.s3.access_key.clone()), Secret::new(secret))),
         checksums: false,
+        instance_profile: false,
+        way: Default::default(),
     };
     for (settings, said) in [
         (settings("no-such-bucket", &bench.s3.secret_key), "does not exist"),

@@ -75,6 +75,8 @@ async fn context(url: &str, s3: &S3) -> BackupContext {
         region: "us-east-1".to_owned(),
         keys: Some((Secret::new(s3.access_key.clone()), Secret::new(s3.secret_key.clone()))),
         checksums: false,
+        instance_profile: false,
+        way: Default::default(),
     };
     BackupContext {
         store: ObjectStore::new(&settings).await,
