@@ -31,6 +31,10 @@ has_venv() { python3 -c 'import ensurepip, venv' || /usr/bin/python3 -c 'import 
 has_python_library() { python3 -c 'import ctypes, sys; ctypes.CDLL("libpython3.%d.so.1.0" % sys.version_info.minor)'; }
 has_c_library() { echo 'int main(void) { return 0; }' | cc -x c -o /dev/null -; }
 
+# Where an ordinary user's search path does not lead.
+has_kamailio() { PATH=$PATH:/usr/sbin command -v kamailio; }
+has_kamailio_redis() { compgen -G '/usr/lib/*/kamailio/modules/db_redis.so'; }
+
 need_stack() {
   need redis-server has redis-server
   need redis-tools has redis-cli
@@ -107,7 +111,7 @@ install_packages() {
   trap - EXIT
   # Nor at the next boot: only the programs are wanted here. Services of packages that were there before are left alone.
   for package in "${wanted[@]}"; do
-    if [[ $package == redis-server || $package == postgresql ]] && command -v systemctl >/dev/null; then
+    if [[ $package == redis-server || $package == postgresql || $package == kamailio ]] && command -v systemctl >/dev/null; then
       as_root systemctl disable --quiet "$package" >&2 2>/dev/null || true
     fi
   done
@@ -156,6 +160,12 @@ case ${1:-} in
     need_compiler
     # Gives a process another wall clock.
     [[ $1 == build ]] || need faketime has faketime
+    if [[ $1 == test ]]; then
+      # Calls: the proxy that reads our records, and callers.
+      need kamailio has_kamailio
+      need kamailio-redis-modules has_kamailio_redis
+      need sip-tester has sipp
+    fi
     install_packages
     if [[ $1 == test ]]; then
       # Only now is it certain that there is a python3 to ask.

@@ -12,8 +12,8 @@
 //!
 //! # Servers of one's own: to be killed
 //!
-//! [`RedisServer`], [`PostgresServer`], [`Sentinel`], [`Cluster`] and [`TcpProxy`] belong to the test that starts them.
-//! [`Process`] runs our own binaries. All of them are ended on drop, and by the kernel if the test itself is killed.
+//! [`RedisServer`], [`PostgresServer`], [`Sentinel`], [`Cluster`], [`Kamailio`] and [`TcpProxy`] belong to the test that starts
+//! them. [`Sipp`] places real calls. [`Process`] runs our own binaries. All of them are ended on drop, and by the kernel if the test itself is killed.
 //!
 //! # Failure
 //!
@@ -27,6 +27,7 @@
 
 mod cluster;
 mod database;
+mod kamailio;
 mod ports;
 mod postgres_server;
 mod process;
@@ -35,10 +36,12 @@ mod redis_server;
 mod s3;
 mod sentinel;
 mod shared;
+mod sipp;
 mod wait;
 
 pub use cluster::Cluster;
 pub use database::{Database, database, database_from, empty_database, postgres};
+pub use kamailio::{Kamailio, KamailioOptions};
 pub use ports::Port;
 pub use postgres_server::PostgresServer;
 pub use process::{Exit, Process, Program, binary};
@@ -47,4 +50,5 @@ pub use redis_server::{RedisOptions, RedisServer};
 pub use s3::{S3, s3};
 pub use sentinel::{Sentinel, SentinelOptions};
 pub use shared::{RedisDb, redis};
+pub use sipp::{Sipp, SippCounts, SippOptions};
 pub use wait::{wait_for, wait_until};

@@ -7,6 +7,8 @@ mod crash;
 mod dispatcher;
 mod evaluation;
 mod harness;
+mod orphans;
 mod scripts;
 mod store;
+mod voice;
 mod whole;
