@@ -10,8 +10,10 @@
 mod backends;
 mod command;
 pub mod failures;
+mod notify;
 mod readiness;
 mod run;
+mod secrets;
 mod settings;
 mod shared;
 
@@ -21,6 +23,7 @@ use voiceai_postgres::Component;
 pub use backends::{Backends, connect, connect_pool, connect_redis};
 pub use command::{Command, bare_command, command};
 pub use run::{Context, run};
+pub use secrets::{Secrets, Values};
 pub use settings::resolve;
 pub use shared::Shared;
 

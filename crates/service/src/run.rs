@@ -12,7 +12,8 @@ use voiceai_redis::Redis;
 use voiceai_runtime::{Shutdown, Vitals, vitals};
 use voiceai_telemetry::{REVISION, Telemetry, TelemetrySettings};
 
-use crate::{Backends, Identity, Shared, connect, failures, readiness, resolve};
+use crate::notify::Supervisor;
+use crate::{Backends, Identity, Secrets, Shared, connect, failures, readiness, resolve};
 
 /// Kept back from SHUTDOWN_TIMEOUT for resigning and flushing.
 const RESERVE: Duration = Duration::from_secs(3);
@@ -30,6 +31,8 @@ pub struct Context<S> {
     pub pool: PgPool,
     /// Progress and readiness.
     pub vitals: Vitals,
+    /// The values of settings that rotate, kept fresh while the service runs.
+    pub secrets: Secrets,
     /// How the process stops. Loops are spawned here, so that the drain waits for them.
     pub shutdown: Shutdown,
     election: Option<Election>,
@@ -78,7 +81,8 @@ where
     for warning in &loaded.warnings {
         tracing::warn!(setting = warning.name, "{}", warning.message);
     }
-    let code = supervise(identity, shared, settings, &telemetry, start).await;
+    let secrets = Secrets::new(resolved, move || resolve(identity.binary));
+    let code = supervise(identity, shared, settings, secrets, &telemetry, start).await;
     tracing::info!(exit_code = code.code(), "service stopped");
     telemetry.shutdown().await;
     code
@@ -104,6 +108,7 @@ async fn supervise<S, F, Fut>(
     identity: Identity,
     shared: Shared,
     settings: S,
+    secrets: Secrets,
     telemetry: &Telemetry,
     start: F,
 ) -> ExitCode
@@ -125,14 +130,21 @@ where
     let path = vitals::file_path(&shared.runtime_dir(), identity.name(), &instance);
     let file = vitals.clone().keep_file(path, identity.name().into(), instance, ended.clone());
     let file = tokio::spawn(file);
+    if let Some(supervisor) = Supervisor::find(|name| std::env::var(name).ok()) {
+        tokio::spawn(supervisor.inform(vitals.clone(), shutdown.stopping(), ended.clone()));
+    }
     let started = async {
         let backends = ready_backends(identity, &shared).await?;
         let Backends { redis, pool } = backends;
         tokio::spawn(readiness::watch(vitals.clone(), redis.clone(), pool.clone()));
         let shutdown = shutdown.clone();
+        let interval = shared.secrets_refresh;
+        let pulse = vitals.register("settings", Secrets::bound(interval));
+        shutdown.spawn("settings", secrets.clone().keep_fresh(interval, shutdown.stopping(), pulse));
         let context = Context {
             shared: shared.clone(),
             settings,
+            secrets,
             redis,
             pool,
             vitals: vitals.clone(),
