@@ -5,6 +5,8 @@
 #   scripts/install.sh build    the same and a C compiler: the demo, the benches
 #   scripts/install.sh test     the same and cargo-nextest
 #   scripts/install.sh check    a C compiler, shellcheck, git and cargo-deny
+#   scripts/install.sh deploy   what checks the files of deploy/: promtool, squid, docker-compose, systemd-analyze, npm
+#   scripts/install.sh containers  the same as stack, and what builds and runs images without a registry
 #
 # System packages come by apt-get (as root, or with sudo), Rust tools by `cargo install --locked` into cargo's own bin
 # directory. Services that such packages would start are not started, now or at the next boot.
@@ -32,8 +34,11 @@ has_python_library() { python3 -c 'import ctypes, sys; ctypes.CDLL("libpython3.%
 has_c_library() { echo 'int main(void) { return 0; }' | cc -x c -o /dev/null -; }
 
 # Where an ordinary user's search path does not lead.
+has_squid() { PATH=$PATH:/usr/sbin command -v squid; }
 has_kamailio() { PATH=$PATH:/usr/sbin command -v kamailio; }
 has_kamailio_redis() { compgen -G '/usr/lib/*/kamailio/modules/db_redis.so'; }
+has_runc() { PATH=$PATH:/usr/sbin command -v runc; }
+has_debootstrap() { PATH=$PATH:/usr/sbin command -v debootstrap; }
 
 need_stack() {
   need redis-server has redis-server
@@ -111,7 +116,7 @@ install_packages() {
   trap - EXIT
   # Nor at the next boot: only the programs are wanted here. Services of packages that were there before are left alone.
   for package in "${wanted[@]}"; do
-    if [[ $package == redis-server || $package == postgresql || $package == kamailio ]] && command -v systemctl >/dev/null; then
+    if [[ $package == redis-server || $package == postgresql || $package == squid || $package == prometheus || $package == kamailio ]] && command -v systemctl >/dev/null; then
       as_root systemctl disable --quiet "$package" >&2 2>/dev/null || true
     fi
   done
@@ -184,8 +189,28 @@ case ${1:-} in
     install_packages
     cargo_tool cargo-deny "$DENY_VERSION"
     ;;
+  deploy)
+    need prometheus has promtool
+    need squid has_squid
+    need docker-compose has docker-compose
+    need systemd has systemd-analyze
+    need npm has npm
+    need unzip has unzip
+    need python3-venv has_venv
+    install_packages
+    ;;
+  containers)
+    need_stack
+    need buildah has buildah
+    need podman has podman
+    need runc has_runc
+    need debootstrap has_debootstrap
+    need binutils has strip
+    install_packages
+    check_redis_version
+    ;;
   *)
-    sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac
