@@ -11,7 +11,8 @@ pub async fn resolve(binary: Binary) -> Result<Resolved, Failure> {
     Box::pin(voiceai_aws::resolve(binary)).await.map_err(|error| match error {
         ResolveError::Invalid(report) => invalid_settings(&report),
         ResolveError::Layers(errors) => {
-            let one = |error: &LayerError| format!("{}: {} failed: {}", error.origin, error.call, error.reason);
+            let one =
+                |error: &LayerError| format!("{}: {} failed: {}", error.origin, error.call, error.reason);
             let mut remedies: Vec<_> = errors.iter().map(|error| error.remedy.as_str()).collect();
             remedies.dedup();
             let messages: Vec<_> = errors.iter().map(one).collect();

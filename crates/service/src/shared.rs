@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use voiceai_config::catalogue::{general, leader, postgres, redis};
+use voiceai_config::catalogue::{general, leader, platform, postgres, redis};
 use voiceai_config::{Binary, General, HostName, Reader};
 use voiceai_leader::LeaderSettings;
 use voiceai_postgres::PostgresSettings;
@@ -14,6 +14,8 @@ pub struct Shared {
     pub general: General,
     /// `START_TIMEOUT`. How long the start waits for the backends.
     pub start_timeout: Duration,
+    /// `SECRETS_REFRESH_INTERVAL`. How often settings that rotate are read again.
+    pub secrets_refresh: Duration,
     /// Redis.
     pub redis: RedisSettings,
     /// PostgreSQL.
@@ -30,6 +32,7 @@ impl Shared {
         let leader = read_leader(reader, &general);
         Self {
             start_timeout: reader.get(&general::START_TIMEOUT),
+            secrets_refresh: reader.get(&platform::SECRETS_REFRESH_INTERVAL),
             redis: read_redis(reader),
             postgres: read_postgres(reader, leader.lock_ttl, application),
             leader,
