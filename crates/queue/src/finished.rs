@@ -173,6 +173,15 @@ pub trait HistorySink: Send + Sync + 'static {
         &self,
         records: Vec<FinishedJob>,
     ) -> Pin<Box<dyn Future<Output = Result<(), HistoryError>> + Send + '_>>;
+
+    /// Writes records whose caller has them durably elsewhere and gives them again after an error: nothing is buffered. A
+    /// record that is there already, from a call whose caller died before it knew, should not be doubled.
+    fn write(
+        &self,
+        records: Vec<FinishedJob>,
+    ) -> Pin<Box<dyn Future<Output = Result<(), HistoryError>> + Send + '_>> {
+        self.record_now(records)
+    }
 }
 
 /// The history could not be written.
@@ -183,6 +192,8 @@ pub struct HistoryError {
     pub records: usize,
     /// Why.
     pub reason: String,
+    /// True when the store refused them as they are: giving them again is of no use.
+    pub refused: bool,
 }
 
 /// Keeps nothing.

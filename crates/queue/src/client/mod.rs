@@ -1,6 +1,7 @@
 //! Producers and operators: enqueue, look, and act on queues.
 
 mod batch;
+mod ends;
 mod operate;
 mod views;
 
@@ -18,7 +19,7 @@ pub use self::operate::{CancelOutcome, QueueLimits, Quiet, ReplayOutcome, Select
 pub use self::views::{JobView, ListFilter, Page, QueueStats, State, WhyNot, WorkerView};
 use crate::envelope;
 use crate::error::QueueError;
-use crate::finished::{Ending, HistorySink, NoHistory};
+use crate::finished::{HistorySink, NoHistory};
 use crate::id::JobId;
 use crate::library::{Fields, Library, QueueName, Unexpected, text_of};
 use crate::new_job::{AddOutcome, Added, Due, NewJob};
@@ -249,16 +250,12 @@ impl Client {
             tried: "add",
             detail: e.to_string(),
         })?;
-        let mut records = Vec::new();
-        let mut added = Vec::with_capacity(rows.len());
-        for (one, replaced) in rows {
-            let reason = format!("replaced by {}", one.id);
-            for pair in replaced.chunks_exact(2) {
-                records.extend(self.record(queue, &pair[0], &pair[1], None, Ending::Cancelled, &reason));
-            }
+        let (mut added, mut replaced) = (Vec::with_capacity(rows.len()), Vec::new());
+        for (one, ends) in rows {
             added.push(one);
+            replaced.extend(ends);
         }
-        self.keep(records).await;
+        self.write_ends(queue, &replaced).await;
         Ok(added)
     }
 
@@ -374,8 +371,8 @@ async fn reload_after_reconnects(library: Library) {
     }
 }
 
-/// Each job's answer, with id and envelope of the jobs that it replaced.
-fn read_added(reply: Value) -> Result<Vec<(Added, Vec<String>)>, Unexpected> {
+/// Each job's answer, with the numbers of the ends of the jobs that it replaced.
+fn read_added(reply: Value) -> Result<Vec<(Added, Vec<i64>)>, Unexpected> {
     let Value::Array(rows) = reply else { return Err(Unexpected("an array of rows")) };
     rows.into_iter()
         .map(|row| {
@@ -389,7 +386,7 @@ fn read_added(reply: Value) -> Result<Vec<(Added, Vec<String>)>, Unexpected> {
             let id = text_of(&row.next()?).ok_or(Unexpected("an id"))?;
             let mut replaced = Vec::new();
             while let Ok(value) = row.next() {
-                replaced.push(text_of(&value).ok_or(Unexpected("a replaced job"))?);
+                replaced.push(value.as_i64().ok_or(Unexpected("a replaced job's number"))?);
             }
             Ok((Added { id: JobId::trusted(&id), outcome }, replaced))
         })

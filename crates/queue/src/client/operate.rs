@@ -106,7 +106,9 @@ impl QueueLimits {
 }
 
 impl Client {
-    /// Cancels jobs: those that have not begun at once, running ones through their worker. Delivers one answer per id.
+    /// Cancels jobs: those that have not begun at once, running ones through their worker. Delivers one answer per id. Each
+    /// end is noted in Redis by the call that makes it, and written to the history from there: a caller that dies in between,
+    /// or a history that is away, costs no record.
     ///
     /// # Errors
     /// As Redis says.
@@ -118,17 +120,16 @@ impl Client {
     ) -> Result<Vec<CancelOutcome>, QueueError> {
         check_queue(queue)?;
         let mut outcomes = Vec::with_capacity(ids.len());
-        let mut records = Vec::new();
         for part in ids.chunks(500) {
+            let mut ends = Vec::new();
             let mut args: Vec<Value> = vec![reason.into()];
             args.extend(part.iter().map(|id| Value::from(id.as_str())));
             let rows = self.rows_of(queue, "cancel", "voiceai_v1_cancel", args).await?;
-            for (id, mut row) in part.iter().zip(rows) {
+            for mut row in rows {
                 let word = row.text().map_err(|e| bad(queue, "cancel", &e))?.unwrap_or_default();
                 outcomes.push(match word.as_str() {
                     "cancelled" => {
-                        let envelope = row.text().ok().flatten().unwrap_or_default();
-                        records.extend(self.record(queue, id, &envelope, None, Ending::Cancelled, reason));
+                        ends.extend(row.integer());
                         CancelOutcome::Cancelled
                     }
                     "asked" => CancelOutcome::Asked,
@@ -136,8 +137,8 @@ impl Client {
                     _ => CancelOutcome::Absent,
                 });
             }
+            self.write_ends(queue, &ends).await;
         }
-        self.keep(records).await;
         Ok(outcomes)
     }
 
@@ -362,9 +363,18 @@ impl Client {
         self.remember_queue(queue).await;
         let args =
             pairs.into_iter().flat_map(|(name, value)| [Value::from(name), Value::from(value)]).collect();
-        let done: Result<Value, _> =
-            self.library().call(&QueueName::new(queue), "voiceai_v1_set", args).await;
-        done.map(drop).map_err(|e| QueueError::from_redis(queue, "set", e))
+        let name = QueueName::new(queue);
+        let failed = |e| QueueError::from_redis(queue, "set", e);
+        let _: Value = self.library().call(&name, "voiceai_v1_set", args).await.map_err(failed)?;
+        // What the former limits held back, a few lanes a call: a queue may have a great many.
+        let mut cursor = "0".to_owned();
+        loop {
+            let args = vec![Value::from(cursor)];
+            cursor = self.library().call(&name, "voiceai_v1_release", args).await.map_err(failed)?;
+            if cursor == "0" {
+                return Ok(());
+            }
+        }
     }
 
     async fn rows_of(

@@ -9,7 +9,7 @@ use crate::finished::{DeadReason, Ending, FinishedJob};
 /// Longest error text that is kept, in characters.
 const ERROR_MAX: usize = 4000;
 
-/// Writes records, settles the outbox rows of critical jobs that ended, and keeps the records of schedules, all in one
+/// Writes records that are not there yet, settles the outbox rows of critical jobs that ended, and keeps the records of schedules, all in one
 /// statement.
 pub(super) async fn insert(pool: &PgPool, jobs: &[FinishedJob]) -> Result<(), sqlx::Error> {
     let (settled, revived) = critical(jobs);
@@ -36,7 +36,10 @@ pub(super) async fn insert(pool: &PgPool, jobs: &[FinishedJob]) -> Result<(), sq
              $9::int[], $10::timestamptz[], $11::timestamptz[], $12::timestamptz[], $13::bigint[], $14::text[], \
              $15::text[], $16::text[], $17::text[], $18::text[], $19::text[], $20::text[]) WITH ORDINALITY AS j (job_id, \
              queue, kind, tenant, priority, outcome, reason, attempt, replays, enqueued_at, started_at, finished_at, \
-             duration_ms, worker, error, schedule, unique_key, trace_id, payload, result, n) ORDER BY n",
+             duration_ms, worker, error, schedule, unique_key, trace_id, payload, result, n) \
+         WHERE outcome IN ('completed', 'failed') OR NOT EXISTS (SELECT 1 FROM ops.job_history h \
+             WHERE h.job_id = j.job_id AND h.queue = j.queue AND h.outcome = j.outcome AND h.finished_at = j.finished_at) \
+         ORDER BY n",
     )
     .bind(column(jobs, |job| clean(job.id.as_str())))
     .bind(column(jobs, |job| clean(&job.queue)))

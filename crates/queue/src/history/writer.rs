@@ -94,6 +94,21 @@ impl History {
     }
 }
 
+impl History {
+    /// Writes what fits into one statement.
+    async fn write_part(&self, part: &[FinishedJob]) -> Result<(), HistoryError> {
+        let failed = |reason, refused| HistoryError { records: part.len(), reason, refused };
+        match tokio::time::timeout(self.limit, insert(&self.pool, part)).await {
+            Ok(Ok(())) => {
+                self.counts.count("written", part.len());
+                Ok(())
+            }
+            Ok(Err(error)) => Err(failed(error.to_string(), !is_unavailable(&error))),
+            Err(_) => Err(failed(format!("no answer within {:?}", self.limit), false)),
+        }
+    }
+}
+
 impl HistorySink for History {
     fn record(&self, record: FinishedJob) {
         if self.records.try_send(record).is_err() {
@@ -111,22 +126,33 @@ impl HistorySink for History {
             let mut left = records;
             while !left.is_empty() {
                 let rest = left.split_off(left.len().min(self.batch));
-                let written = tokio::time::timeout(self.limit, insert(&self.pool, &left)).await;
-                let reason = match written {
-                    Ok(Ok(())) => {
-                        self.counts.count("written", left.len());
-                        left = rest;
-                        continue;
+                if let Err(error) = self.write_part(&left).await {
+                    // Written later rather than never; the caller knows that it is not there yet.
+                    left.extend(rest);
+                    for record in left {
+                        self.record(record);
                     }
-                    Ok(Err(error)) => error.to_string(),
-                    Err(_) => format!("no answer within {:?}", self.limit),
-                };
-                // Written later rather than never; the caller knows that it is not there yet.
-                left.extend(rest);
-                for record in left {
-                    self.record(record);
+                    return Err(HistoryError { records: total, ..error });
                 }
-                return Err(HistoryError { records: total, reason });
+                left = rest;
+            }
+            Ok(())
+        })
+    }
+
+    fn write(
+        &self,
+        records: Vec<FinishedJob>,
+    ) -> Pin<Box<dyn Future<Output = Result<(), HistoryError>> + Send + '_>> {
+        Box::pin(async move {
+            for part in records.chunks(self.batch) {
+                match self.write_part(part).await {
+                    Err(error) if error.refused => {
+                        // One of them must not cost the others their place: the writer tries each by itself.
+                        part.iter().for_each(|record| self.record(record.clone()));
+                    }
+                    written => written?,
+                }
             }
             Ok(())
         })

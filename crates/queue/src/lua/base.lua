@@ -17,7 +17,9 @@
     ghosts    SET of ids cancelled while they waited in a lane
     finished  ZSET remembered id -> forget at ms;  result HASH id -> JSON;  results ZSET id -> finished ms
     unique    HASH key -> '<id> <expires ms>', key\n -> '<id> <due ms>' of the job that waits for the holder
-    children  HASH parent -> children left, parent\n -> its due ms, parent\nchild -> 1;  kids:<parent> HASH child -> result
+    children  HASH parent -> children left, parent\n -> its due ms, parent\nchild -> 1, or 0 while the parent is not there yet;
+              kids:<parent> HASH child -> result;  early:<parent> HASH child -> how it ended before its parent came, a day
+    ends      HASH number -> an end that a function here decided, until it stands in the history
     producers HASH nonce -> '<last counter> <ms>';  cancel HASH running id -> reason;  progress HASH id -> text
     rate      HASH limit key ('' = the queue) -> 't n t n ...', starts within the period
     cfg, n, pulse, term, wake, log:<id>: settings, counters, sweep times, leader's term, wake marker, log lines
@@ -28,7 +30,13 @@ local BAND = 1099511627776
 local CHUNK = 2000
 local INF = '+inf'
 local DAY = 86400000
+-- Ends that may wait for the history; then the oldest is dropped and counted. Retention waits long before.
+local ENDS_MAX = 100000
+local ENDS_WAIT = 10000
 local PADDING = '------------------------------------------------------------------------'
+
+-- Numbers of the ends that this call has noted.
+local noted = {}
 
 local function register(name, flags, body)
   redis.register_function({
@@ -36,6 +44,7 @@ local function register(name, flags, body)
     flags = flags,
     callback = function(keys, args)
       call = redis.call
+      noted = {}
       return body(keys, args)
     end,
   })
@@ -108,6 +117,25 @@ end
 
 local function count(P, name, by)
   if by > 0 then call('HINCRBY', P .. 'n', name, by) end
+end
+
+--[[ Notes an end that is decided here and not by a worker that runs the job: it is written to the history by whoever made
+  the call, or a little later by a worker's heart, and only then removed. `ending` is the history's word, a colon before a
+  reason of death; `whole` a record that is complete already. An entry is a line of the ending, the time and the lengths of
+  id, note and failure record, then those and the envelope without anything between; or 'record' and a line break before a
+  complete one. ]]
+local function note_end(P, now, id, envelope, ending, note, whole)
+  local number = call('HINCRBY', P .. 'pulse', 'ends', 1)
+  local entry
+  if whole and whole ~= '' then
+    entry = 'record\n' .. whole
+  else
+    local fail = call('HGET', P .. 'fail', id) or ''
+    entry = string.format('%s %.0f %d %d %d\n', ending, now, #id, #note, #fail) .. id .. note .. fail .. envelope
+  end
+  call('HSET', P .. 'ends', number, entry)
+  noted[#noted + 1] = number
+  if number > ENDS_MAX and call('HDEL', P .. 'ends', number - ENDS_MAX) == 1 then count(P, 'ends_dropped', 1) end
 end
 
 local function enqueue_tail(P, lane, id)

@@ -23,6 +23,8 @@ local function unique_release(P, now, u, id)
     call('HDEL', P .. 'unique', key)
     return
   end
+  -- A parent has the key now, and goes on waiting for its children.
+  if call('HEXISTS', P .. 'children', heir) == 1 then return end
   if tonumber(due) > now then
     delay(P, heir, tonumber(due))
   else
@@ -42,26 +44,47 @@ local function park(P, now, id, envelope, reason, record)
   conclude(P, now, id, envelope, 'dead', nil)
 end
 
+-- True while a newest-of-its-key waits for the one that runs.
+local function is_parked(P, id, envelope)
+  local _, _, meta = header(envelope)
+  local u = meta and attr(meta, 'u')
+  local waiting = u and call('HGET', P .. 'unique', string.match(u, ':(.*)$') .. '\n')
+  return waiting and string.match(waiting, '^%S+') == id
+end
+
 -- One child is counted off once, whatever happens to it later (a replay, a second end).
 local function child_ended(P, now, parent, id, policy, outcome, result)
   if outcome == 'dead' and policy == 'w' then return end
-  if call('HDEL', P .. 'children', parent .. '\n' .. id) == 0 then return end
-  -- A parent that is gone (cancelled, purged) gets neither a result nor a count: nobody would remove them again.
+  local tie = call('HGET', P .. 'children', parent .. '\n' .. id)
+  if not tie then return end
+  call('HDEL', P .. 'children', parent .. '\n' .. id)
   local envelope = call('HGET', P .. 'jobs', parent)
-  if not envelope or envelope == '' then return end
+  if not envelope then
+    -- A child that was accepted without its parent: that may come yet. One that was there and is gone (cancelled, purged)
+    -- gets neither a result nor a count: nobody would remove them again.
+    if tie == '0' then
+      call('HSET', P .. 'early:' .. parent, id, policy .. ' ' .. outcome .. '\n' .. (result or ''))
+      call('PEXPIRE', P .. 'early:' .. parent, DAY)
+    end
+    return
+  end
+  if envelope == '' then return end
   if outcome == 'done' and result then call('HSET', P .. 'kids:' .. parent, id, result) end
   local left = call('HINCRBY', P .. 'children', parent, -1)
   if outcome ~= 'done' and policy == 'f' then
     if call('ZREM', P .. 'delayed', parent) == 1 then
       call('HDEL', P .. 'children', parent, parent .. '\n')
-      park(P, now, parent, envelope, 'child_failed',
-        string.format('0 child_failed %.0f 0\nchild %s ended as %s', now, id, outcome))
+      local why = string.format('child %s ended as %s', id, outcome)
+      park(P, now, parent, envelope, 'child_failed', string.format('0 child_failed %.0f 0\n%s', now, why))
+      note_end(P, now, parent, envelope, 'dead:child_failed', why)
     end
     return
   end
   if left <= 0 then
     local due = tonumber(call('HGET', P .. 'children', parent .. '\n') or 0)
     call('HDEL', P .. 'children', parent, parent .. '\n')
+    -- Behind the holder of its unique key it waits on: that one's end lets it go.
+    if is_parked(P, parent, envelope) then return end
     if call('ZREM', P .. 'delayed', parent) == 1 then
       if due > now then
         delay(P, parent, due)

@@ -35,28 +35,34 @@ local function hold(P, lane, key, at)
   if at == INF then call('SADD', P .. 'held:' .. limit_key(key), lane) end
 end
 
+local function rate_write(P, field, entries)
+  local text = {}
+  for i = 1, #entries do text[i] = string.format('%.0f %.0f', entries[i][1], entries[i][2]) end
+  if #text == 0 then call('HDEL', P .. 'rate', field) else call('HSET', P .. 'rate', field, table.concat(text, ' ')) end
+end
+
 -- Starts within the last period: how many more may start, when the next may, and the entries to append to.
 local function rate_left(P, field, now, limit, period)
   local text = call('HGET', P .. 'rate', field)
-  local entries, used = {}, 0
+  local entries, used, ahead = {}, 0, false
   if text then
     for t, c in string.gmatch(text, '(%d+) (%d+)') do
       t, c = tonumber(t), tonumber(c)
+      -- Written by a former primary whose clock was ahead: as if it began now, or the limit would hold that much longer.
+      if t > now then
+        t = now
+        ahead = true
+      end
       if t + period > now then
         entries[#entries + 1] = { t, c }
         used = used + c
       end
     end
   end
+  if ahead then rate_write(P, field, entries) end
   local opens = nil
   if used >= limit then opens = entries[1] and entries[1][1] + period or now + period end
   return limit - used, opens, entries
-end
-
-local function rate_write(P, field, entries)
-  local text = {}
-  for i = 1, #entries do text[i] = string.format('%.0f %.0f', entries[i][1], entries[i][2]) end
-  if #text == 0 then call('HDEL', P .. 'rate', field) else call('HSET', P .. 'rate', field, table.concat(text, ' ')) end
 end
 
 -- Past 64 entries neighbours merge into the later one: a token comes back a little late, never early.
@@ -99,14 +105,32 @@ local function freed(P)
   if call('HEXISTS', P .. 'cfg', 'concurrency') == 1 and call('EXISTS', P .. 'ready') == 1 then wake(P) end
 end
 
--- Every limited lane goes back to its ring and is judged again: called when a limit changes, and by each sweep.
-local function release_all_held(P)
-  local lanes = call('ZRANGE', P .. 'held', 0, 999)
-  for i = 1, #lanes do
-    call('ZREM', P .. 'held', lanes[i])
-    call('SREM', P .. 'held:' .. limit_key(key_of(lanes[i])), lanes[i])
-    offer(P, lanes[i])
+-- One step of a walk over the lanes that a limit holds back: each goes back to its ring when `all`, else where its limit
+-- would let it go on. Answers the next cursor, '0' at the end. Every release is made good by this: by each change of a limit,
+-- and twice a minute.
+local function review_held(P, now, cursor, all)
+  local cfg = call('HMGET', P .. 'cfg', 'key_concurrency', 'key_rate')
+  local rate, period = parse_rate(cfg[2])
+  local step = call('ZSCAN', P .. 'held', cursor, 'COUNT', 200)
+  local list, has_slot, has_rate, released = step[2], {}, {}, 0
+  for i = 1, #list, 2 do
+    local lane = list[i]
+    local key = limit_key(key_of(lane))
+    local go = all
+    if not go then
+      if has_slot[key] == nil then
+        has_slot[key] = not cfg[1] or slots_free(P, key, tonumber(cfg[1])) > 0
+        has_rate[key] = not rate or rate_left(P, key, now, rate, period) > 0
+      end
+      go = has_slot[key] and has_rate[key]
+    end
+    if go then
+      call('ZREM', P .. 'held', lane)
+      call('SREM', P .. 'held:' .. key, lane)
+      offer(P, lane)
+      released = released + 1
+    end
   end
-  if #lanes > 0 then wake(P) end
-  return #lanes
+  if released > 0 then wake(P) end
+  return step[1]
 end

@@ -1,6 +1,6 @@
 --[[ operate.lua: what operators and the client ask for: look, cancel, replay, discard, settings. ]]
 
---[[ cancel: ARGV reason, ids ... Per id: {'cancelled', envelope}, {'asked'} (it runs: its worker is told),
+--[[ cancel: ARGV reason, ids ... Per id: {'cancelled', number of its end}, {'asked'} (it runs: its worker is told),
   {'dead'} or {'absent'}. ]]
 register('cancel', { 'allow-oom' }, function(keys, args)
   local P, now, reply = keys[1], now_ms(), {}
@@ -23,10 +23,12 @@ register('cancel', { 'allow-oom' }, function(keys, args)
         call('HSET', P .. 'jobs', id, '')
         call('SADD', P .. 'ghosts', id)
       end
+      note_end(P, now, id, envelope, 'cancelled', args[1])
+      local number = noted[#noted]
       forget_past(P, { id })
       conclude(P, now, id, envelope, 'gone', nil)
       count(P, 'cancelled', 1)
-      reply[#reply + 1] = { 'cancelled', envelope }
+      reply[#reply + 1] = { 'cancelled', number }
     end
   end
   return reply
@@ -241,9 +243,26 @@ register('set', { 'allow-oom' }, function(keys, args)
   for i = 1, #args, 2 do
     if args[i + 1] == '' then call('HDEL', P .. 'cfg', args[i]) else call('HSET', P .. 'cfg', args[i], args[i + 1]) end
   end
-  while release_all_held(P) == 1000 do end
   wake(P)
   return call('HGETALL', P .. 'cfg')
+end)
+
+--[[ release: lanes that a limit held back are judged anew, a step a call: for after a change of a limit. ARGV cursor ('0'
+  starts). Returns the next cursor, '0' at the end. ]]
+register('release', { 'allow-oom' }, function(keys, args)
+  return review_held(keys[1], now_ms(), args[1], true)
+end)
+
+--[[ ends: notes of ends that wait for the history and are older than this, for one who writes them. ARGV older than ms, n.
+  Returns numbers. ]]
+register('ends', { 'no-writes' }, function(keys, args)
+  local P, before = keys[1], now_ms() - tonumber(args[1])
+  local list, numbers = call('HSCAN', P .. 'ends', 0, 'COUNT', args[2])[2], {}
+  for i = 1, #list, 2 do
+    local at = tonumber(string.match(list[i + 1], '^%S+ (%d+) '))
+    if not at or at <= before or at > before + DAY then numbers[#numbers + 1] = list[i] end
+  end
+  return numbers
 end)
 
 --[[ show: all that is known about one job. ARGV id, how far a lane is searched.

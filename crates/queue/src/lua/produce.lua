@@ -43,11 +43,8 @@ register('enqueue', {}, function(keys, args)
   return { total, now }
 end)
 
--- Jobs that the one being accepted replaces: id, envelope, ...
-local replaced = {}
-
 -- Drops a job that waits (in a lane, delayed or parked behind a holder) because a newer one replaces it.
-local function supersede(P, now, id)
+local function supersede(P, now, id, by)
   local envelope = call('HGET', P .. 'jobs', id)
   if not envelope or envelope == '' then return end
   if call('ZREM', P .. 'delayed', id) == 1 then
@@ -56,6 +53,7 @@ local function supersede(P, now, id)
     call('HSET', P .. 'jobs', id, '')
     call('SADD', P .. 'ghosts', id)
   end
+  note_end(P, now, id, envelope, 'cancelled', 'replaced by ' .. by)
   forget_past(P, { id })
   local _, _, meta = header(envelope)
   if meta and attr(meta, 'c') then
@@ -66,8 +64,6 @@ local function supersede(P, now, id)
   if parent then child_ended(P, now, parent, id, attr(meta, 'f') or 'w', 'gone', nil) end
   count(P, 'cancelled', 1)
   count(P, 'replaced', 1)
-  replaced[#replaced + 1] = id
-  replaced[#replaced + 1] = envelope
 end
 
 local function is_live(P, id)
@@ -95,11 +91,11 @@ local function claim_unique(P, now, u, id, due)
   if mode == 'r' then return holder end
   local waiting = call('HGET', P .. 'unique', key .. '\n')
   if waiting then
-    supersede(P, now, string.match(waiting, '^%S+'))
+    supersede(P, now, string.match(waiting, '^%S+'), id)
     call('HDEL', P .. 'unique', key .. '\n')
   end
   local runs = call('HEXISTS', P .. 'active', holder) == 1
-  if not runs then supersede(P, now, holder) end
+  if not runs then supersede(P, now, holder, id) end
   if not runs or mode == 'x' then
     call('HSET', P .. 'unique', key, id .. ' 0')
     return nil
@@ -189,7 +185,23 @@ local function flows_of(P, args, from)
   return fresh
 end
 
-local function accept_one(P, now, id, lane, due, envelope)
+-- Children that ended before their parent came are counted off now. Answers them, or nil.
+local function settle_early(P, now, id)
+  local early = call('HGETALL', P .. 'early:' .. id)
+  if #early == 0 then return nil end
+  call('DEL', P .. 'early:' .. id)
+  local done = {}
+  for i = 1, #early, 2 do
+    local child, policy, outcome, result = early[i], string.match(early[i + 1], '^(%a) (%a+)\n(.*)$')
+    call('HSET', P .. 'children', id .. '\n' .. child, 1)
+    child_ended(P, now, id, child, policy, outcome, result ~= '' and result or nil)
+    done[child] = true
+  end
+  return done
+end
+
+-- Accepts one job. `early` takes in, by parent, the children that had ended before it came.
+local function accept_one(P, now, id, lane, due, envelope, early)
   local _, _, meta = header(envelope)
   local present = call('HGET', P .. 'jobs', id)
   if present then
@@ -205,7 +217,6 @@ local function accept_one(P, now, id, lane, due, envelope)
   local row = { 1, id }
   local place = nil
   if u then
-    replaced = row
     place = claim_unique(P, now, u, id, due)
   end
   if place and place ~= 'park' then
@@ -219,7 +230,10 @@ local function accept_one(P, now, id, lane, due, envelope)
     if due > now then call('HSET', P .. 'children', id .. '\n', string.format('%.0f', due)) end
   end
   local parent = attr(meta, 'p')
-  if parent then call('HSET', P .. 'children', parent .. '\n' .. id, 1) end
+  if parent then
+    local there = call('HEXISTS', P .. 'jobs', parent)
+    call('HSET', P .. 'children', parent .. '\n' .. id, there)
+  end
   if place == 'park' or children > 0 then
     call('ZADD', P .. 'delayed', INF, id)
   elseif due > now then
@@ -229,6 +243,9 @@ local function accept_one(P, now, id, lane, due, envelope)
     wake(P)
   end
   count(P, 'accepted', 1)
+  if children > 0 then early[id] = settle_early(P, now, id) end
+  for i = 1, #noted do row[2 + i] = noted[i] end
+  noted = {}
   return row
 end
 
@@ -247,11 +264,11 @@ local function accept_many(P, args, from)
   local fresh, tangled = flows_of(P, args, from)
   if not fresh then return redis.error_reply(tangled) end
   local now, reply = now_ms(), {}
-  local ended = {}
+  local ended, early = {}, {}
   for i = from + 1, #args, 4 do
     local due = tonumber(args[i + 2])
     if string.sub(args[i + 2], 1, 1) == '+' then due = now + due end
-    local row = accept_one(P, now, args[i], args[i + 1], due, args[i + 3])
+    local row = accept_one(P, now, args[i], args[i + 1], due, args[i + 3], early)
     reply[#reply + 1] = row
     if row[1] ~= 1 then
       local _, _, meta = header(args[i + 3])
@@ -264,17 +281,19 @@ local function accept_many(P, args, from)
     local id = args[ended[k]]
     local _, _, meta = header(args[ended[k] + 3])
     local parent = attr(meta, 'p')
-    call('HSET', P .. 'children', parent .. '\n' .. id, 1)
-    local outcome = call('SISMEMBER', P .. 'ghosts', id) == 1 and 'gone' or 'done'
-    child_ended(P, now, parent, id, attr(meta, 'f') or 'w', outcome, nil)
+    if not (early[parent] and early[parent][id]) then
+      call('HSET', P .. 'children', parent .. '\n' .. id, 1)
+      local outcome = call('SISMEMBER', P .. 'ghosts', id) == 1 and 'gone' or 'done'
+      child_ended(P, now, parent, id, attr(meta, 'f') or 'w', outcome, nil)
+    end
   end
   return reply
 end
 
 --[[ add: jobs with ids chosen by the caller, with delay, unique key or children. The call of other languages.
   ARGV n, then n times: id, lane, due (Unix ms; 0 = now; +n = n ms from now on Redis's clock), envelope.
-  Returns per job {1, id} accepted, followed by id and envelope of each job that it replaced; {0, id} known before;
-  {2, holder} its unique key is held. ]]
+  Returns per job {1, id} accepted, followed by the numbers of the ends that this brought (jobs that it replaced);
+  {0, id} known before; {2, holder} its unique key is held. ]]
 register('add', {}, function(keys, args)
   return accept_many(keys[1], args, 1)
 end)
@@ -335,7 +354,7 @@ end
 --[[ submit: one job from any language, with readable options; the envelope is built here.
   ARGV id, kind, payload (JSON), options (JSON object or absent): priority 0..10, delay_ms, at_ms, tenant, key,
   unique, unique_mode (reject, throttle, replace, latest), unique_ttl_ms, traceparent.
-  Returns as one row of add, without those replaced. ]]
+  Returns as one row of add, without the numbers. ]]
 register('submit', {}, function(keys, args)
   local P = keys[1]
   if #args < 3 or #args > 4 then return redis.error_reply('QBAD expected id, kind, payload and optional options') end
@@ -364,6 +383,6 @@ register('submit', {}, function(keys, args)
   local envelope = lane .. '\n' .. kind .. '\n' .. meta .. '\n' .. payload
   local wrong = fault(id, lane, due, envelope)
   if wrong then return redis.error_reply(wrong) end
-  local row = accept_one(P, now, id, lane, due, envelope)
+  local row = accept_one(P, now, id, lane, due, envelope, {})
   return { row[1], row[2] }
 end)

@@ -47,18 +47,22 @@ verbs.park = function(P, now, id, envelope, a, b)
   call('HDEL', P .. 'progress', id)
 end
 
-verbs.cancelled = function(P, now, id, envelope)
+-- a: the record for the history as the worker has it, or ''. Answers the number of the end.
+verbs.cancelled = function(P, now, id, envelope, a)
+  note_end(P, now, id, envelope, 'cancelled', 'cancelled while it ran', a)
+  local number = noted[#noted]
   call('HDEL', P .. 'jobs', id)
   forget_past(P, { id })
   conclude(P, now, id, envelope, 'gone', nil)
   count(P, 'cancelled', 1)
+  return number
 end
 
 local comes_back = { back = true, retry = true, snooze = true }
 
 --[[ settle: ARGV n times: id, token, verb, a, b. verb: done, retry, snooze, park, cancelled, back.
   A job whose cancellation was asked for does not come back: back, retry and snooze then end it as cancelled.
-  Returns per job 1, 0 (stale: the token does not own the job), or the envelope of a job that was cancelled instead. ]]
+  Returns per job 1, 0 (stale: the token does not own the job), or {number of its end, envelope} of one that was cancelled. ]]
 register('settle', { 'allow-oom' }, function(keys, args)
   local P, now, reply, stale = keys[1], now_ms(), {}, 0
   for i = 1, #args, 5 do
@@ -78,8 +82,9 @@ register('settle', { 'allow-oom' }, function(keys, args)
         leave_active(P, id, token, lane)
         if envelope and envelope ~= '' then
           if asked then
-            verbs.cancelled(P, now, id, envelope)
-            answer = envelope
+            answer = { verbs.cancelled(P, now, id, envelope, ''), envelope }
+          elseif verb == 'cancelled' then
+            answer = { verbs.cancelled(P, now, id, envelope, a), envelope }
           else
             verbs[verb](P, now, id, envelope, a, b)
           end

@@ -95,7 +95,7 @@ local function orphan(P, now, id, value, fate, poison)
   end
   local asked = call('HGET', P .. 'cancel', id)
   if asked then
-    verbs.cancelled(P, now, id, envelope)
+    verbs.cancelled(P, now, id, envelope, '')
     return 'cancelled'
   end
   if lane == '' then lane = lane_of(envelope) end
@@ -112,6 +112,7 @@ local function orphan(P, now, id, value, fate, poison)
       local attempts, replays = string.match(record, '^(%d+) %S+ %d+ (%d+)')
       park(P, now, id, envelope, 'poison', string.format('%s poison %.0f %s\nits worker died %d times while running it',
         attempts or '0', now, replays or '0', crashes))
+      note_end(P, now, id, envelope, 'dead:poison', string.format('its worker died %d times while running it', crashes))
       call('HDEL', P .. 'progress', id)
       return 'poison'
     end
@@ -122,7 +123,8 @@ end
 
 --[[ sweep: one step of the walk over `active`, which is the truth about what runs; no second index is trusted.
   ARGV cursor ('0' starts), records a step, crashes that make a job poison, lease ms or absent.
-  Returns {next cursor ('0' = done), returned, cancelled ids (id, envelope, ...), poison ids (id, envelope, ...)}. ]]
+  Returns {next cursor ('0' = done), returned, cancelled ids (id, envelope, ...), poison ids (id, envelope, ...), numbers of
+  the ends that this brought}. ]]
 register('sweep', { 'allow-oom' }, function(keys, args)
   local P, now = keys[1], now_ms()
   if args[1] == '0' then
@@ -166,7 +168,7 @@ register('sweep', { 'allow-oom' }, function(keys, args)
   end
   if tally.returned > 0 then wake(P) end
   count(P, 'orphans', tally.returned + tally.poison + tally.cancelled)
-  return { step[1], tally.returned, dropped, poisoned }
+  return { step[1], tally.returned, dropped, poisoned, noted }
 end)
 
 -- Removes fields of a hash whose value says that they are over. Bounded: 200 fields a call, a moving cursor. With `on`
@@ -185,7 +187,8 @@ end
 
 --[[ tend: retention and small repairs, bounded per call. ARGV: keep completed ms, count; keep dead ms, count (0 = no bound);
   1 = goes on with what an earlier call left. Settings stored by `set` win over the arguments.
-  Returns {1 = more is left: call again, removed dead (id, envelope, ...)}. ]]
+  Dead jobs stay while the history does not keep up.
+  Returns {1 = more is left: call again, numbers of the ends that this brought}. ]]
 register('tend', { 'allow-oom' }, function(keys, args)
   local P, now = keys[1], now_ms()
   local cfg = call('HMGET', P .. 'cfg', 'keep_completed_ms', 'keep_completed', 'keep_dead_ms', 'keep_dead')
@@ -213,24 +216,23 @@ register('tend', { 'allow-oom' }, function(keys, args)
     if excess > 0 then drop_results(call('ZRANGE', P .. 'results', 0, excess - 1)) end
   end
 
-  local removed = {}
+  local may_remove = call('HLEN', P .. 'ends') < ENDS_WAIT
   local function drop_dead(ids)
     for i = 1, #ids do
       local id = ids[i]
       local envelope = call('HGET', P .. 'jobs', id) or ''
+      note_end(P, now, id, envelope, 'removed', 'retention')
       call('ZREM', P .. 'dead', id)
       call('HDEL', P .. 'jobs', id)
       call('HDEL', P .. 'nohandler', id)
       forget_past(P, { id })
       conclude(P, now, id, envelope, 'gone', nil)
-      removed[#removed + 1] = id
-      removed[#removed + 1] = envelope
     end
     more = more or #ids == 200
     count(P, 'removed', #ids)
   end
-  if bound(3) > 0 then drop_dead(call('ZRANGEBYSCORE', P .. 'dead', '-inf', now - bound(3), 'LIMIT', 0, 200)) end
-  if bound(4) > 0 then
+  if may_remove and bound(3) > 0 then drop_dead(call('ZRANGEBYSCORE', P .. 'dead', '-inf', now - bound(3), 'LIMIT', 0, 200)) end
+  if may_remove and bound(4) > 0 then
     local excess = math.min(200, call('ZCARD', P .. 'dead') - bound(4))
     if excess > 0 then drop_dead(call('ZRANGE', P .. 'dead', 0, excess - 1)) end
   end
@@ -253,6 +255,11 @@ register('tend', { 'allow-oom' }, function(keys, args)
     for t in string.gmatch(v, '(%d+) %d+') do last = tonumber(t) end
     return last + DAY < now
   end)
-  if not on then release_all_held(P) end
-  return { more and 1 or 0, removed }
+  local held = call('HGET', P .. 'pulse', 'cursor:held') or '0'
+  if not (on and held == '0') then
+    held = review_held(P, now, held, false)
+    call('HSET', P .. 'pulse', 'cursor:held', held)
+    more = more or held ~= '0'
+  end
+  return { more and 1 or 0, noted }
 end)

@@ -22,7 +22,6 @@ use super::run::{self, Ended, Settle};
 use super::take::{Answer, Incarnation, Standing, Suspects, Taken};
 use crate::attempt::Stop;
 use crate::client::rate_text;
-use crate::finished::Ending;
 use crate::id::JobId;
 use crate::library::text_of;
 use crate::metrics::{self, Meter};
@@ -406,15 +405,18 @@ impl Desk {
                     self.recovered();
                     // It freed places that only a take can fill.
                     self.hungry = true;
+                    let mut ends = Vec::new();
                     for (ended, owned) in verbs.into_iter().zip(owned) {
                         match owned {
                             Value::Integer(owned) if owned == 1 || unanswered > 0 => self.confirmed(ended),
-                            Value::Integer(_) => self.refused(&ended),
-                            envelope => {
-                                self.cancelled_instead(&ended, &text_of(&envelope).unwrap_or_default());
+                            Value::Array(answer) => {
+                                ends.extend(answer.first().and_then(Value::as_i64));
+                                self.cancelled(ended, answer.get(1).and_then(text_of).as_deref());
                             }
+                            _ => self.refused(&ended),
                         }
                     }
+                    self.write_ends(ends);
                 }
                 Err(error) => {
                     self.verbs.extend(verbs);
@@ -473,16 +475,19 @@ impl Desk {
         }
     }
 
-    /// The job would have come back, but its cancellation had been asked for.
-    fn cancelled_instead(&mut self, ended: &Ended, envelope: &str) {
-        self.over(ended);
-        let queue = &self.shared.settings.name;
-        metrics::get().ended(queue, kind_of(envelope), "cancelled", 1);
-        let client = &self.shared.client;
-        let reason = "cancelled while it ran";
-        let record = client.record(queue, ended.id.as_str(), envelope, None, Ending::Cancelled, reason);
-        if let Some(record) = record {
-            client.history().record(record);
+    /// It ended as cancelled: its handler stopped for that, or it would have come back and its cancellation had been asked
+    /// for.
+    fn cancelled(&mut self, ended: Ended, envelope: Option<&str>) {
+        self.over(&ended);
+        let kind = envelope.map_or_else(|| ended.kind.clone(), |envelope| kind_of(envelope).into());
+        self.meter.ended(&kind, "cancelled");
+    }
+
+    /// Records of ends that Redis noted for us, beside the loop: the database may be slow.
+    fn write_ends(&self, ends: Vec<i64>) {
+        if !ends.is_empty() {
+            let (client, queue) = (self.shared.client.clone(), self.shared.settings.name.clone());
+            tokio::spawn(async move { client.write_ends(&queue, &ends).await });
         }
     }
 

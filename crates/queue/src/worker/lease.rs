@@ -11,7 +11,6 @@ use voiceai_runtime::boot_now;
 
 use super::take::Incarnation;
 use crate::client::Client;
-use crate::finished::{DeadReason, Ending};
 use crate::library::{Fields, Library, QueueName, Unexpected};
 use crate::metrics;
 
@@ -54,6 +53,23 @@ pub(super) struct Heart {
     pub(super) tell: mpsc::UnboundedSender<Signal>,
     /// Retention was cut short by its time limit.
     pub(super) behind: AtomicBool,
+    /// Ends to write to the history; an empty list asks for those that others left.
+    pub(super) ends: mpsc::UnboundedSender<Vec<i64>>,
+}
+
+/// Writes ends to the history as they come, beside the beats: a database that hangs must not cost the leases.
+pub(super) async fn write_ends(
+    client: Client,
+    queue: QueueName,
+    mut ends: mpsc::UnboundedReceiver<Vec<i64>>,
+) {
+    while let Some(numbers) = ends.recv().await {
+        if numbers.is_empty() {
+            client.write_left_over_ends(&queue.name).await;
+        } else {
+            client.write_ends(&queue.name, &numbers).await;
+        }
+    }
 }
 
 struct Beat {
@@ -154,6 +170,7 @@ impl Heart {
                 self.reclaim().await;
             }
             self.sweep().await;
+            let _ = self.ends.send(Vec::new());
         }
         if beat.chore >= 2 || self.behind.load(Ordering::Relaxed) {
             self.tend().await;
@@ -186,7 +203,7 @@ impl Heart {
                 vec![Value::from(cursor.as_str()), SWEEP_STEP.into(), POISON_CRASHES.into(), ms(self.lease)];
             let reply: Result<Value, _> = self.library.call(&self.queue, "voiceai_v1_sweep", args).await;
             let step = match reply {
-                Ok(reply) => self.swept(reply).await,
+                Ok(reply) => self.swept(reply),
                 Err(error) => return tracing::debug!(%error, queue = %self.queue.name, "a sweep failed"),
             };
             match step {
@@ -196,12 +213,13 @@ impl Heart {
         }
     }
 
-    async fn swept(&self, reply: Value) -> Option<String> {
+    fn swept(&self, reply: Value) -> Option<String> {
         let mut f = Fields::of(reply).ok()?;
         let next = f.text().ok()??;
         let returned = u64::try_from(f.integer().ok()?).unwrap_or(0);
         let cancelled = f.texts().ok()?;
         let poisoned = f.texts().ok()?;
+        let ends: Vec<i64> = f.values().ok()?.iter().filter_map(Value::as_i64).collect();
         let queue = &*self.queue.name;
         if returned > 0 {
             metrics::get().lost_jobs(queue, returned);
@@ -211,20 +229,14 @@ impl Heart {
                 "Job stalled: its worker is gone, it goes back to waiting"
             );
         }
-        let mut records = Vec::new();
         for pair in cancelled.chunks_exact(2) {
             metrics::get().ended(queue, kind_of(&pair[1]), "cancelled", 1);
-            let reason = "cancelled while it ran; its worker is gone";
-            records.extend(self.client.record(queue, &pair[0], &pair[1], None, Ending::Cancelled, reason));
         }
         for pair in poisoned.chunks_exact(2) {
             tracing::error!(queue, job.id = %pair[0], "job parked as poison: its workers died while running it");
             metrics::get().ended(queue, kind_of(&pair[1]), "poison", 1);
-            let ending = Ending::Dead(DeadReason::Poison);
-            let reason = "its worker died three times while running it";
-            records.extend(self.client.record(queue, &pair[0], &pair[1], None, ending, reason));
         }
-        self.client.keep(records).await;
+        self.write(ends);
         Some(next)
     }
 
@@ -256,18 +268,20 @@ impl Heart {
             args.push(i64::from(on).into());
             let reply: Result<Value, _> = self.library.call(&self.queue, "voiceai_v1_tend", args).await;
             let Ok(Ok(mut f)) = reply.map(Fields::of) else { return };
-            let (Ok(more), Ok(removed)) = (f.integer(), f.texts()) else { return };
-            let records = removed
-                .chunks_exact(2)
-                .filter_map(|p| {
-                    self.client.record(&self.queue.name, &p[0], &p[1], None, Ending::Removed, "retention")
-                })
-                .collect();
-            self.client.keep(records).await;
+            let (Ok(more), Ok(ends)) = (f.integer(), f.values()) else { return };
+            self.write(ends.iter().filter_map(Value::as_i64).collect());
             self.behind.store(more == 1, Ordering::Relaxed);
             if more == 0 || boot_now() >= until {
                 return;
             }
+        }
+    }
+}
+
+impl Heart {
+    fn write(&self, ends: Vec<i64>) {
+        if !ends.is_empty() {
+            let _ = self.ends.send(ends);
         }
     }
 }

@@ -11,7 +11,7 @@ use tokio_util::task::AbortOnDropHandle;
 use voiceai_runtime::{Backoff, Vitals, random_unit};
 
 use super::desk::Desk;
-use super::lease::{Heart, Leases};
+use super::lease::{Heart, Leases, write_ends};
 use super::log::Voice;
 use super::run::Ended;
 use super::take::Lot;
@@ -119,6 +119,9 @@ impl Pool {
         let wanted = Arc::new(Notify::new());
         let ended = CancellationToken::new();
         let kinds: Vec<&'static str> = self.registry.kinds();
+        let (ends, to_write) = mpsc::unbounded_channel();
+        let scribe = tokio::spawn(write_ends(self.client.clone(), name.clone(), to_write));
+        let _scribe = AbortOnDropHandle::new(scribe);
         let heart = Heart {
             client: self.client.clone(),
             library: library.clone(),
@@ -128,6 +131,7 @@ impl Pool {
             leases: Arc::clone(&leases),
             tell: tell.clone(),
             behind: AtomicBool::new(false),
+            ends,
         };
         // Ended with the loop, whatever ends it: a lease must not outlive those who work under it.
         let heart = AbortOnDropHandle::new(tokio::spawn(heart.run(ended.clone())));

@@ -281,9 +281,10 @@ impl End<'_> {
                 self.park(DeadReason::BadPayload, &text, started, took).await
             }
             Verdict::Stopped(Stop::Cancelled) => {
+                // The record goes along and is noted with the end, whatever becomes of this process or of the history.
                 let record = self.record(Ending::Cancelled, started, Some("cancelled while it ran"), None);
-                self.shared.client.keep(vec![*record]).await;
-                let settle = Settle::Verb { verb: "cancelled", a: String::new(), b: String::new() };
+                let a = serde_json::to_string(&record).unwrap_or_default();
+                let settle = Settle::Verb { verb: "cancelled", a, b: String::new() };
                 self.ended(settle, "cancelled", None, took)
             }
             Verdict::Stopped(Stop::LeaseLost) => self.ended(Settle::Nothing, "lost", None, took),

@@ -270,3 +270,20 @@ async fn old_history_is_deleted_by_the_leader_alone() {
     stopping.cancel();
     task.await.unwrap();
 }
+
+#[tokio::test]
+async fn an_end_that_is_written_twice_stands_there_once() {
+    let database = voiceai_testkit::database().await;
+    let pool = database.pool().await;
+    let (history, _writer) = History::new(pool.clone(), HistorySettings::default());
+    let end = finished("twice", Ending::Cancelled);
+    let other = finished("twice", Ending::Discarded);
+    for _ in 0..2 {
+        history.write(vec![end.clone(), other.clone()]).await.unwrap();
+    }
+    assert_eq!(of_job(&pool, None, "twice").await.unwrap().len(), 2, "one of each");
+    // Another end of the same job, later, is another row.
+    let later = end.finished_at.checked_add(jiff::SignedDuration::from_millis(1)).unwrap();
+    history.write(vec![FinishedJob { finished_at: later, ..end }]).await.unwrap();
+    assert_eq!(of_job(&pool, None, "twice").await.unwrap().len(), 3);
+}

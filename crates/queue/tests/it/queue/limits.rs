@@ -140,3 +140,77 @@ async fn a_place_that_a_settled_job_frees_is_filled_at_once() {
     one.stop().await;
     two.stop().await;
 }
+
+#[tokio::test]
+async fn a_change_of_a_limit_lets_go_of_any_number_of_lanes_at_once() {
+    let s = Setup::new().await;
+    let one = QueueLimits { key_concurrency: Some(Some(1)), ..QueueLimits::default() };
+    s.client.set(&s.queue, &one).await.unwrap();
+    // One running job holds the only slot of the key that all lanes share.
+    let worker = s.worker(1);
+    let long = Work { sleep_ms: 60_000, ..Work::named("long") }.job().key("k");
+    let long = s.client.enqueue(long).await.unwrap().id.to_string();
+    s.wait_state(&long, State::Active).await;
+    // As a busy hour leaves it: 2,500 tenants of that key, held back.
+    for first in (0..2_500).step_by(500) {
+        let jobs = (first..first + 500).map(|i| Work::named("x").job().key("k").tenant(format!("t{i}")));
+        s.client.enqueue_bulk(jobs.collect()).await.unwrap();
+    }
+    let lanes: Vec<String> = s.command("ZRANGE", &[&s.key("ready"), "0", "-1"]).await.convert().unwrap();
+    for part in lanes.chunks(500) {
+        let mut held = vec![s.key("held")];
+        held.extend(part.iter().flat_map(|lane| ["+inf".to_owned(), lane.clone()]));
+        let mut of_key = vec![s.key("held:k")];
+        of_key.extend(part.iter().cloned());
+        s.command("ZADD", &held.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        s.command("SADD", &of_key.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    }
+    s.command("DEL", &[&s.key("ready")]).await;
+    assert_eq!(s.stats().await.held_lanes, 2_500);
+    check(&s.client, &s.queue).await;
+    let none = QueueLimits { key_concurrency: Some(None), ..QueueLimits::default() };
+    s.client.set(&s.queue, &none).await.unwrap();
+    let stats = s.stats().await;
+    assert_eq!((stats.held_lanes, stats.waiting), (0, 2_500));
+    check(&s.client, &s.queue).await;
+    worker.drop_dead();
+}
+
+#[tokio::test]
+async fn lanes_that_were_forgotten_among_the_held_ones_come_back_by_themselves() {
+    let s = Setup::new().await;
+    let one = QueueLimits { key_concurrency: Some(Some(1)), ..QueueLimits::default() };
+    s.client.set(&s.queue, &one).await.unwrap();
+    let lanes = 1_200;
+    let jobs = (0..lanes).map(|i| Work::named("x").job().key(format!("k{i}"))).collect();
+    s.client.enqueue_bulk(jobs).await.unwrap();
+    // What a failover leaves: the holder's release is lost, and nobody is going to release them again.
+    let ready: Vec<String> = s.command("ZRANGE", &[&s.key("ready"), "0", "-1"]).await.convert().unwrap();
+    let mut held = vec![s.key("held")];
+    held.extend(ready.iter().flat_map(|lane| ["+inf".to_owned(), lane.clone()]));
+    s.command("ZADD", &held.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    s.command("DEL", &[&s.key("ready")]).await;
+    let worker = s.worker(50);
+    s.wait_empty(std::time::Duration::from_secs(15)).await;
+    assert_eq!(s.stats().await.completed, lanes);
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn starts_that_a_fast_clock_wrote_hold_a_rate_for_one_period() {
+    let s = Setup::new().await;
+    let limits = QueueLimits { rate: rate(2, 1_000), key_rate: rate(2, 1_000), ..QueueLimits::default() };
+    s.client.set(&s.queue, &limits).await.unwrap();
+    // A former primary was an hour ahead.
+    let ahead = format!("{} 2", s.client.redis_now().as_millisecond() + 3_600_000);
+    s.command("HSET", &[&s.key("rate"), "", &ahead, "k", &ahead]).await;
+    s.client.enqueue(Work::named("x").job().key("k")).await.unwrap();
+    let began = std::time::Instant::now();
+    let worker = s.worker(1);
+    until("it ran", async || s.diary.count("x") == 1).await;
+    let took = began.elapsed();
+    assert!(took > std::time::Duration::from_millis(900), "they count as begun now: {took:?}");
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}

@@ -10,10 +10,12 @@ mod limits;
 mod loss;
 mod operate;
 mod order;
+mod records;
 mod ties;
 mod topology;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -169,11 +171,16 @@ impl Job for Work {
 
 /// Keeps history records in memory.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Records(Arc<Mutex<Vec<FinishedJob>>>);
+pub(crate) struct Records(Arc<Mutex<Vec<FinishedJob>>>, Arc<AtomicBool>);
 
 impl Records {
     pub(crate) fn all(&self) -> Vec<FinishedJob> {
         self.0.lock().unwrap().clone()
+    }
+
+    /// From now on nothing can be written, as with a database that is away; or it can again.
+    pub(crate) fn leave(&self, away: bool) {
+        self.1.store(away, Ordering::Relaxed);
     }
 
     pub(crate) fn of(&self, id: &str) -> Vec<&'static str> {
@@ -183,6 +190,7 @@ impl Records {
 
 impl HistorySink for Records {
     fn record(&self, record: FinishedJob) {
+        assert!(!self.1.load(Ordering::Relaxed), "{record:?}");
         self.0.lock().unwrap().push(record);
     }
 
@@ -190,6 +198,10 @@ impl HistorySink for Records {
         &self,
         records: Vec<FinishedJob>,
     ) -> std::pin::Pin<Box<dyn Future<Output = Result<(), HistoryError>> + Send + '_>> {
+        if self.1.load(Ordering::Relaxed) {
+            let away = HistoryError { records: records.len(), reason: "away".into(), refused: false };
+            return Box::pin(std::future::ready(Err(away)));
+        }
         self.0.lock().unwrap().extend(records);
         Box::pin(std::future::ready(Ok(())))
     }

@@ -274,3 +274,93 @@ async fn a_parents_own_delay_is_kept() {
     check(&s.client, &s.queue).await;
     worker.stop().await;
 }
+
+#[tokio::test]
+async fn a_child_that_ended_before_its_parent_came_counts_off() {
+    let s = Setup::new().await;
+    let call = async |function: &'static str, args: &[&str]| -> voiceai_redis::Value {
+        let args = args.iter().map(|a| voiceai_redis::Value::from(*a)).collect();
+        s.client.redis().fcall(function, vec![s.key("").into()], args).await.unwrap()
+    };
+    let worker = s.worker(2);
+    let child = |id: &str, policy: &str, work: &str| {
+        format!("0||\nwork\n1 p=par f={policy}\n{{\"name\":\"{id}\"{work}}}")
+    };
+    let parent = "0||\nwork\n1 c=3\n{\"name\":\"par\"}";
+    let (one, two) = (child("one", "w", ",\"result\":7"), child("two", "i", ",\"discard\":true"));
+    call("voiceai_v1_add", &["2", "one", "0||", "0", &one, "two", "0||", "0", &two]).await;
+    until("both ended", async || {
+        let stats = s.stats().await;
+        (stats.completed, stats.dead) == (1, 1)
+    })
+    .await;
+    // One of the three is still to come, with the parent or after it.
+    call("voiceai_v1_add", &["1", "par", "0||", "0", parent]).await;
+    assert_eq!(s.state("par").await, Some(State::Delayed));
+    let view = s.client.show(&s.queue, "par").await.unwrap().unwrap();
+    assert_eq!(view.why_not[0], voiceai_queue::WhyNot::WaitingForChildren { left: 1 });
+    let results = s.client.children_results(&s.queue, "par").await.unwrap();
+    assert_eq!(results, [("one".to_owned(), serde_json::json!(7))].into());
+    call("voiceai_v1_add", &["1", "three", "0||", "0", &child("three", "w", "")]).await;
+    until("the parent ran", async || s.diary.count("par") == 1).await;
+    s.wait_empty(SOON).await;
+    let early = s.command("EXISTS", &[&s.key("early:par"), &s.key("children")]).await;
+    assert_eq!(early.as_i64(), Some(0));
+    check(&s.client, &s.queue).await;
+
+    // Named again in the parent's own call, it counts off once.
+    call("voiceai_v1_add", &["1", "four", "0||", "0", &child("four", "w", "").replace("p=par", "p=next")])
+        .await;
+    until("it ended", async || s.diary.count("four") == 1).await;
+    s.wait_empty(SOON).await;
+    let four = child("four", "w", "").replace("p=par", "p=next");
+    let five = "0||\nwork\n1 p=next f=w\n{\"name\":\"five\",\"sleep_ms\":300}";
+    let next = "0||\nwork\n1 c=2\n{\"name\":\"next\"}";
+    call(
+        "voiceai_v1_add",
+        &["3", "next", "0||", "0", next, "four", "0||", "0", &four, "five", "0||", "0", five],
+    )
+    .await;
+    until("five runs", async || s.diary.count("five") == 1).await;
+    assert_eq!(s.state("next").await, Some(State::Delayed), "five has not ended");
+    until("the parent ran", async || s.diary.count("next") == 1).await;
+    s.wait_empty(SOON).await;
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_parent_behind_the_holder_of_its_key_waits_for_both() {
+    let s = Setup::new().await;
+    let worker = s.worker(4);
+    let parent = |name: &str| Work::named(name).job().id(id(name)).unique("u", UniqueMode::Latest);
+    let sleeper = |name: &str, sleep_ms: u64| Work { sleep_ms, ..Work::named(name) }.job();
+
+    // The holder ends first: the children still hold the parent back.
+    s.client.enqueue(sleeper("holder", 300).unique("u", UniqueMode::Latest)).await.unwrap();
+    until("the holder runs", async || s.diary.count("holder") == 1).await;
+    s.client
+        .add_flow(parent("p1"), vec![sleeper("slow", 1_200)], voiceai_queue::ChildPolicy::Wait)
+        .await
+        .unwrap();
+    until("the holder ended", async || s.stats().await.completed >= 1).await;
+    assert_eq!((s.state("p1").await, s.diary.count("p1")), (Some(State::Delayed), 0), "its child runs");
+    until("the parent ran", async || s.diary.count("p1") == 1).await;
+    assert!(s.stats().await.completed >= 2, "after holder and child");
+    s.wait_empty(SOON).await;
+
+    // The children end first: the holder still does.
+    s.client.enqueue(sleeper("long", 1_000).unique("u", UniqueMode::Latest)).await.unwrap();
+    until("the holder runs", async || s.diary.count("long") == 1).await;
+    s.client
+        .add_flow(parent("p2"), vec![sleeper("quick", 0)], voiceai_queue::ChildPolicy::Wait)
+        .await
+        .unwrap();
+    until("the child ended", async || s.diary.count("quick") == 1 && s.stats().await.completed >= 4).await;
+    assert_eq!((s.state("p2").await, s.diary.count("p2")), (Some(State::Delayed), 0), "never two at once");
+    until("the parent ran", async || s.diary.count("p2") == 1).await;
+    s.wait_empty(SOON).await;
+    assert_eq!(s.command("EXISTS", &[&s.key("children"), &s.key("unique")]).await.as_i64(), Some(0));
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
