@@ -7,16 +7,17 @@
 pub mod act;
 pub mod cloud_init;
 pub mod commands;
-pub mod dispatcher;
 pub mod evaluate;
 pub mod failpoint;
 pub mod heartbeats;
 pub mod lead;
 pub mod notices;
+pub mod routing;
 pub mod script;
 pub mod settings;
 pub mod store;
 pub mod views;
 
 pub use commands::main;
+pub use routing::dispatcher;
 pub use settings::ScalerSettings;
