@@ -12,6 +12,8 @@ pub enum Class {
     Auth,
     /// The outcome of something that its reader did: receipts, exports.
     Transactional,
+    /// Money: receipts, subscriptions, failed payments. A second copy alarms its reader.
+    Billing,
     /// What the platform reports about its readers' things.
     Notification,
     /// What the platform reports about itself, to those who run it.
@@ -22,8 +24,8 @@ pub enum Class {
 
 impl Class {
     /// All classes.
-    pub const ALL: [Self; 5] =
-        [Self::Auth, Self::Transactional, Self::Notification, Self::System, Self::Marketing];
+    pub const ALL: [Self; 6] =
+        [Self::Auth, Self::Transactional, Self::Billing, Self::Notification, Self::System, Self::Marketing];
 
     /// The name in manifests, settings and rows.
     #[must_use]
@@ -31,6 +33,7 @@ impl Class {
         match self {
             Self::Auth => "auth",
             Self::Transactional => "transactional",
+            Self::Billing => "billing",
             Self::Notification => "notification",
             Self::System => "system",
             Self::Marketing => "marketing",

@@ -3,7 +3,11 @@
 //! A delivery is rendered once ([`template`]), composed once ([`message`]) and handed to a [`transport`] as often as its
 //! attempts need, byte for byte the same each time.
 
+pub mod address;
 mod class;
+pub mod message;
+pub mod template;
 pub mod transport;
 
+pub use address::Address;
 pub use class::Class;

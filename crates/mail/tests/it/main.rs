@@ -1,0 +1,5 @@
+//! Tests of the mail crate on real parts.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test ends by panicking")]
+
+mod composition;
+mod templates;
