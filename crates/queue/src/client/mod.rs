@@ -2,7 +2,10 @@
 
 mod batch;
 mod ends;
+mod list;
 mod operate;
+mod show;
+mod stats;
 mod views;
 
 use std::collections::HashMap;
@@ -14,9 +17,10 @@ use jiff::Timestamp;
 use voiceai_postgres::Term;
 use voiceai_redis::{CallOptions, Redis, Value};
 
+pub use self::list::{ListFilter, Page};
 pub(crate) use self::operate::rate_text;
 pub use self::operate::{CancelOutcome, QueueLimits, Quiet, ReplayOutcome, Selection};
-pub use self::views::{JobView, ListFilter, Page, QueueStats, State, WhyNot, WorkerView};
+pub use self::views::{JobView, QueueStats, State, WhyNot, WorkerView};
 use crate::envelope;
 use crate::error::QueueError;
 use crate::finished::{HistorySink, NoHistory};

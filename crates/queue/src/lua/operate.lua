@@ -283,6 +283,10 @@ register('show', { 'no-writes' }, function(keys, args)
     local u = meta and attr(meta, 'u')
     local owner = u and call('HGET', P .. 'unique', string.match(u, ':(.*)$'))
     if owner then holder = string.match(owner, '^%S+') end
+    -- As a replay judges it: a throttle is no hindrance, nor is a holder that has ended.
+    if holder and call('ZSCORE', P .. 'dead', id) and (string.sub(u, 1, 1) == 't' or not is_live(P, holder)) then
+      holder = false
+    end
     local at = call('LPOS', P .. 'lane:' .. lane, id, 'RANK', -1, 'MAXLEN', args[2])
     if not at then
       local other = suspect_lane(lane)
