@@ -15,7 +15,7 @@ for suite in "${suites[@]}"; do
   case $suite in
     hetzner)
       # Each class on its own: they wait for timers more than they compute.
-      for class in Creating Refusals Hostile Looking Deleting Routing; do parts+=("test_hetzner.$class"); done
+      for class in Creating Refusals Hostile Looking Deleting Listing Routing; do parts+=("test_hetzner.$class"); done
       parts+=(test_conformance)
       ;;
     aws) parts+=(test_aws.StandIn) ;;

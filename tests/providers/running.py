@@ -55,6 +55,20 @@ def finish(process, name):
     return Ended(process.returncode, stdout, stderr, name)
 
 
+def run_list(provider, settings):
+    """Runs list.sh; its servers by id, or the code of its error."""
+    process = start(provider, "list", {name: value for name, value in settings.items()
+                                       if name not in ("INSTANCE_NAME", "GROUP_NAME", "SERVICE", "CANDIDATE", "PROVIDER_ID", "CLOUD_INIT_FILE")})
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    answer = json.loads(stdout.splitlines()[-1])
+    if process.returncode:
+        assert answer["error"] and "servers" not in answer, (process.returncode, stdout, stderr)
+        return process.returncode, answer["error"]["code"]
+    assert list(answer) == ["servers", "error"] and answer["error"] is None, (stdout, stderr)
+    assert all(list(server) == ["id", "name", "status", "labels"] and server["status"] in STATUSES for server in answer["servers"]), stdout
+    return 0, {server["id"]: server for server in answer["servers"]}
+
+
 def run(provider, script, settings, name="dev-api-01"):
     return finish(start(provider, script, settings), name)
 

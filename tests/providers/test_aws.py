@@ -208,6 +208,23 @@ class StandIn(AwsTest):
                 self.expect(10, script)
             self.assertEqual(self.calls("terminate-instances"), [])
 
+    def test_a_list_is_every_instance_of_ours_or_none_at_all(self):
+        ours = {"LABELS": {"managed-by": "voiceai-scaler", "environment": "dev"}}
+        self.answers({"describe-instances": [listing(instance(), instance("pending", "i-00000000000000002", "op-2"))]})
+        code, servers = running.run_list("aws", self.settings(**ours))
+        self.assertEqual(code, 0)
+        self.assertEqual([(one["name"], one["status"], one["labels"]["operation"]) for one in servers.values()],
+                         [("dev-api-01", "ready", OPERATION), ("dev-api-01", "creating", "op-2")])
+        [call] = self.calls("describe-instances")
+        self.assertIn('{"Name":"tag:environment","Values":["dev"]}', "".join(call))
+        for broken in [{}, {"Reservations": None}, {"Reservations": [], "NextToken": "x"}, {"Reservations": [{"Instances": None}]},
+                       {"Reservations": [{"Instances": [{"State": {"Name": "running"}}]}]}, failure("InternalError", "DescribeInstances")]:
+            self.answers({"describe-instances": [broken]})
+            self.assertEqual(running.run_list("aws", self.settings(**ours))[0], 10, broken)
+        self.answers({"describe-instances": [{"Reservations": []}]})
+        self.assertEqual(running.run_list("aws", self.settings(**ours)), (0, {}))
+        self.assertEqual(running.run_list("aws", self.settings(LABELS={"environment": "dev"})), (20, "bad_input"))
+
     def test_routing_waits_for_health_and_for_the_last_connection(self):
         self.config |= {"targetGroupArns": [GROUP], "targetPort": 8080}
         health = lambda state: {"TargetHealthDescriptions": [{"TargetHealth": {"State": state}}]}
@@ -300,6 +317,8 @@ class Moto(AwsTest):
         self.assertEqual([one["InstanceId"] for entry in told for one in entry["Instances"]], [number])
         tags = {tag["Key"]: tag["Value"] for tag in told[0]["Instances"][0]["Tags"]}
         self.assertEqual(tags, {**LABELS, "Name": "dev-api-01"})
+        listed = running.run_list("aws", self.settings(LABELS={"managed-by": "voiceai-scaler", "environment": "dev"}))
+        self.assertEqual(listed, (0, {number: {"id": number, "name": "dev-api-01", "status": "ready", "labels": LABELS}}))
         network = self.aws("ec2", "describe-vpcs")["Vpcs"][0]["VpcId"]
         group = self.aws("elbv2", "create-target-group", "--name", "api", "--protocol", "HTTP", "--port", "3001", "--vpc-id", network)
         group = group["TargetGroups"][0]["TargetGroupArn"]

@@ -38,6 +38,15 @@ class Custom(unittest.TestCase):
         self.expect(11, "scaleUp", name="dev-voice-03", operation="op-3", CANDIDATE={"location": "attic"})
         self.assertEqual(self.expect(0, "scaleUp", name="dev-voice-03", operation="op-3")["id"], "h1")
 
+    def test_a_list_is_every_host_that_is_given_away_or_none_at_all(self):
+        self.assertEqual(running.run_list("custom-example", self.settings()), (0, {}))
+        self.expect(0, "scaleUp", LABELS={"operation": "op-1", "environment": "dev"})
+        code, servers = running.run_list("custom-example", self.settings(LABELS={"environment": "dev"}))
+        self.assertEqual((code, servers), (0, {"h1": {"id": "h1", "name": "dev-voice-01", "status": "ready",
+                                                     "labels": {"operation": "op-1", "environment": "dev"}}}))
+        (self.folder / "h2.json").write_text("{")
+        self.assertEqual(running.run_list("custom-example", self.settings()), (10, "bad_state"))
+
     def test_two_at_once_get_two_hosts(self):
         names = ["dev-voice-01", "dev-voice-02"]
         both = [running.start("custom-example", "scaleUp", self.settings(name=name, operation=name)) for name in names]

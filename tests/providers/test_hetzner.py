@@ -391,6 +391,51 @@ class Deleting(HetznerTest):
             self.expect(0, "scaleDown", "absent")
 
 
+class Listing(HetznerTest):
+    OURS = {"managed-by": "voiceai-scaler", "environment": "dev"}
+
+    def list(self, **changes):
+        return running.run_list("hetzner", self.settings(**{"LABELS": self.OURS, **changes}))
+
+    def test_every_server_of_ours_and_no_other_over_all_pages(self):
+        with self.api.lock:
+            for number in range(103):
+                labels = {**LABELS, "operation": f"op-{number}", "group": f"g{number % 7}"}
+                if number == 50:
+                    labels["managed-by"] = "somebody"
+                elif number == 51:
+                    labels["environment"] = "prod"
+                elif number == 52:
+                    labels = {}
+                self.api.act("POST", "/servers", {}, {"name": f"s-{number}", "server_type": "cx22", "image": "debian-12", "labels": labels})
+        # A group's own labels do not narrow the list.
+        code, servers = self.list(PROVIDER_CONFIG={**self.config, "labels": {"team": "x"}})
+        self.assertEqual(code, 0)
+        self.assertEqual({server["name"] for server in servers.values()}, {f"s-{number}" for number in range(103) if number not in (50, 51, 52)})
+        self.assertEqual(next(iter(servers.values()))["labels"]["operation"], "op-0")
+        self.assertEqual(len(self.asked("GET")), 2)
+
+    def test_none_is_a_whole_list_too(self):
+        self.assertEqual(self.list(), (0, {}))
+
+    def test_what_is_not_whole_is_no_list(self):
+        page = {"page": 1, "per_page": 50, "previous_page": None, "next_page": None, "last_page": 1, "total_entries": 1}
+        one = {"id": 7, "name": "s", "status": "running", "labels": {}}
+        for body in [{}, {"servers": []}, {"servers": None, "meta": {"pagination": page}}, {"servers": [], "meta": {"pagination": page}},
+                     {"servers": [{"id": 7}], "meta": {"pagination": page}}, {"servers": [one, one], "meta": {"pagination": {**page, "total_entries": 2}}},
+                     {"servers": [one], "meta": {"pagination": {**page, "total_entries": 60}}}, {"servers": [one], "meta": {"pagination": {**page, "next_page": 1}}}]:
+            with self.subTest(body=body):
+                self.api.faults.clear()
+                self.api.fault("GET", "/servers", body=json.dumps(body))
+                code, error = self.list()
+                self.assertEqual(code, 10, error)
+        self.api.faults.clear()
+        self.api.fault("GET", "/servers", times=99, status=503)
+        self.assertEqual(self.list(PROVIDER_CONFIG={**self.config, "waitSeconds": 0})[0], 10)
+        self.api.faults.clear()
+        self.assertEqual(self.list(LABELS={"managed-by": "voiceai-scaler"}), (20, "bad_input"))
+
+
 class Routing(HetznerTest):
     def test_the_label_comes_and_goes_and_all_others_stay(self):
         server = self.make(labels={**LABELS, "by-hand": "yes"})

@@ -9,6 +9,7 @@ pub mod fleet;
 pub mod heartbeat;
 pub mod name;
 pub mod operation;
+pub mod orphan;
 pub mod policy;
 pub mod schedule;
 pub mod simulate;

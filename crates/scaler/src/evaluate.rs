@@ -6,11 +6,12 @@ use jiff::{SignedDuration, Timestamp};
 use voiceai_scaler_core::decide::CALM_AFTER_PANIC;
 use voiceai_scaler_core::fleet::{Hold, Limits, Phase};
 use voiceai_scaler_core::{
-    Decision, GroupState, Policy, PolicyError, Reading, Sample, Server, Unmanaged, Violation, decide,
+    Decision, GroupState, Policy, PolicyError, Reading, Sample, Server, ServerStatus, Unmanaged, Violation,
+    decide,
 };
 
 use crate::heartbeats::{HeartbeatReader, Heartbeats};
-use crate::store::{FleetRow, GroupStanding, Pause, Store, StoreError};
+use crate::store::{FleetRow, GroupStanding, HoldKind, Pause, ProviderHold, Store, StoreError};
 
 /// How far back an evaluation remembers at most.
 pub const MEMORY: SignedDuration = SignedDuration::from_hours(2);
@@ -32,6 +33,8 @@ pub struct Snapshot {
     pub standings: HashMap<String, GroupStanding>,
     /// Pauses, by the group's name or `*`.
     pub pauses: HashMap<String, Pause>,
+    /// What providers are not asked for.
+    pub holds: Vec<ProviderHold>,
     /// Names that rest.
     pub resting: BTreeSet<String>,
     /// Heartbeats.
@@ -63,12 +66,13 @@ impl Snapshot {
     /// # Errors
     /// As the database says. Heartbeats that cannot be read are no error: the groups are then blind.
     pub async fn read(store: &Store, heartbeats: &HeartbeatReader) -> Result<Self, StoreError> {
-        let (now, groups, fleet, standings, pauses, resting) = tokio::try_join!(
+        let (now, groups, fleet, standings, pauses, holds, resting) = tokio::try_join!(
             store.now(),
             store.groups(),
             store.fleet(),
             store.standings(),
             store.pauses(),
+            store.provider_holds(),
             store.resting_names(),
         )?;
         let names = fleet.iter().map(|row| row.server.name.clone());
@@ -88,7 +92,7 @@ impl Snapshot {
             }
         }
         refuse_duplicates(&mut policies, &mut invalid);
-        Ok(Self { now, policies, invalid, fleet, standings, pauses, resting, heartbeats })
+        Ok(Self { now, policies, invalid, fleet, standings, pauses, holds, resting, heartbeats })
     }
 
     /// How far back the groups' policies look, between two evaluations of `every`: nothing at all by default.
@@ -106,6 +110,13 @@ impl Snapshot {
             .max()
             .unwrap_or(SignedDuration::ZERO)
             .min(MEMORY)
+    }
+
+    /// Servers that are failed and on which no operation works: kept until a person has looked.
+    #[must_use]
+    pub fn left_to_a_person(&self) -> Vec<String> {
+        let left = |row: &&FleetRow| row.operation.is_none() && row.server.status == ServerStatus::Failed;
+        self.fleet.iter().filter(left).map(|row| row.server.name.clone()).collect()
     }
 
     /// Names that may not be given to a new server.
@@ -295,8 +306,18 @@ fn limits(
         .no_creates
         .as_ref()
         .filter(|(until, _)| *until > snapshot.now)
-        .map(|(until, why)| Hold { why: why.clone(), until: Some(*until) });
+        .map(|(until, why)| Hold { why: why.clone(), until: Some(*until) })
+        .or_else(|| rate_limit(policy, snapshot));
     Limits { fleet_room, creates_last_hour: standing.creates_last_hour, paused, no_creates }
+}
+
+/// A rate limit is the project's: it holds for every group of the provider.
+fn rate_limit(policy: &Policy, snapshot: &Snapshot) -> Option<Hold> {
+    let of_provider = |hold: &&ProviderHold| {
+        hold.kind == HoldKind::RateLimit && policy.provider.as_deref() == Some(hold.provider.as_str())
+    };
+    let hold = snapshot.holds.iter().filter(of_provider).find(|hold| hold.until > snapshot.now)?;
+    Some(Hold { why: format!("{}: {}", hold.provider, hold.why), until: Some(hold.until) })
 }
 
 fn to_u32(number: usize) -> u32 {

@@ -45,6 +45,16 @@ impl Heartbeats {
         of_group(heartbeat::read(raw.map(str::as_bytes), now, stale_after), group)
     }
 
+    /// The reading under a name, whatever group it speaks for.
+    #[must_use]
+    pub fn any(&self, name: &str, now: Timestamp, stale_after: SignedDuration) -> Reading {
+        if self.unreadable {
+            return Reading::Unknown(Unknown::Unreadable);
+        }
+        let raw = self.raw.get(name).and_then(Option::as_deref);
+        heartbeat::read(raw.map(str::as_bytes), now, stale_after)
+    }
+
     /// Names with a heartbeat, and the reading of each.
     pub fn all(&self, now: Timestamp, stale_after: SignedDuration) -> impl Iterator<Item = (&str, Reading)> {
         self.raw

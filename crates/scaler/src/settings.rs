@@ -43,6 +43,8 @@ pub struct ScalerSettings {
     pub drain_timeout: Duration,
     /// `SCALING_STATUS_POLL_INTERVAL_MS`. Default 5 s.
     pub status_poll: Duration,
+    /// `ORPHAN_SWEEP_INTERVAL`. Default 5 min.
+    pub orphan_sweep: Duration,
     /// `SCALING_FLEET_MAX`. Most servers over all groups; `None`: no cap.
     pub fleet_max: Option<u32>,
     /// `DISPATCHER_KEY_PREFIX`.
@@ -71,6 +73,7 @@ impl ScalerSettings {
             heartbeat_wait: reader.get(&scaler::HEARTBEAT_WAIT_TIMEOUT),
             drain_timeout: reader.get(&scaler::DRAIN_TIMEOUT),
             status_poll: reader.get(&scaler::SCALING_STATUS_POLL_INTERVAL_MS),
+            orphan_sweep: reader.get(&scaler::ORPHAN_SWEEP_INTERVAL),
             fleet_max: reader.optional(&scaler::SCALING_FLEET_MAX),
             dispatcher_prefix: reader.get(&scaler::DISPATCHER_KEY_PREFIX),
             dispatcher: dispatcher(reader),
@@ -109,12 +112,24 @@ fn credentials(reader: &Reader<'_>) -> BTreeMap<String, Vec<(String, Secret)>> {
     if let Some(url) = reader.optional(&scaler::HCLOUD_ENDPOINT) {
         hetzner.push(("HCLOUD_ENDPOINT".to_owned(), Secret::new(url.to_string())));
     }
-    // The AWS command line has a chain of its own: it gets what the process was given, under the same names.
-    let aws = [
-        "AWS_ACCESS_KEY_ID",
-        "AWS_SECRET_ACCESS_KEY",
-        "AWS_SESSION_TOKEN",
-        "AWS_REGION",
+    BTreeMap::from([("hetzner".to_owned(), hetzner), ("aws".to_owned(), aws_credentials(reader))])
+}
+
+/// The AWS command line has a chain of its own, which is given what the process was given, under the same names. Keys and
+/// region may also stand in SSM or Secrets Manager, which that chain knows nothing of.
+fn aws_credentials(reader: &Reader<'_>) -> Vec<(String, Secret)> {
+    let mut given = vec![("AWS_REGION".to_owned(), Secret::new(reader.get(&platform::AWS_REGION)))];
+    let from_process = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let id = reader.optional(&platform::AWS_ACCESS_KEY_ID);
+    // A session's token belongs to the key it came with, and to no other.
+    let token_fits = id.as_ref().map(Secret::expose) == from_process("AWS_ACCESS_KEY_ID").as_deref();
+    let secret = reader.optional(&platform::AWS_SECRET_ACCESS_KEY);
+    given.extend(id.map(|id| ("AWS_ACCESS_KEY_ID".to_owned(), id)));
+    given.extend(secret.map(|secret| ("AWS_SECRET_ACCESS_KEY".to_owned(), secret)));
+    if let Some(token) = from_process("AWS_SESSION_TOKEN").filter(|_| token_fits) {
+        given.push(("AWS_SESSION_TOKEN".to_owned(), Secret::new(token)));
+    }
+    let others = [
         "AWS_DEFAULT_REGION",
         "AWS_ENDPOINT_URL",
         "AWS_CA_BUNDLE",
@@ -124,11 +139,10 @@ fn credentials(reader: &Reader<'_>) -> BTreeMap<String, Vec<(String, Secret)>> {
         "AWS_CONTAINER_CREDENTIALS_FULL_URI",
         "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
     ];
-    let aws = aws
-        .into_iter()
-        .filter_map(|name| Some((name.to_owned(), Secret::new(std::env::var(name).ok()?))))
-        .collect();
-    BTreeMap::from([("hetzner".to_owned(), hetzner), ("aws".to_owned(), aws)])
+    given.extend(
+        others.into_iter().filter_map(|name| Some((name.to_owned(), Secret::new(from_process(name)?)))),
+    );
+    given
 }
 
 fn cloud_init(reader: &Reader<'_>) -> CloudInit {

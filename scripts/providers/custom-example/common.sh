@@ -1,4 +1,4 @@
-# What the three scripts of the provider `custom-example` share. Sourced, never run.
+# What the scripts of the provider `custom-example` share. Sourced, never run.
 # shellcheck shell=bash
 #
 # Hands out hosts that already run, from the list PROVIDER_CONFIG.hosts: [{"id","ip","privateIp","type","location"}, ...].
@@ -39,13 +39,13 @@ PARSED=$(jq -cn '
     | if type == "object" then . else error("LABELS, PROVIDER_CONFIG and CANDIDATE must be JSON objects") end;
   try (
     object($ENV.LABELS) as $labels | object($ENV.PROVIDER_CONFIG) as $config | object($ENV.CANDIDATE) as $candidate
-    | if ($labels.operation | type) != "string" or ($labels.operation | test("^[A-Za-z0-9._-]{1,63}$") | not)
+    | if $ENV.LISTING == "yes" then . elif ($labels.operation | type) != "string" or ($labels.operation | test("^[A-Za-z0-9._-]{1,63}$") | not)
       then error("LABELS.operation is missing: it says whose server may be touched") else . end
     | if ($config.hosts | type) != "array" or ($config.hosts | all(.[]; type == "object" and (.id | type == "string" and test("^[A-Za-z0-9-]{1,63}$"))
         and (.ip == null or (.ip | type == "string" and test("^[0-9A-Fa-f.:]+$"))) and (.privateIp == null or (.privateIp | type == "string" and test("^[0-9A-Fa-f.:]+$")))) | not)
       then error("scalingConfig.hosts is not a list of hosts with an id of letters, digits and `-` and addresses") else . end
     | if ($config.stateDir // "/var/lib/voiceai/custom-example" | type == "string" and startswith("/")) then . else error("scalingConfig.stateDir is no absolute path") end
-    | { operation: $labels.operation, hosts: $config.hosts, folder: ($config.stateDir // "/var/lib/voiceai/custom-example"), candidate: $candidate }
+    | { operation: $labels.operation, labels: $labels, hosts: $config.hosts, folder: ($config.stateDir // "/var/lib/voiceai/custom-example"), candidate: $candidate }
   ) catch {bad: .}') || refuse bad_input "the environment holds no JSON"
 PROBLEM=$(printf '%s' "$PARSED" | jq -r '.bad? // empty')
 [ -z "$PROBLEM" ] || refuse bad_input "$PROBLEM"

@@ -21,7 +21,8 @@ else
     | select(($want.type // .type) == .type and ($want.location // .location) == .location)')
   [ -n "$HOST" ] || answer failed 11 out_of_stock "no host of this type and location is free"
   # Whole or not at all, and before anything is started: a script that is killed now leaves a claim that the next one adopts.
-  printf '%s' "$HOST" | jq -c --arg name "$INSTANCE_NAME" --arg operation "$OPERATION" '{name: $name, operation: $operation, host: .}' >"$STATE_DIR/.new"
+  printf '%s' "$HOST" | jq -c --arg name "$INSTANCE_NAME" --arg operation "$OPERATION" --argjson labels "$(of_parsed '.labels | tojson')" \
+    '{name: $name, operation: $operation, labels: $labels, host: .}' >"$STATE_DIR/.new"
   mv -f -- "$STATE_DIR/.new" "$CLAIM"
 fi
 # May be run again: it must not mind a host that runs.

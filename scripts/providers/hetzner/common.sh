@@ -1,4 +1,4 @@
-# What the five scripts of the provider `hetzner` share. Sourced, never run.
+# What the scripts of the provider `hetzner` share. Sourced, never run.
 # shellcheck shell=bash
 #
 # Hetzner Cloud knows no client token: the server's name, unique in its project, is what makes a creation idempotent, and the
@@ -138,30 +138,8 @@ ENDPOINT=${ENDPOINT%"${ENDPOINT##*[!/]}"}
 # curl reads the proxy of plain HTTP from the lower-case name alone.
 if [ -n "${HTTP_PROXY:-}" ]; then export http_proxy=$HTTP_PROXY; fi
 
-# --- time -------------------------------------------------------------------------------------------------------------
-
-# Milliseconds since the machine started: no change of the clock stretches a wait.
-uptime_ms() {
-  local up
-  read -r up _ </proc/uptime
-  up=${up/./}
-  printf '%s' "$((10#$up * 10))"
-}
-
-DEADLINE=$(($(uptime_ms) + WAIT_MS))
-
-time_left() { [ "$(uptime_ms)" -lt "$DEADLINE" ]; }
-
-# back_off TRY CAP_MS: waits longer with each try, with jitter, so that many scripts do not come back in step.
-back_off() {
-  local ms=$POLL_MS try=$1
-  while [ "$try" -gt 1 ] && [ "$ms" -lt "$2" ]; do
-    ms=$((ms * 2)) try=$((try - 1))
-  done
-  [ "$ms" -le "$2" ] || ms=$2
-  ms=$((ms / 2 + RANDOM % (ms / 2 + 1)))
-  sleep "$((ms / 1000)).$(printf '%03d' $((ms % 1000)))"
-}
+# shellcheck source-path=SCRIPTDIR source=../timing.sh
+. "$HERE/../timing.sh"
 
 # --- requests ---------------------------------------------------------------------------------------------------------
 

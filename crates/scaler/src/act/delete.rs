@@ -1,7 +1,8 @@
 //! Deleting at the provider: shared by removals and by the cleaning up of failures.
 
-use super::{ActError, Engine, Look, Memory, Next, ScriptKind};
+use super::{ActError, Engine, Look, Memory, Next, ScriptKind, chain};
 use crate::script::{Class, Outcome, Status};
+use crate::store::ProviderHold;
 
 /// Looks at a server that is being deleted before deletion is asked for again.
 const LOOKS_MAX: u32 = 12;
@@ -70,6 +71,23 @@ impl Engine {
     }
 
     pub(super) async fn call(&self, look: &Look<'_>, kind: ScriptKind) -> Outcome {
-        self.providers.call(kind, look.server, look.operation, look.kill, look.now).await
+        let said = self.providers.call(kind, look.server, look.operation, look.kill).await;
+        self.learn(look, &said).await;
+        said
+    }
+
+    /// What an answer says about the whole provider is remembered, for the other groups and for the next leader.
+    pub(super) async fn learn(&self, look: &Look<'_>, said: &Outcome) {
+        if let Some(hold) = self.providers.rate_limit(&look.server.provider, said, look.now) {
+            self.hold(look, hold).await;
+        }
+    }
+
+    pub(super) async fn hold(&self, look: &Look<'_>, hold: ProviderHold) {
+        self.providers.adopt(std::slice::from_ref(&hold));
+        // Only a successor would miss the row.
+        if let Err(error) = self.store.hold_provider(look.tenure, &hold).await {
+            tracing::warn!(error = %chain(&error), provider = hold.provider, why = hold.why, "hold not remembered");
+        }
     }
 }

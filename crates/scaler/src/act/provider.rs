@@ -1,20 +1,22 @@
 //! Calls of a provider's scripts for one server, and the limits that all calls of a provider share.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use opentelemetry::KeyValue;
-use serde_json::Map;
+use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+use voiceai_scaler_core::Service;
 use voiceai_scaler_core::candidate::{self, OutOfStock};
 
-use crate::script::{self, Call, Class, Labels, Outcome, Run, ScriptRunner, Surroundings};
-use crate::store::{OperationRow, ServerRow};
+use voiceai_service::Secrets;
+
+use crate::script::{self, Call, Class, Labels, Listed, Outcome, Run, ScriptRunner, Surroundings};
+use crate::store::{HoldKind, OperationRow, ProviderHold, ServerRow};
 
 /// A pair that was out of stock is not asked again for this long.
 pub(super) const OUT_OF_STOCK_REST: SignedDuration = SignedDuration::from_mins(10);
@@ -36,6 +38,8 @@ pub enum ScriptKind {
     RouteIn,
     /// Takes it out from behind a load balancer; optional.
     RouteOut,
+    /// Lists every server of ours; optional.
+    List,
 }
 
 impl ScriptKind {
@@ -46,6 +50,7 @@ impl ScriptKind {
             Self::ScaleDown => "scaleDown.sh",
             Self::RouteIn => "routeIn.sh",
             Self::RouteOut => "routeOut.sh",
+            Self::List => "list.sh",
         }
     }
 }
@@ -61,8 +66,14 @@ struct Inner {
     surroundings: Surroundings,
     limit: Duration,
     slots: Semaphore,
-    rate_limited: Mutex<HashMap<String, Timestamp>>,
-    out_of_stock: Mutex<Vec<OutOfStock>>,
+    holds: Mutex<Vec<ProviderHold>>,
+}
+
+/// Refused for good, and because of who asked.
+fn is_about_credentials(outcome: &Outcome) -> bool {
+    let Outcome::Said(Class::Refused, answer) = outcome else { return false };
+    let code = answer.error.as_ref().map_or("", |error| error.code.as_str());
+    ["unauthorized", "forbidden", "token_readonly", "http_401", "http_403"].contains(&code)
 }
 
 impl Providers {
@@ -75,8 +86,7 @@ impl Providers {
             surroundings,
             limit,
             slots: Semaphore::new(SCRIPTS_MAX),
-            rate_limited: Mutex::default(),
-            out_of_stock: Mutex::default(),
+            holds: Mutex::default(),
         }))
     }
 
@@ -98,9 +108,16 @@ impl Providers {
         self.file(provider, kind).is_file()
     }
 
-    /// Asks where a server stands that no operation works on.
-    pub async fn look(&self, server: &ServerRow, kill: &CancellationToken, now: Timestamp) -> Outcome {
-        self.run(ScriptKind::Status, server, server.made_by, 0, None, kill, now).await
+    /// ENVIRONMENT, as the servers' labels have it.
+    #[must_use]
+    pub fn environment(&self) -> &str {
+        &self.0.surroundings.environment
+    }
+
+    /// Asks where a server stands that no operation works on. `candidate`: the one of its making.
+    pub async fn look(&self, server: &ServerRow, candidate: usize, kill: &CancellationToken) -> Outcome {
+        let call = self.describe(ScriptKind::Status, server, server.made_by, candidate);
+        self.run(ScriptKind::Status, call, kill).await
     }
 
     /// Calls a script for an operation and waits for its end.
@@ -110,9 +127,63 @@ impl Providers {
         server: &ServerRow,
         operation: &OperationRow,
         kill: &CancellationToken,
-        now: Timestamp,
     ) -> Outcome {
-        self.run(kind, server, operation.id, operation.candidate_index, None, kill, now).await
+        let call = self.describe(kind, server, operation.id, operation.candidate_index);
+        self.run(kind, call, kill).await
+    }
+
+    /// Every server of ours at a provider, or why it cannot be known.
+    ///
+    /// # Errors
+    /// The reason; nothing may be concluded then.
+    pub async fn list(
+        &self,
+        provider: &str,
+        config: &Map<String, Value>,
+        kill: &CancellationToken,
+    ) -> Result<Vec<Listed>, String> {
+        let stopping = || "the service is stopping".to_owned();
+        let _slot = self.0.slots.acquire().await.map_err(|_| stopping())?;
+        if kill.is_cancelled() {
+            return Err(stopping());
+        }
+        let run = Run {
+            script: self.file(provider, ScriptKind::List),
+            environment: self.0.surroundings.of_list(provider, config)?,
+            server: String::new(),
+            limit: self.0.limit,
+        };
+        let ran = self.0.runner.list(run, kill.clone()).await;
+        let stderr = self.0.surroundings.mask(ran.stderr.trim_end());
+        let servers = ran.servers.as_ref().map(Vec::len).ok();
+        tracing::debug!(provider, servers, stderr, "provider listed");
+        ran.servers.map_err(|why| self.0.surroundings.mask(&why))
+    }
+
+    /// Calls scaleDown.sh for a listed server that no row stands for.
+    pub async fn delete_orphan(
+        &self,
+        provider: &str,
+        config: &Map<String, Value>,
+        server: &Listed,
+        operation: Uuid,
+        kill: &CancellationToken,
+    ) -> Outcome {
+        let label = |name: &str| server.labels.get(name).map_or("", String::as_str);
+        let service = Service::parse(label("role")).unwrap_or(Service::Voice);
+        let call = Call {
+            operation,
+            server: server.name.clone(),
+            group: label("group").to_owned(),
+            service,
+            provider: provider.to_owned(),
+            config: config.clone(),
+            candidate: Map::new(),
+            labels: Labels::new(label("group"), service, self.environment(), operation),
+            cloud_init: None,
+            provider_id: Some(server.id.clone()),
+        };
+        self.run(ScriptKind::ScaleDown, call, kill).await
     }
 
     /// Calls scaleUp.sh with a start-up document, where there is one.
@@ -122,53 +193,45 @@ impl Providers {
         operation: &OperationRow,
         cloud_init: Option<&Path>,
         kill: &CancellationToken,
-        now: Timestamp,
     ) -> Outcome {
-        let (kind, index) = (ScriptKind::ScaleUp, operation.candidate_index);
-        self.run(kind, server, operation.id, index, cloud_init, kill, now).await
+        let mut call = self.describe(ScriptKind::ScaleUp, server, operation.id, operation.candidate_index);
+        call.cloud_init = cloud_init.map(Path::to_path_buf);
+        self.run(ScriptKind::ScaleUp, call, kill).await
     }
 
-    #[allow(clippy::too_many_arguments)] // the one place where a call is put together
-    async fn run(
-        &self,
-        kind: ScriptKind,
-        server: &ServerRow,
-        operation: Uuid,
-        candidate: usize,
-        cloud_init: Option<&Path>,
-        kill: &CancellationToken,
-        now: Timestamp,
-    ) -> Outcome {
+    async fn run(&self, kind: ScriptKind, call: Call, kill: &CancellationToken) -> Outcome {
         let Ok(_slot) = self.0.slots.acquire().await else {
             return Outcome::NotStarted("the service is stopping".to_owned());
         };
         if kill.is_cancelled() {
             return Outcome::NotStarted("the service is stopping".to_owned());
         }
-        let mut call = self.describe(kind, server, operation, candidate);
-        call.cloud_init = cloud_init.map(Path::to_path_buf);
-        let environment = match self.0.surroundings.of(&call) {
+        let used = self.0.surroundings.secrets.as_ref().map(Secrets::current);
+        let outcome = self.run_once(kind, &call, kill).await;
+        if !is_about_credentials(&outcome) || kill.is_cancelled() {
+            return outcome;
+        }
+        // The token may have been changed since it was read; the provider did nothing for the old one.
+        let (Some(secrets), Some(used)) = (&self.0.surroundings.secrets, used) else { return outcome };
+        match secrets.newer_than(&used).await {
+            Some(_) => self.run_once(kind, &call, kill).await,
+            None => outcome,
+        }
+    }
+
+    async fn run_once(&self, kind: ScriptKind, call: &Call, kill: &CancellationToken) -> Outcome {
+        let environment = match self.0.surroundings.of(call) {
             Ok(environment) => environment,
             Err(why) => return Outcome::NotStarted(why),
         };
         let run = Run {
-            script: self.file(&server.provider, kind),
+            script: self.file(&call.provider, kind),
             environment,
-            server: server.name.clone(),
+            server: call.server.clone(),
             limit: self.0.limit,
         };
         let ran = self.0.runner.run(run, kill.clone()).await;
-        self.tell(kind, server, operation, &ran);
-        if let Outcome::Said(Class::RateLimited, answer) = &ran.outcome {
-            let rest = answer
-                .error
-                .as_ref()
-                .and_then(|error| error.retry_after_s)
-                .map_or(RATE_LIMIT_REST, |seconds| {
-                    SignedDuration::from_secs(i64::try_from(seconds.clamp(1, 7200)).unwrap_or(7200))
-                });
-            self.lock_rates().insert(server.provider.clone(), now + rest);
-        }
+        self.tell(kind, call, &ran);
         ran.outcome
     }
 
@@ -190,7 +253,7 @@ impl Providers {
         }
     }
 
-    fn tell(&self, kind: ScriptKind, server: &ServerRow, operation: Uuid, ran: &script::Ran) {
+    fn tell(&self, kind: ScriptKind, call: &Call, ran: &script::Ran) {
         let outcome = match &ran.outcome {
             Outcome::Said(class, _) => class.as_str(),
             Outcome::Unknown(..) => "unknown",
@@ -206,7 +269,7 @@ impl Providers {
                 ran.took.as_secs_f64(),
                 &[
                     KeyValue::new("script", kind.file()),
-                    KeyValue::new("provider", server.provider.clone()),
+                    KeyValue::new("provider", call.provider.clone()),
                     KeyValue::new("outcome", outcome),
                 ],
             );
@@ -219,8 +282,8 @@ impl Providers {
                 .map(|error| format!("{}: {}", error.code, error.message))
                 .unwrap_or_default(),
         };
-        let (script, server, took_ms) = (kind.file(), &server.name, ran.took.as_millis());
-        let operation = operation.to_string();
+        let (script, server, took_ms) = (kind.file(), &call.server, ran.took.as_millis());
+        let operation = call.operation.to_string();
         if outcome == "done" {
             tracing::info!(script, server, operation, outcome, took_ms, stderr, "provider script ended");
         } else {
@@ -232,30 +295,81 @@ impl Providers {
     /// Until when the provider may not be asked for anything that can wait.
     #[must_use]
     pub fn rate_limited_until(&self, provider: &str, now: Timestamp) -> Option<Timestamp> {
-        self.lock_rates().get(provider).copied().filter(|until| *until > now)
+        let holds = self.holds();
+        let of_provider =
+            |hold: &&ProviderHold| hold.kind == HoldKind::RateLimit && hold.provider == provider;
+        holds.iter().filter(of_provider).map(|hold| hold.until).filter(|until| *until > now).max()
     }
 
-    /// Remembers that the candidate in use is out of stock.
-    pub fn rest(&self, server: &ServerRow, index: usize, now: Timestamp) {
-        let Some(candidate) = server.spec.candidates.get(index) else { return };
-        let mut pairs = self.0.out_of_stock.lock().unwrap_or_else(PoisonError::into_inner);
-        pairs.retain(|pair| pair.until > now);
-        pairs.push(OutOfStock {
+    /// The hold that an answer asks for, if it does: a rate limit is told by exit 13.
+    #[must_use]
+    pub fn rate_limit(&self, provider: &str, outcome: &Outcome, now: Timestamp) -> Option<ProviderHold> {
+        let Outcome::Said(Class::RateLimited, answer) = outcome else { return None };
+        let rest =
+            answer.error.as_ref().and_then(|error| error.retry_after_s).map_or(RATE_LIMIT_REST, |seconds| {
+                SignedDuration::from_secs(i64::try_from(seconds.clamp(1, 7200)).unwrap_or(7200))
+            });
+        let why = answer.error.as_ref().map_or_else(String::new, |error| format!(" ({})", error.code));
+        Some(ProviderHold {
+            kind: HoldKind::RateLimit,
+            provider: provider.to_owned(),
+            machine: String::new(),
+            location: String::new(),
+            until: now + rest,
+            why: format!("rate limit{why}"),
+        })
+    }
+
+    /// The hold on a candidate that is out of stock; `None` when there is no such candidate.
+    #[must_use]
+    pub fn out_of_stock(&self, server: &ServerRow, index: usize, now: Timestamp) -> Option<ProviderHold> {
+        let candidate = server.spec.candidates.get(index)?;
+        Some(ProviderHold {
+            kind: HoldKind::OutOfStock,
             provider: server.provider.clone(),
             machine: candidate.machine().to_owned(),
             location: candidate.location().to_owned(),
             until: now + OUT_OF_STOCK_REST,
-        });
+            why: "out of stock".to_owned(),
+        })
+    }
+
+    /// Takes over what this or another leader learned.
+    pub fn adopt(&self, learned: &[ProviderHold]) {
+        let mut holds = self.holds();
+        for hold in learned {
+            let same = |have: &ProviderHold| {
+                (have.kind, &have.provider, &have.machine, &have.location)
+                    == (hold.kind, &hold.provider, &hold.machine, &hold.location)
+            };
+            let until = holds.iter().filter(|have| same(have)).map(|have| have.until).max();
+            holds.retain(|have| !same(have));
+            holds.push(ProviderHold { until: hold.until.max(until.unwrap_or(hold.until)), ..hold.clone() });
+        }
+        let newest = holds.iter().map(|hold| hold.until).max();
+        // What ended long before the newest one will not be asked for again.
+        let long_ago = newest.map(|newest| newest - SignedDuration::from_hours(24));
+        holds.retain(|hold| long_ago.is_none_or(|long_ago| hold.until > long_ago));
     }
 
     /// The next candidate at or after `from` that may be in stock.
     #[must_use]
     pub fn choose(&self, server: &ServerRow, from: usize, now: Timestamp) -> Option<usize> {
-        let pairs = self.0.out_of_stock.lock().unwrap_or_else(PoisonError::into_inner);
+        let pairs: Vec<OutOfStock> = self
+            .holds()
+            .iter()
+            .filter(|hold| hold.kind == HoldKind::OutOfStock)
+            .map(|hold| OutOfStock {
+                provider: hold.provider.clone(),
+                machine: hold.machine.clone(),
+                location: hold.location.clone(),
+                until: hold.until,
+            })
+            .collect();
         candidate::choose(&server.provider, &server.spec.candidates, from, &pairs, now)
     }
 
-    fn lock_rates(&self) -> std::sync::MutexGuard<'_, HashMap<String, Timestamp>> {
-        self.0.rate_limited.lock().unwrap_or_else(PoisonError::into_inner)
+    fn holds(&self) -> std::sync::MutexGuard<'_, Vec<ProviderHold>> {
+        self.0.holds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -141,7 +141,7 @@ impl Engine {
             return Ok(Routed::Done);
         }
         look.tenure.check()?;
-        let outcome = self.providers.call(kind, look.server, look.operation, look.kill, look.now).await;
+        let outcome = self.call(look, kind).await;
         let (code, text, after) = match outcome {
             Outcome::Said(Class::Done, _) => return Ok(Routed::Done),
             // Nothing to take out of routing where nothing is.

@@ -16,6 +16,8 @@ const QUOTA_REST: SignedDuration = SignedDuration::from_mins(30);
 const ABSENT_BELIEVED: u32 = 2;
 /// Failures after which the provider has made nothing.
 const NOTHING_MADE: [&str; 6] = ["refused", "not_found", "quota", "out_of_stock", "not_started", "bootstrap"];
+/// The provider refused to say what became of a creation: something may have been made.
+const STATUS_REFUSED: &str = "status_refused";
 /// How often a secret that cannot be read is tried again.
 const SECRET_TRIES: u32 = 5;
 /// How long routing a healthy server in may fail before the server is given up.
@@ -126,7 +128,8 @@ impl Engine {
         };
         look.tenure.check()?;
         let file = document.as_ref().map(tempfile::NamedTempFile::path);
-        let outcome = self.providers.create(look.server, look.operation, file, look.kill, look.now).await;
+        let outcome = self.providers.create(look.server, look.operation, file, look.kill).await;
+        self.learn(look, &outcome).await;
         memory.ended = true;
         self.requested(look, memory, outcome).await
     }
@@ -174,7 +177,10 @@ impl Engine {
         let after = answer.error.as_ref().and_then(|error| error.retry_after_s);
         match class {
             Class::OutOfStock => {
-                self.providers.rest(look.server, look.operation.candidate_index, look.now);
+                let index = look.operation.candidate_index;
+                if let Some(hold) = self.providers.out_of_stock(look.server, index, look.now) {
+                    self.hold(look, hold).await;
+                }
                 let step = Step {
                     candidate_index: Some(look.operation.candidate_index + 1),
                     note: Some(words(answer)),
@@ -221,6 +227,11 @@ impl Engine {
                 Status::Failed => return self.fail(look, memory, "provider_failed", words(&answer)).await,
                 Status::Creating | Status::Ready | Status::Deleting => false,
             },
+            // Asking again would be answered the same.
+            Outcome::Said(Class::Refused, answer) => {
+                let code = if is_anothers(&answer) { Class::Refused.as_str() } else { STATUS_REFUSED };
+                return self.fail(look, memory, code, words(&answer)).await;
+            }
             _ => false,
         };
         if absent {
@@ -463,6 +474,11 @@ impl Engine {
         };
         self.notices.send(&notice).await;
     }
+}
+
+/// True when a script says that the name is another operation's server: then this operation made none.
+fn is_anothers(answer: &Answer) -> bool {
+    answer.error.as_ref().is_some_and(|error| error.code == "not_ours")
 }
 
 /// The provider's own words about a failure.

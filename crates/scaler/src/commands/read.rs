@@ -12,7 +12,7 @@ use crate::evaluate::{Evaluation, Recollection, Snapshot};
 use crate::heartbeats::HeartbeatReader;
 use crate::script::{ScriptRunner, Surroundings};
 use crate::settings::ScalerSettings;
-use crate::store::Store;
+use crate::store::{OrphanRow, Store};
 use crate::views::{
     self, Cursor, GroupView, HistoryQuery, HistoryView, OperationView, PlanView, ServerView, StatusView,
     TimerView,
@@ -103,7 +103,8 @@ pub(super) async fn plan(command: Command<ScalerSettings>, arguments: PlanArgs, 
 pub(super) async fn status(command: Command<ScalerSettings>, output: Output) -> Done {
     let Look { store, snapshot, evaluations, lease_held } = look(&command).await?;
     let leader = store.leader(&command.shared.leader.key, lease_held).await.map_err(|e| store_failure(&e))?;
-    let view = views::status(&snapshot, &evaluations, leader, stale_after(&command));
+    let orphans = store.orphans().await.map_err(|e| store_failure(&e))?;
+    let view = views::status(&snapshot, &evaluations, leader, orphans, stale_after(&command));
     output.one(&view, |view| status_text(view, output))?;
     Ok(ExitCode::Done)
 }
@@ -195,6 +196,22 @@ fn status_text(view: &StatusView, output: Output) -> String {
                     timer.until.map_or_else(|| "not by itself".to_owned(), |until| left(at, until))
                 }),
                 Column::new("WHY", |timer: &TimerView| timer.why.clone()),
+            ],
+        ),
+    );
+    section(
+        "orphans: servers with our labels that no row stands for",
+        table(
+            output,
+            &view.orphans,
+            &[
+                Column::new("SERVER", |orphan: &OrphanRow| orphan.name.clone()),
+                Column::new("PROVIDER", |orphan: &OrphanRow| orphan.provider.clone()),
+                Column::new("PROVIDER ID", |orphan: &OrphanRow| orphan.provider_id.clone()),
+                Column::new("GROUP", |orphan: &OrphanRow| orphan.group.clone()),
+                Column::new("SEEN FOR", |orphan: &OrphanRow| left(orphan.first_seen, at)),
+                Column::new("VERDICT", |orphan: &OrphanRow| orphan.verdict.clone()),
+                Column::new("DELETION", |orphan: &OrphanRow| orphan.outcome.clone().unwrap_or_default()),
             ],
         ),
     );

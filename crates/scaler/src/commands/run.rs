@@ -39,6 +39,7 @@ async fn start(mut context: Context<ScalerSettings>) -> Result<Context<ScalerSet
         environment: context.shared.general.environment.to_ascii_lowercase(),
         instance_id: context.shared.general.instance_id.clone(),
         evaluation_interval: context.settings.evaluation_interval,
+        orphan_sweep: context.settings.orphan_sweep,
         fleet_max: context.settings.fleet_max,
         stop_patience: context.shared.general.shutdown_timeout.saturating_sub(KEPT_BACK) / 2,
     };
@@ -75,6 +76,7 @@ fn engine(context: &Context<ScalerSettings>, dispatcher: Redis) -> Result<Engine
         proxy: settings.proxy.clone(),
         passed: settings.passed.clone(),
         credentials: settings.credentials.clone(),
+        secrets: Some(context.secrets.clone()),
     };
     Ok(Engine {
         store: Store::new(context.pool.clone()),

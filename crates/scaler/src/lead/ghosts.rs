@@ -27,7 +27,9 @@ impl Lead {
 
     async fn try_sweep_ghosts(&mut self) -> Result<(), StoreError> {
         let now = self.engine.store.now().await?;
-        let silent = self.recollection.silent(now, self.engine.patience.stale_after);
+        let mut silent = self.recollection.silent(now, self.engine.patience.stale_after);
+        // What is left to a person is cleared once that person has deleted it.
+        silent.extend(self.left.iter().cloned());
         self.absent.retain(|name, _| silent.contains(name));
         // A provider that does not answer must not hold the loop up: the asking is a task of its own.
         match self.asking.take() {
@@ -49,14 +51,13 @@ impl Lead {
         if silent.is_empty() {
             return Ok(());
         }
-        let mut fleet = self.engine.store.fleet().await?;
-        fleet.retain(|row| row.operation.is_none() && silent.contains(&row.server.name));
+        let fleet = self.engine.store.at_rest(&silent).await?;
         let (engine, kill) = (Arc::clone(&self.engine), self.kill.clone());
         self.asking = Some(self.shutdown.spawn("silent servers", async move {
             let mut said = Vec::new();
-            for row in fleet {
-                let answer = engine.providers.look(&row.server, &kill, now).await;
-                said.push((row.server.name, is_absent(&answer)));
+            for (server, candidate) in fleet {
+                let answer = engine.providers.look(&server, candidate, &kill).await;
+                said.push((server.name, is_absent(&answer)));
             }
             said
         }));

@@ -1,8 +1,9 @@
 //! The leader's loops: evaluate on a timer, carry operations out, keep routing true.
 
 mod ghosts;
+mod orphans;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +45,8 @@ pub struct LeadSettings {
     pub instance_id: String,
     /// Between two evaluations.
     pub evaluation_interval: Duration,
+    /// Between two looks for orphans.
+    pub orphan_sweep: Duration,
     /// Most servers over all groups.
     pub fleet_max: Option<u32>,
     /// How long running scripts may go on when the process stops; then they are ended.
@@ -87,7 +90,10 @@ pub async fn run(
             recollection: Recollection::default(),
             remembered: false,
             absent: HashMap::new(),
+            left: Vec::new(),
             asking: None,
+            places: BTreeMap::new(),
+            sweeping: None,
             reasons: HashMap::new(),
         };
         tokio::select! {
@@ -132,8 +138,14 @@ struct Lead {
     remembered: bool,
     /// How often in a row the provider said of a silent server that it has none such.
     absent: HashMap<String, u32>,
+    /// Servers that are left to a person, by the last evaluation.
+    left: Vec<String>,
     /// The asking that is under way: silent servers, and whether the provider has none such.
     asking: Option<JoinHandle<Vec<(String, bool)>>>,
+    /// Where servers of ours may be, by the last evaluation.
+    places: BTreeMap<(String, Option<String>), serde_json::Map<String, serde_json::Value>>,
+    /// The look for orphans that is under way.
+    sweeping: Option<JoinHandle<()>>,
     reasons: HashMap<String, String>,
 }
 
@@ -147,6 +159,7 @@ impl Lead {
         let mut operations = interval(OPERATIONS_EVERY);
         let mut prunes = interval(PRUNE_EVERY);
         let mut ghosts = interval(self.ghosts_every());
+        let mut orphans = interval(self.settings.orphan_sweep);
         let mut reconnects = self.engine.dispatcher.redis().reconnected();
         let mut reconnected = true;
         loop {
@@ -159,6 +172,7 @@ impl Lead {
                 }
                 _ = prunes.tick() => self.prune().await,
                 _ = ghosts.tick() => self.sweep_ghosts().await,
+                _ = orphans.tick() => self.sweep_orphans(),
                 told = reconnects.recv(), if reconnected => {
                     // A Redis that came back may have come back empty.
                     reconnected = !matches!(told, Err(tokio::sync::broadcast::error::RecvError::Closed));
@@ -254,6 +268,13 @@ impl Lead {
         let mut snapshot = Snapshot::read(&engine.store, &engine.heartbeats).await?;
         if !std::mem::replace(&mut self.remembered, true) {
             self.remember(&snapshot).await;
+        }
+        engine.providers.adopt(&snapshot.holds);
+        let first_places = self.places.is_empty();
+        self.places = orphans::places(&snapshot);
+        self.left = snapshot.left_to_a_person();
+        if first_places {
+            self.sweep_orphans();
         }
         self.open_circuits(&mut snapshot).await?;
         let held = self.tenure.is_held().then_some(
@@ -432,9 +453,12 @@ impl Lead {
             tokio::time::sleep(Duration::from_millis(20)).await;
             tasks.retain(|task| !task.is_finished());
         }
+        // These only look, or delete what no row stands for: their scripts may as well be ended.
+        self.kill.cancel();
         if let Some(task) = self.asking.take() {
-            // It only looks: its script may as well be ended.
-            self.kill.cancel();
+            let _ = task.await;
+        }
+        if let Some(task) = self.sweeping.take() {
             let _ = task.await;
         }
     }

@@ -1,5 +1,6 @@
 //! What a provider's script says, and what its exit code means.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -7,6 +8,8 @@ use voiceai_scaler_core::name::is_provider_id;
 
 /// Most bytes of stdout that are read; a script that writes more is not understood.
 pub const STDOUT_MAX: usize = 64 * 1024;
+/// The same for `list.sh`, which speaks of every server.
+pub(super) const LIST_MAX: usize = 16 * 1024 * 1024;
 
 /// A server as the provider sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +66,28 @@ pub struct Answer {
     /// Why it failed.
     #[serde(default)]
     pub error: Option<ScriptError>,
+}
+
+/// One server in the answer of `list.sh`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// The provider's id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Where it stands.
+    pub status: Status,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// The last line of `list.sh`.
+#[derive(Debug, Deserialize)]
+struct List {
+    #[serde(default)]
+    servers: Option<Vec<Listed>>,
+    #[serde(default)]
+    error: Option<ScriptError>,
 }
 
 /// What an exit code means.
@@ -143,6 +168,25 @@ pub(super) fn read(exit: i32, stdout: &[u8], too_long: bool, name: &str) -> Outc
     }
 }
 
+/// Reads the output of `list.sh`: every server that it lists, or why it is no whole list.
+pub(super) fn read_list(exit: i32, stdout: &[u8], too_long: bool) -> Result<Vec<Listed>, String> {
+    let class = Class::of(exit).ok_or_else(|| format!("exit code {exit}"))?;
+    if too_long {
+        return Err(format!("more than {LIST_MAX} bytes on stdout"));
+    }
+    let list: List = serde_json::from_str(last_line(stdout)?)
+        .map_err(|error| format!("the last line of stdout is not the agreed JSON: {error}"))?;
+    if class != Class::Done {
+        let why = list.error.map(|error| format!(": {}: {}", error.code, error.message)).unwrap_or_default();
+        return Err(format!("{}{why}", class.as_str()));
+    }
+    let servers = list.servers.ok_or("the last line of stdout holds no `servers`")?;
+    if servers.iter().any(|server| !is_provider_id(&server.id)) {
+        return Err("an id is none (letters, digits, `.`, `_`, `:`, `/`, `-`, at most 128)".to_owned());
+    }
+    Ok(servers)
+}
+
 fn last_line(stdout: &[u8]) -> Result<&str, String> {
     let text = std::str::from_utf8(stdout).map_err(|_| "stdout is not UTF-8".to_owned())?;
     text.lines().rev().find(|line| !line.trim().is_empty()).ok_or_else(|| "nothing on stdout".to_owned())
@@ -202,6 +246,30 @@ mod tests {
         for exit in [1, 2, 15, 124, 126, 127, 137, 143, -1] {
             assert!(matches!(read(exit, GOOD.as_bytes(), false, "n"), Outcome::Unknown(_, None)), "{exit}");
         }
+    }
+
+    #[test]
+    fn only_a_whole_list_is_a_list() {
+        let one =
+            r#"{"servers":[{"id":"7","name":"n","status":"ready","labels":{"operation":"x"}}],"error":null}"#;
+        let list = read_list(0, one.as_bytes(), false).expect("a list");
+        assert_eq!((list[0].id.as_str(), list[0].labels["operation"].as_str()), ("7", "x"));
+        assert_eq!(read_list(0, br#"{"servers":[]}"#, false), Ok(Vec::new()));
+        let told = r#"{"name":"list","status":"failed","error":{"code":"partial","message":"page 2"}}"#;
+        assert_eq!(read_list(10, told.as_bytes(), false), Err("retry: partial: page 2".to_owned()));
+        for (exit, stdout) in [
+            (1, one),
+            (10, one),
+            (0, ""),
+            (0, "{}"),
+            (0, r#"{"servers":null}"#),
+            (0, r#"{"servers":[{"id":"7"}]}"#),
+            (0, r#"{"servers":[{"id":"7;id","name":"n","status":"ready","labels":{}}]}"#),
+            (0, r#"{"servers":[{"id":"7","name":"n","status":"ready","labels":[]}]}"#),
+        ] {
+            assert!(read_list(exit, stdout.as_bytes(), false).is_err(), "{exit} {stdout}");
+        }
+        assert!(read_list(0, one.as_bytes(), true).is_err());
     }
 
     #[test]

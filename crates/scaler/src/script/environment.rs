@@ -5,11 +5,12 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use uuid::Uuid;
 use voiceai_runtime::Secret;
 use voiceai_scaler_core::Service;
 use voiceai_scaler_core::name::{is_host_name, is_label_value, is_provider_id};
+use voiceai_service::Secrets;
 
 /// Where scripts find their tools. The service's own PATH is not handed on unless PROVIDER_ENV_PASS names it.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -40,6 +41,9 @@ pub fn is_never_passed(name: &str) -> bool {
         || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
+/// What the label `managed-by` says.
+pub(crate) const MANAGED_BY: &str = "voiceai-scaler";
+
 /// The labels that mark a server as ours.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Labels {
@@ -61,7 +65,7 @@ impl Labels {
     #[must_use]
     pub fn new(group: &str, service: Service, environment: &str, operation: Uuid) -> Self {
         Self {
-            managed_by: "voiceai-scaler".to_owned(),
+            managed_by: MANAGED_BY.to_owned(),
             group: group.to_owned(),
             role: service.as_str().to_owned(),
             environment: environment.to_owned(),
@@ -110,6 +114,8 @@ pub struct Surroundings {
     pub passed: Vec<(String, OsString)>,
     /// Each provider's own credentials and endpoint.
     pub credentials: BTreeMap<String, Vec<(String, Secret)>>,
+    /// Credentials that changed since the start; each stands in for the one of its name above.
+    pub secrets: Option<Secrets>,
 }
 
 impl Surroundings {
@@ -119,21 +125,9 @@ impl Surroundings {
     /// The first name, label or id that must not reach a shell.
     pub fn of(&self, call: &Call) -> Result<Vec<(String, OsString)>, String> {
         check(call, &self.environment)?;
-        let mut all: Vec<(String, OsString)> = vec![("PATH".into(), PATH.into())];
-        let mut set = |name: &str, value: OsString| {
-            all.retain(|(have, _)| have != name);
-            all.push((name.to_owned(), value));
-        };
-        for (name, value) in &self.passed {
-            set(name, value.clone());
-        }
-        for (name, value) in &self.proxy {
-            set(name, value.expose().into());
-        }
-        for (name, value) in self.credentials.get(&call.provider).into_iter().flatten() {
-            set(name, value.expose().into());
-        }
+        let mut all = self.shared(&call.provider);
         // Last, so that nothing passed on can stand in for what the contract says.
+        let mut set = |name: &str, value: OsString| set(&mut all, name, value);
         set("OPERATION_ID", call.operation.to_string().into());
         set("INSTANCE_NAME", call.server.clone().into());
         set("GROUP_NAME", call.group.clone().into());
@@ -151,14 +145,56 @@ impl Surroundings {
         Ok(all)
     }
 
+    /// The whole environment of `list.sh`: no server, and as LABELS those that every server of ours in this environment bears.
+    ///
+    /// # Errors
+    /// The name that must not reach a shell.
+    pub fn of_list(
+        &self,
+        provider: &str,
+        config: &Map<String, Value>,
+    ) -> Result<Vec<(String, OsString)>, String> {
+        if !is_host_name(provider) || !is_label_value(&self.environment) {
+            return Err("the provider's name or ENVIRONMENT may not be handed to a script".to_owned());
+        }
+        let mut all = self.shared(provider);
+        let labels = json!({"managed-by": MANAGED_BY, "environment": self.environment});
+        set(&mut all, "OPERATION_ID", Uuid::now_v7().to_string().into());
+        set(&mut all, "ENVIRONMENT", self.environment.clone().into());
+        set(&mut all, "PROVIDER_CONFIG", json(config).into());
+        set(&mut all, "LABELS", labels.to_string().into());
+        Ok(all)
+    }
+
+    /// What every script of a provider is given.
+    fn shared(&self, provider: &str) -> Vec<(String, OsString)> {
+        let mut all: Vec<(String, OsString)> = vec![("PATH".into(), PATH.into())];
+        for (name, value) in &self.passed {
+            set(&mut all, name, value.clone());
+        }
+        for (name, value) in &self.proxy {
+            set(&mut all, name, value.expose().into());
+        }
+        let now = self.secrets.as_ref().map(Secrets::current);
+        for (name, value) in self.credentials.get(provider).into_iter().flatten() {
+            let newer = now.as_ref().and_then(|values| values.named(name));
+            set(&mut all, name, newer.as_ref().unwrap_or(value).expose().into());
+        }
+        all
+    }
+
     /// Replaces every secret value in `text`.
     #[must_use]
     pub fn mask(&self, text: &str) -> String {
-        let secrets = self
-            .credentials
-            .values()
-            .flatten()
-            .map(|(_, value)| value.expose().to_owned())
+        let now = self.secrets.as_ref().map(Secrets::current);
+        let newer = |name: &str| now.as_ref()?.named(name);
+        let of_providers = self.credentials.values().flatten();
+        let secrets = of_providers
+            // Where something is may be read in a log.
+            .filter(|(name, _)| !name.ends_with("REGION") && !name.contains("ENDPOINT"))
+            // The older one, too: a script that was started with it may still be talking.
+            .flat_map(|(name, value)| [Some(value.clone()), newer(name)])
+            .filter_map(|value| Some(value?.expose().to_owned()))
             .chain(self.passed.iter().filter_map(|(_, value)| value.to_str().map(str::to_owned)))
             .chain(self.proxy.iter().filter_map(|(_, value)| login(value.expose())).flatten());
         secrets
@@ -166,6 +202,11 @@ impl Surroundings {
             .filter(|value| value.len() >= 6)
             .fold(text.to_owned(), |text, value| text.replace(&value, "[REDACTED]"))
     }
+}
+
+fn set(all: &mut Vec<(String, OsString)>, name: &str, value: OsString) {
+    all.retain(|(have, _)| have != name);
+    all.push((name.to_owned(), value));
 }
 
 /// User and password of a proxy's URL, and the password alone, as a program might print them.

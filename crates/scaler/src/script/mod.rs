@@ -5,7 +5,8 @@ mod environment;
 mod guard;
 mod runner;
 
-pub use answer::{Answer, Class, Outcome, STDOUT_MAX, ScriptError, Status};
+pub use answer::{Answer, Class, Listed, Outcome, STDOUT_MAX, ScriptError, Status};
+pub(crate) use environment::MANAGED_BY;
 pub use environment::{Call, Labels, PATH, Surroundings, is_never_passed, script};
 pub use guard::run_if_asked;
-pub use runner::{Ran, Run, ScriptRunner};
+pub use runner::{Ran, RanList, Run, ScriptRunner};

@@ -13,7 +13,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::answer::{self, Outcome, STDOUT_MAX};
+use super::answer::{self, LIST_MAX, Listed, Outcome, STDOUT_MAX};
 use super::guard;
 
 /// How much of stderr is kept, from its end.
@@ -50,10 +50,34 @@ pub struct Ran {
     pub took: Duration,
 }
 
+/// How a run of `list.sh` ended.
+#[derive(Debug)]
+pub struct RanList {
+    /// Every server, or why it is no whole list.
+    pub servers: Result<Vec<Listed>, String>,
+    /// The end of its stderr.
+    pub stderr: String,
+}
+
+/// What a script left, not yet understood.
+struct Ended {
+    end: End,
+    stderr: Vec<u8>,
+    took: Duration,
+}
+
+enum End {
+    NotStarted(String),
+    Unknown(String),
+    /// Its exit code, and its stdout with the word whether there was more; `None`: stdout stayed open.
+    Exit(i32, Option<(Vec<u8>, bool)>),
+}
+
 struct Order {
     run: Run,
+    stdout_max: usize,
     cancel: CancellationToken,
-    reply: oneshot::Sender<Ran>,
+    reply: oneshot::Sender<Ended>,
 }
 
 /// Runs scripts on a thread of its own: the kernel's notice of a parent's death is bound to the thread that started the
@@ -76,8 +100,8 @@ impl ScriptRunner {
                 while let Some(order) = incoming.recv().await {
                     let guard = guard.clone();
                     tokio::spawn(async move {
-                        let ran = execute(&guard, order.run, order.cancel).await;
-                        let _ = order.reply.send(ran);
+                        let ended = execute(&guard, order.run, order.stdout_max, order.cancel).await;
+                        let _ = order.reply.send(ended);
                     });
                 }
             });
@@ -94,24 +118,46 @@ impl ScriptRunner {
     /// Runs a script to its end, its time limit, or until `cancel`. After that its end is waited for only briefly: the
     /// guard ends a script that does not obey, whether or not anybody waits.
     pub async fn run(&self, run: Run, cancel: CancellationToken) -> Ran {
+        let server = run.server.clone();
+        let ended = self.order(run, STDOUT_MAX, cancel).await;
+        let outcome = match ended.end {
+            End::NotStarted(why) => Outcome::NotStarted(why),
+            End::Unknown(why) => Outcome::Unknown(why, None),
+            End::Exit(exit, Some((bytes, too_long))) => answer::read(exit, &bytes, too_long, &server),
+            End::Exit(exit, None) => {
+                Outcome::Unknown("its stdout stayed open".to_owned(), answer::Class::of(exit))
+            }
+        };
+        Ran { outcome, stderr: String::from_utf8_lossy(&ended.stderr).into_owned(), took: ended.took }
+    }
+
+    /// Runs a script that lists servers, as [`ScriptRunner::run`] does.
+    pub async fn list(&self, run: Run, cancel: CancellationToken) -> RanList {
+        let ended = self.order(run, LIST_MAX, cancel).await;
+        let servers = match ended.end {
+            End::NotStarted(why) | End::Unknown(why) => Err(why),
+            End::Exit(exit, Some((bytes, too_long))) => answer::read_list(exit, &bytes, too_long),
+            End::Exit(_, None) => Err("its stdout stayed open".to_owned()),
+        };
+        RanList { servers, stderr: String::from_utf8_lossy(&ended.stderr).into_owned() }
+    }
+
+    async fn order(&self, run: Run, stdout_max: usize, cancel: CancellationToken) -> Ended {
         let (reply, mut answer) = oneshot::channel();
         let cancelled = cancel.clone();
-        let lost = |why: &str| Ran {
-            outcome: Outcome::Unknown(why.to_owned(), None),
-            stderr: String::new(),
-            took: Duration::ZERO,
-        };
-        if self.orders.send(Order { run, cancel, reply }).is_err() {
+        let lost =
+            |why: &str| Ended { end: End::Unknown(why.to_owned()), stderr: Vec::new(), took: Duration::ZERO };
+        if self.orders.send(Order { run, stdout_max, cancel, reply }).is_err() {
             return lost("the script thread is gone");
         }
-        let ran = tokio::select! {
-            ran = &mut answer => ran.ok(),
+        let ended = tokio::select! {
+            ended = &mut answer => ended.ok(),
             () = cancelled.cancelled() => match tokio::time::timeout(CANCEL_WITHIN, &mut answer).await {
-                Ok(ran) => ran.ok(),
+                Ok(ended) => ended.ok(),
                 Err(_) => return lost("it was stopped, and its end not waited for"),
             },
         };
-        ran.unwrap_or_else(|| lost("the script thread dropped the run"))
+        ended.unwrap_or_else(|| lost("the script thread dropped the run"))
     }
 }
 
@@ -127,15 +173,11 @@ fn unusable(script: &Path) -> Option<String> {
     }
 }
 
-async fn execute(guard_binary: &Path, run: Run, cancel: CancellationToken) -> Ran {
+async fn execute(guard_binary: &Path, run: Run, stdout_max: usize, cancel: CancellationToken) -> Ended {
     let began = Instant::now();
-    let done = |outcome, stderr: Vec<u8>| Ran {
-        outcome,
-        stderr: String::from_utf8_lossy(&stderr).into_owned(),
-        took: began.elapsed(),
-    };
+    let done = |end, stderr| Ended { end, stderr, took: began.elapsed() };
     if let Some(why) = unusable(&run.script) {
-        return done(Outcome::NotStarted(why), Vec::new());
+        return done(End::NotStarted(why), Vec::new());
     }
     let spawned = Command::new(guard_binary)
         .arg(guard::ARGUMENT)
@@ -152,23 +194,22 @@ async fn execute(guard_binary: &Path, run: Run, cancel: CancellationToken) -> Ra
     let mut child = match spawned {
         Ok(child) => child,
         Err(error) => {
-            return done(Outcome::NotStarted(format!("start the script's guard: {error}")), Vec::new());
+            return done(End::NotStarted(format!("start the script's guard: {error}")), Vec::new());
         }
     };
-    let stdout = tokio::spawn(read_start(child.stdout.take(), STDOUT_MAX));
+    let stdout = tokio::spawn(read_start(child.stdout.take(), stdout_max));
     let stderr = tokio::spawn(read_end(child.stderr.take(), STDERR_KEPT));
     let exit = wait(&mut child, run.limit, &cancel).await;
     // Whoever still holds the pipe now escaped the guard; nothing waits for it.
     let (out, err) = tokio::join!(bounded(stdout), bounded(stderr));
-    let outcome = match (exit, out) {
-        (None, _) => Outcome::Unknown("the script's guard did not end".to_owned(), None),
-        (Some(guard::TIMED_OUT), _) => Outcome::Unknown(format!("no end within {:?}", run.limit), None),
-        (Some(guard::STOPPED), _) => Outcome::Unknown("it was stopped".to_owned(), None),
-        (Some(guard::NOT_STARTED), _) => Outcome::Unknown("it could not be started".to_owned(), None),
-        (Some(exit), Some((bytes, too_long))) => answer::read(exit, &bytes, too_long, &run.server),
-        (Some(exit), None) => Outcome::Unknown("its stdout stayed open".to_owned(), answer::Class::of(exit)),
+    let end = match exit {
+        None => End::Unknown("the script's guard did not end".to_owned()),
+        Some(guard::TIMED_OUT) => End::Unknown(format!("no end within {:?}", run.limit)),
+        Some(guard::STOPPED) => End::Unknown("it was stopped".to_owned()),
+        Some(guard::NOT_STARTED) => End::Unknown("it could not be started".to_owned()),
+        Some(exit) => End::Exit(exit, out),
     };
-    done(outcome, err.unwrap_or_default())
+    done(end, err.unwrap_or_default())
 }
 
 /// The guard's exit code. The guard keeps the time limit itself; the limit here is for a guard that fails.

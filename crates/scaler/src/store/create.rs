@@ -122,10 +122,12 @@ impl Store {
                  UPDATE ops.servers s SET status = 'draining' FROM leader \
                  WHERE s.name = $3 AND s.status IN ('active', 'failed') \
                    AND NOT EXISTS (SELECT FROM ops.operations o WHERE o.server_id = s.id AND o.finished_at IS NULL) \
-                 RETURNING s.id, s.group_id, s.group_name), \
+                 RETURNING s.id, s.group_id, s.group_name, s.made_by), \
              operation AS ( \
-                 INSERT INTO ops.operations (id, server_id, kind, state, term, actor, reason, settings) \
-                 SELECT $4, id, 'down', 'planned', $2, $5, $6, $7 FROM server RETURNING id), \
+                 INSERT INTO ops.operations \
+                     (id, server_id, kind, state, term, actor, reason, settings, candidate_index) \
+                 SELECT $4, server.id, 'down', 'planned', $2, $5, $6, $7, COALESCE(m.candidate_index, 0) \
+                 FROM server LEFT JOIN ops.operations m ON m.id = server.made_by RETURNING id), \
              step AS ( \
                  INSERT INTO ops.operation_steps (operation_id, term, event, to_state, note) \
                  SELECT id, $2, 'decided', 'planned', $6 FROM operation), \

@@ -8,6 +8,7 @@ mod decisions;
 mod groups;
 mod operate;
 mod operations;
+mod providers;
 mod rows;
 mod servers;
 
@@ -18,6 +19,7 @@ pub use decisions::DecisionRow;
 pub use groups::{GroupRow, GroupStanding, Pause};
 pub use operate::{OperateError, Target};
 pub use operations::{Step, StepOutcome};
+pub use providers::{HoldKind, NewOrphan, OrphanRow, ProviderHold};
 pub use rows::{DownSettings, OperationRow, ServerRow, ServerSpec};
 pub use servers::FleetRow;
 

@@ -95,10 +95,11 @@ impl Store {
         }
         let tried = StoreError::database("write the intent to remove a server");
         sqlx::query(
-            "WITH server AS (UPDATE ops.servers SET status = 'draining' WHERE id = $1 RETURNING id), \
+            "WITH server AS (UPDATE ops.servers SET status = 'draining' WHERE id = $1 RETURNING id, made_by), \
              operation AS ( \
-                 INSERT INTO ops.operations (id, server_id, kind, state, actor, reason, settings) \
-                 SELECT $2, id, 'down', 'planned', $3, $4, $5 FROM server RETURNING id) \
+                 INSERT INTO ops.operations (id, server_id, kind, state, actor, reason, settings, candidate_index) \
+                 SELECT $2, server.id, 'down', 'planned', $3, $4, $5, COALESCE(m.candidate_index, 0) \
+                 FROM server LEFT JOIN ops.operations m ON m.id = server.made_by RETURNING id) \
              INSERT INTO ops.operation_steps (operation_id, event, to_state, note) \
              SELECT id, 'asked', 'planned', $4 FROM operation",
         )

@@ -82,6 +82,29 @@ impl Store {
             .collect()
     }
 
+    /// Those of the named servers on which no operation works, each with the candidate of its making.
+    ///
+    /// # Errors
+    /// As the database says.
+    pub async fn at_rest(&self, names: &[String]) -> Result<Vec<(ServerRow, usize)>, StoreError> {
+        let sql = format!(
+            "SELECT {SERVER}, COALESCE((SELECT m.candidate_index FROM ops.operations m WHERE m.id = s.made_by), 0) \
+             FROM ops.servers s WHERE s.name = ANY($1) AND s.status <> 'gone' \
+               AND NOT EXISTS (SELECT FROM ops.operations o WHERE o.server_id = s.id AND o.finished_at IS NULL)"
+        );
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(names)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(StoreError::database("read servers at rest"))?;
+        rows.iter()
+            .map(|row| {
+                let index: i32 = get(row, SERVER_COLUMNS)?;
+                Ok((rows::server(row, 0)?, usize::try_from(index).unwrap_or(0)))
+            })
+            .collect()
+    }
+
     /// One operation with its server, and the database's clock: the one that every scaler shares.
     ///
     /// # Errors

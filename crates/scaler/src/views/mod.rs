@@ -11,12 +11,12 @@ use uuid::Uuid;
 use voiceai_postgres::sqlx::{self, Row as _};
 use voiceai_scaler_core::heartbeat::{Beat, Unknown};
 use voiceai_scaler_core::name::next_free;
-use voiceai_scaler_core::{Action, Decision, PolicyError, Reading, Violation};
+use voiceai_scaler_core::{Action, Decision, PolicyError, Reading, State, Violation};
 
 use crate::act::{Providers, ScriptKind};
 use crate::evaluate::{Evaluation, Snapshot};
 use crate::lead::action_word;
-use crate::store::{FleetRow, Store, StoreError};
+use crate::store::{FleetRow, OrphanRow, Store, StoreError};
 
 pub use history::{Cursor, HistoryQuery, HistoryView};
 
@@ -143,6 +143,8 @@ pub struct StatusView {
     pub operations: Vec<OperationView>,
     /// Everything that holds a group, with its end.
     pub timers: Vec<TimerView>,
+    /// Servers at a provider that bear our labels and that no row stands for.
+    pub orphans: Vec<OrphanRow>,
 }
 
 /// The newest leader, as the database knows it.
@@ -277,6 +279,7 @@ pub fn status(
     snapshot: &Snapshot,
     evaluations: &[Evaluation],
     leader: Option<LeaderView>,
+    orphans: Vec<OrphanRow>,
     stale_after: jiff::SignedDuration,
 ) -> StatusView {
     let mut servers: Vec<ServerView> =
@@ -305,6 +308,7 @@ pub fn status(
         servers_by_state: by_state,
         operations: snapshot.fleet.iter().filter_map(operation).collect(),
         timers: timers(snapshot, evaluations),
+        orphans,
     }
 }
 
@@ -441,6 +445,21 @@ fn timers(snapshot: &Snapshot, evaluations: &[Evaluation]) -> Vec<TimerView> {
         }
     }
     for row in &snapshot.fleet {
+        // Kept after a failure: deleting it would destroy the evidence.
+        if let Some(kept) = row.operation.as_ref().filter(|one| one.operation.state == State::Failed)
+            && kept.deadline.is_some()
+        {
+            timers.push(TimerView {
+                group: row.server.group_name.clone(),
+                server: Some(row.server.name.clone()),
+                rule: "kept_failed".to_owned(),
+                until: kept.deadline,
+                why: format!(
+                    "kept for inspection: {}",
+                    kept.error_text.as_deref().unwrap_or("it never became healthy")
+                ),
+            });
+        }
         if let Some(until) = row.server.protected_until.filter(|until| *until > snapshot.now) {
             timers.push(TimerView {
                 group: row.server.group_name.clone(),

@@ -152,8 +152,9 @@ async fn an_api_group_is_scaled_by_connections_and_routed_by_scripts() {
     let scripts = stack.folder.path().join("providers");
     let from = crate::harness::repository().join("scripts/providers/local");
     std::fs::create_dir_all(scripts.join("local")).expect("a folder");
-    for file in ["scaleUp.sh", "scalingStatus.sh", "scaleDown.sh", "common.sh", "voice-server.py"] {
-        std::fs::copy(from.join(file), scripts.join("local").join(file)).expect("a copy");
+    for entry in std::fs::read_dir(&from).expect("a folder").flatten().filter(|entry| entry.path().is_file())
+    {
+        std::fs::copy(entry.path(), scripts.join("local").join(entry.file_name())).expect("a copy");
     }
     let routed = stack.folder.path().join("routed");
     for (script, word) in [("routeIn.sh", "in"), ("routeOut.sh", "out")] {
