@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
@@ -73,7 +73,8 @@ pub(crate) struct Inner {
     pub(crate) key: String,
     pub(crate) enqueued_at: Timestamp,
     pub(crate) trace: Option<String>,
-    pub(crate) stop: CancellationToken,
+    /// Made when somebody waits for it or fires it: most handlers do neither.
+    pub(crate) stop: OnceLock<CancellationToken>,
     pub(crate) why: AtomicU8,
     pub(crate) reporter: Reporter,
 }
@@ -165,7 +166,7 @@ impl Attempt {
     /// grace of 5 s at its next `await`.
     #[must_use]
     pub fn cancelled(&self) -> &CancellationToken {
-        &self.0.stop
+        self.0.stop.get_or_init(CancellationToken::new)
     }
 
     /// Why the handler should stop, once it should.
@@ -183,7 +184,7 @@ impl Attempt {
     /// The first reason stays.
     pub(crate) fn stop(&self, why: Stop) {
         let _ = self.0.why.compare_exchange(0, why as u8, Ordering::AcqRel, Ordering::Acquire);
-        self.0.stop.cancel();
+        self.cancelled().cancel();
     }
 
     /// Says how far it is: a percentage or a few words, at most 256 bytes, shown by `jobs show`.

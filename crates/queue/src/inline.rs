@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio_util::sync::CancellationToken;
 use voiceai_runtime::Clock;
 
 use crate::attempt::{Attempt, Inner, Reported, Reporter};
@@ -129,7 +128,7 @@ impl InlineRunner {
             key: job.key.clone(),
             enqueued_at: self.clock.now(),
             trace: job.trace.clone(),
-            stop: CancellationToken::new(),
+            stop: std::sync::OnceLock::new(),
             why: AtomicU8::new(0),
             reporter: Reporter::Memory(Mutex::default()),
         }));

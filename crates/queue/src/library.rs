@@ -61,15 +61,19 @@ const REPEAT_LIMIT: Duration = Duration::from_secs(10);
 pub(crate) struct Library {
     shared: Redis,
     line: Arc<Mutex<Redis>>,
+    /// Reads envelopes beside the line, so that the next call need not wait for them. Opened when first needed: small
+    /// lots bring theirs along.
+    reader: Arc<Mutex<Option<Redis>>>,
 }
 
 impl Library {
     /// Opens the connection.
     pub(crate) async fn open(redis: &Redis) -> Result<Self, RedisError> {
-        let line = redis.another().await?;
-        let line =
-            line.with(CallOptions { attempts: Some(1), timeout: Some(ANSWER_LIMIT), fail_fast: false });
-        Ok(Self { shared: redis.clone(), line: Arc::new(Mutex::new(line)) })
+        Ok(Self {
+            shared: redis.clone(),
+            line: Arc::new(Mutex::new(dedicated(redis).await?)),
+            reader: Arc::default(),
+        })
     }
 
     /// The connection shared with the rest of the process.
@@ -157,20 +161,25 @@ impl Library {
         let until = boot_now().saturating_add(REPEAT_LIMIT);
         let mut tries = 0;
         loop {
-            let line = self.line.lock().await;
-            let mut args: Vec<Value> = Vec::with_capacity(ids.len() + 1);
-            args.push(queue.key("jobs").into());
-            args.extend(ids.iter().map(|id| Value::from(id.as_str())));
-            let reply = line.command("HMGET", args).await;
-            match reply {
-                Err(error) if may_repeat(&error) && boot_now() < until => {
-                    line.reconnect().await;
-                    drop(line);
-                    tokio::time::sleep(Backoff::RECONNECT.delay(tries, random_unit())).await;
-                    tries += 1;
+            let mut reader = self.reader.lock().await;
+            let error = match read(&mut reader, &self.shared, queue, ids).await {
+                Ok(found) => {
+                    if found.iter().any(Option::is_none) {
+                        // After a failover the two connections may stand on different servers for a moment.
+                        *reader = None;
+                    }
+                    return Ok(found);
                 }
-                reply => return reply,
+                Err(error) => error,
+            };
+            // Replies are matched to commands by their order: after a missing one the connection is not read again.
+            *reader = None;
+            drop(reader);
+            if !may_repeat(&error) || boot_now() >= until {
+                return Err(error);
             }
+            tokio::time::sleep(Backoff::RECONNECT.delay(tries, random_unit())).await;
+            tries += 1;
         }
     }
 
@@ -203,6 +212,32 @@ impl Library {
         }
         answer
     }
+}
+
+/// A connection for one call at a time, none of which is repeated by the client itself.
+async fn dedicated(redis: &Redis) -> Result<Redis, RedisError> {
+    let options = CallOptions { attempts: Some(1), timeout: Some(ANSWER_LIMIT), fail_fast: false };
+    Ok(redis.another().await?.with(options))
+}
+
+async fn read(
+    reader: &mut Option<Redis>,
+    shared: &Redis,
+    queue: &QueueName,
+    ids: &[JobId],
+) -> Result<Vec<Option<Str>>, RedisError> {
+    let reader = match reader {
+        Some(reader) => reader,
+        none => none.insert(dedicated(shared).await?),
+    };
+    let mut args: Vec<Value> = Vec::with_capacity(ids.len() + 1);
+    args.push(queue.key("jobs").into());
+    args.extend(ids.iter().map(|id| Value::from(id.as_str())));
+    let found: Vec<Option<Str>> = reader.command("HMGET", args).await?;
+    if found.len() == ids.len() {
+        return Ok(found);
+    }
+    Err(RedisError::new(RedisErrorKind::BadReply, "HMGET", "the answer has another length than the question"))
 }
 
 /// No answer came, or the server is a replica or loading for now.

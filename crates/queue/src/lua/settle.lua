@@ -3,7 +3,13 @@
 local function give_back(P, id, token, lane, now)
   local envelope = call('HGET', P .. 'jobs', id)
   leave_active(P, id, token, lane)
-  if not envelope or envelope == '' then return end
+  if not envelope or envelope == '' then
+    -- Somebody deleted the envelope by hand: nothing is left to run.
+    call('HDEL', P .. 'jobs', id)
+    forget_past(P, { id })
+    count(P, 'removed', 1)
+    return
+  end
   if lane == '' then lane = lane_of(envelope) end
   enqueue_head(P, lane, id)
   rate_refund(P, '', 1)

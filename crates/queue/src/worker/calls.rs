@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use voiceai_redis::{RedisError, RedisErrorKind, Value};
+use voiceai_redis::{RedisError, RedisErrorKind, Str, Value};
 use voiceai_runtime::{BootTime, boot_now};
 
 use super::run::{Ended, Settle};
 use super::take::{Answer, Incarnation, Lot};
 use crate::attempt::Link;
+use crate::envelope::FailRecord;
+use crate::id::JobId;
 use crate::library::Unexpected;
 
 /// A lot of up to this many jobs comes with its envelopes; for a larger one they are read apart, as every byte that
@@ -82,19 +84,29 @@ pub(super) async fn take(
     ack_args(&mut args, &acks);
     let sent = boot_now();
     let reply: Result<Value, _> = link.library.call_once(&link.queue, "voiceai_v1_take", args).await;
-    let mut result = reply.and_then(|reply| Answer::read(reply, &lot.token).map_err(|e| bad_reply(&e)));
-    if let Ok(answer) = &mut result
-        && answer.envelopes.len() < answer.ids.len()
-    {
-        match link.library.envelopes(&link.queue, &answer.ids).await {
-            Ok(envelopes) => answer.envelopes = envelopes,
-            Err(error) => result = Err(error),
-        }
-    }
+    let result = reply.and_then(|reply| Answer::read(reply, &lot.token).map_err(|e| bad_reply(&e)));
     if matches!(&result, Err(e) if e.kind() == RedisErrorKind::BadReply) {
         link.library.distrust().await;
     }
     Called::Took(Box::new(Took { lot, want, acks, sent, result }))
+}
+
+/// A lot that came without its envelopes, and what reading them came to.
+pub(super) struct Read {
+    pub(super) lot: Arc<Lot>,
+    pub(super) ids: Vec<JobId>,
+    pub(super) fails: Vec<(String, FailRecord)>,
+    pub(super) result: Result<Vec<Option<Str>>, RedisError>,
+}
+
+pub(super) async fn read(
+    link: Arc<Link>,
+    lot: Arc<Lot>,
+    ids: Vec<JobId>,
+    fails: Vec<(String, FailRecord)>,
+) -> Read {
+    let result = link.library.envelopes(&link.queue, &ids).await;
+    Read { lot, ids, fails, result }
 }
 
 fn bad_reply(error: &Unexpected) -> RedisError {

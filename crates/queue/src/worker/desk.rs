@@ -7,7 +7,8 @@ use std::sync::{Arc, LazyLock, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-use futures_util::FutureExt;
+use futures_util::stream::FuturesOrdered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -15,19 +16,25 @@ use voiceai_redis::{RedisError, RedisErrorKind, Str, Value};
 use voiceai_runtime::{Backoff, Pulse, random_unit};
 
 use super::WorkerSettings;
-use super::calls::{self, Called, Took};
+use super::calls::{self, Called, Read, Took};
 use super::lease::{Leases, Signal, kind_of};
 use super::pool::Shared;
 use super::run::{self, Ended, Settle};
-use super::take::{Answer, Incarnation, Standing, Suspects, Taken};
+use super::take::{Answer, Incarnation, Lot, Standing, Suspects, Taken};
 use crate::attempt::Stop;
 use crate::client::rate_text;
+use crate::envelope::FailRecord;
 use crate::id::JobId;
 use crate::library::text_of;
 use crate::metrics::{self, Meter};
 
 /// Most jobs in this process that have not begun.
-const PREFETCH_MAX: usize = 512;
+const PREFETCH_MAX: usize = 1_024;
+/// Most jobs asked for beyond the free slots by one take: two lots of this size keep the server and this process busy
+/// at the same time.
+const LOT: usize = 512;
+/// With work at hand, completions wait until there are this many: a call costs the server as much as several of them.
+const ACKS_AT_ONCE: usize = 256;
 /// Most jobs that one task starts.
 const CHUNK_MAX: usize = 64;
 /// Kinds slower than this are never prefetched: their jobs would wait here while another worker idles.
@@ -87,6 +94,10 @@ pub(super) struct Desk {
     info: String,
     current: Option<Arc<Incarnation>>,
     buffer: VecDeque<Taken>,
+    /// Lots whose envelopes are being read, in the order of their taking.
+    reads: FuturesOrdered<Pin<Box<dyn Future<Output = Read> + Send>>>,
+    /// Jobs in them.
+    reading: usize,
     running: usize,
     /// Slots by the stored setting, if any.
     override_slots: Option<usize>,
@@ -138,6 +149,8 @@ impl Desk {
             wanted,
             current: None,
             buffer: VecDeque::new(),
+            reads: FuturesOrdered::new(),
+            reading: 0,
             running: 0,
             override_slots: None,
             acks: Vec::new(),
@@ -174,7 +187,7 @@ impl Desk {
             if self.stopping && self.running == 0 {
                 let until = *flush_until.get_or_insert_with(|| Instant::now() + FLUSH_LIMIT);
                 let nothing_left = self.acks.is_empty() && self.unsure.is_empty() && self.verbs.is_empty();
-                if (nothing_left && self.call.is_none()) || Instant::now() >= until {
+                if (nothing_left && self.call.is_none() && self.reads.is_empty()) || Instant::now() >= until {
                     break;
                 }
             }
@@ -186,6 +199,7 @@ impl Desk {
                     self.call = None;
                     self.called(called);
                 }
+                Some(read) = self.reads.next() => self.read(read),
                 signal = self.signals.recv() => if let Some(signal) = signal { self.signal(signal) },
                 () = shared.bell.notified() => {}
                 () = another(&mut reconnects) => self.reconnected = true,
@@ -318,6 +332,9 @@ impl Desk {
                 return;
             };
             let want = self.want();
+            if want == 0 && !self.buffer.is_empty() && self.acks.len() < ACKS_AT_ONCE {
+                return;
+            }
             if want == 0 && self.acks.is_empty() {
                 // Another pool's suspect shall not wait for a slot of this one.
                 self.release_unused_permit();
@@ -353,10 +370,11 @@ impl Desk {
     fn want(&self) -> usize {
         let free = self.slots().saturating_sub(self.running);
         let prefetch = self.pace.prefetch(self.slots());
-        if self.buffer.len() > prefetch / 2 {
+        let stock = self.buffer.len() + self.reading;
+        if stock > prefetch / 2 {
             return 0;
         }
-        let want = (free + prefetch).saturating_sub(self.buffer.len());
+        let want = (free + prefetch).saturating_sub(stock).min(free.max(LOT));
         // A completion goes out anyway, so asking for more costs nothing even when no work is known of.
         if self.hungry || !self.acks.is_empty() { want } else { 0 }
     }
@@ -442,11 +460,8 @@ impl Desk {
                 self.answered(&lot, want, answer);
             }
             Err(error) if error.outcome_unknown() || error.kind() == RedisErrorKind::BadReply => {
-                // A lot may lie under this incarnation that nobody knows of. It takes no more; once what we know of is
-                // settled it is let go, and the rest of it goes back.
-                lot.incarnation.retire();
-                self.current = None;
-                self.release_unused_permit();
+                // A lot may lie under this incarnation that nobody knows of.
+                self.abandon(&lot.incarnation);
                 self.unsure.extend(acks);
                 self.trouble(&error);
             }
@@ -498,7 +513,7 @@ impl Desk {
             "an acknowledgement was refused: the job is another worker's by now");
     }
 
-    fn answered(&mut self, lot: &Arc<super::take::Lot>, want: usize, answer: Answer) {
+    fn answered(&mut self, lot: &Arc<Lot>, want: usize, answer: Answer) {
         self.cancel(&answer.cancelled);
         self.override_slots = answer.concurrency.map(|n| n as usize);
         let got = answer.ids.len();
@@ -507,14 +522,66 @@ impl Desk {
             && (answer.standing == Standing::WorkLeft || (want > 0 && got >= want));
         self.learn_suspects(answer.suspects);
         self.due = answer.next_due.map(|span| Instant::now() + span.max(Duration::from_millis(1)));
-        let mut fails = answer.fails;
-        let mut envelopes = answer.envelopes.into_iter();
-        for id in answer.ids {
+        if answer.envelopes.len() < got {
+            self.reading += got;
+            let link = Arc::clone(&self.shared.link);
+            self.reads.push_back(Box::pin(calls::read(link, Arc::clone(lot), answer.ids, answer.fails)));
+        } else {
+            self.arrived(lot, answer.ids, answer.envelopes, answer.fails);
+        }
+    }
+
+    /// The envelopes of a lot are here, or cannot be had.
+    fn read(&mut self, read: Read) {
+        let Read { lot, ids, fails, result } = read;
+        self.reading -= ids.len();
+        match result {
+            Ok(envelopes) if !lot.incarnation.is_lost() => self.arrived(&lot, ids, envelopes, fails),
+            result => {
+                lot.incarnation.settled(ids.len());
+                for id in &ids {
+                    self.release_suspect(id);
+                }
+                if let Err(error) = result {
+                    // The lot stays where it is until its lease is let go, and goes back from there.
+                    self.abandon(&lot.incarnation);
+                    self.trouble(&error);
+                }
+            }
+        }
+    }
+
+    /// Takes no more under this lease: once what is known to lie under it is settled it is let go, and the rest of it
+    /// goes back.
+    fn abandon(&mut self, incarnation: &Arc<Incarnation>) {
+        incarnation.retire();
+        if self.current.as_ref().is_some_and(|current| Arc::ptr_eq(current, incarnation)) {
+            self.current = None;
+        }
+        self.release_unused_permit();
+    }
+
+    fn arrived(
+        &mut self,
+        lot: &Arc<Lot>,
+        ids: Vec<JobId>,
+        envelopes: Vec<Option<Str>>,
+        mut fails: Vec<(String, FailRecord)>,
+    ) {
+        for (id, envelope) in ids.into_iter().zip(envelopes) {
             let fail = fails.iter().position(|(of, _)| of == id.as_str()).map(|i| fails.swap_remove(i).1);
-            let envelope = envelopes.next().flatten().unwrap_or_else(|| Str::from_static(""));
-            self.buffer.push_back(Taken { id, envelope, fail, lot: Arc::clone(lot) });
+            let lot = Arc::clone(lot);
+            match envelope {
+                Some(envelope) => self.buffer.push_back(Taken { id, envelope, fail, lot }),
+                // Removed by somebody, or read from a server that is not the one that handed it out: the one that is
+                // knows what to do with it.
+                None => self.verbs.push(returned(id, lot)),
+            }
         }
         self.moved = Instant::now();
+        if self.stopping {
+            self.give_back_buffered();
+        }
     }
 
     fn signal(&mut self, signal: Signal) {
@@ -576,16 +643,7 @@ impl Desk {
         self.pace = Pace { call: self.pace.call, ..Pace::unknown() };
         // Each goes back to the head of its lane, so the last one first.
         while let Some(taken) = self.buffer.pop_back() {
-            self.verbs.push(Ended {
-                settle: Settle::Verb { verb: "back", a: String::new(), b: String::new() },
-                id: taken.id,
-                lot: taken.lot,
-                kind: "".into(),
-                outcome: "returned",
-                record: None,
-                took: None,
-                waited: None,
-            });
+            self.verbs.push(returned(taken.id, taken.lot));
         }
     }
 
@@ -611,6 +669,20 @@ impl Desk {
     }
 }
 
+/// Hands back a job that did not begin.
+fn returned(id: JobId, lot: Arc<Lot>) -> Ended {
+    Ended {
+        settle: Settle::Verb { verb: "back", a: String::new(), b: String::new() },
+        id,
+        lot,
+        kind: "".into(),
+        outcome: "returned",
+        record: None,
+        took: None,
+        waited: None,
+    }
+}
+
 /// Lets all leases go, so that nothing has to wait for their end.
 async fn leave(shared: &Shared, leases: &Leases) {
     let leases = leases.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -632,13 +704,19 @@ async fn leave(shared: &Shared, leases: &Leases) {
 async fn start(shared: Arc<Shared>, chunk: Vec<Taken>) {
     let mut ended = Vec::with_capacity(chunk.len());
     let began = Instant::now();
+    // What it took so far; a clock is asked only where the attempt's own measure does not tell.
+    let mut spent = Duration::ZERO;
     for taken in chunk {
         let mut job = Box::pin(run_guarded(Arc::clone(&shared), taken));
-        let apart = began.elapsed() > Duration::from_millis(1);
+        let apart = spent > Duration::from_millis(1);
         let polled = if apart { Poll::Pending } else { futures_util::poll!(&mut job) };
         match polled {
-            Poll::Ready(one) => ended.push(one),
+            Poll::Ready(one) => {
+                spent += one.took.unwrap_or_default();
+                ended.push(one);
+            }
             Poll::Pending => {
+                spent = began.elapsed();
                 let shared = Arc::clone(&shared);
                 tokio::spawn(async move {
                     let one = job.await;

@@ -1,15 +1,14 @@
 //! One attempt: from the envelope to the verdict that settles the job.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use jiff::Timestamp;
 use serde_json::value::RawValue;
-use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use voiceai_runtime::random_unit;
 
@@ -83,7 +82,9 @@ pub(super) async fn run(shared: &Arc<Shared>, taken: Taken) -> Ended {
     };
     let policy = handler.retry().overridden(shared.settings.attempts, shared.settings.backoff);
     let attempt = attempt(shared, &taken, &envelope, handler.as_ref(), &policy);
-    shared.register(&attempt, &taken.lot);
+    if taken.lot.incarnation.is_lost() {
+        attempt.stop(Stop::LeaseLost);
+    }
     let (verdict, started_at, took) =
         execute(shared, handler.as_ref(), &envelope, &attempt, &taken.lot).await;
     let end =
@@ -116,7 +117,7 @@ fn attempt(
         key: envelope.key(),
         enqueued_at: timestamp(envelope.enqueued_ms),
         trace: envelope.meta.trace.clone(),
-        stop: CancellationToken::new(),
+        stop: OnceLock::new(),
         why: AtomicU8::new(0),
         reporter: Reporter::Redis { link: Arc::clone(&shared.link), token: Arc::clone(&taken.lot.token) },
     }))
