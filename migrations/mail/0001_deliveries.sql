@@ -38,7 +38,7 @@ CREATE TABLE mail.deliveries (
     -- As asked for, and as found.
     locale              text,
     rendered_locale     text,
-    class               text NOT NULL CHECK (class IN ('auth', 'transactional', 'notification', 'system', 'marketing')),
+    class               text NOT NULL CHECK (class IN ('auth', 'billing', 'transactional', 'notification', 'system', 'marketing')),
     tenant              text CHECK (octet_length(tenant) BETWEEN 1 AND 64),
     priority            smallint NOT NULL DEFAULT 0 CHECK (priority BETWEEN 0 AND 10),
     sender              text NOT NULL,
@@ -47,7 +47,6 @@ CREATE TABLE mail.deliveries (
     message_id          text NOT NULL UNIQUE,
     request_id          text,
     trace_id            text,
-    traceparent         text,
     -- The delivery that an operator sent again.
     resend_of           text,
     requested_at        timestamptz,
@@ -202,7 +201,7 @@ CREATE TABLE mail.suppressions (
     -- Lower case.
     address     text NOT NULL CHECK (address = lower(address) AND octet_length(address) BETWEEN 3 AND 320),
     tenant      text NOT NULL DEFAULT '',
-    class       text NOT NULL DEFAULT '' CHECK (class IN ('', 'auth', 'transactional', 'notification', 'system', 'marketing')),
+    class       text NOT NULL DEFAULT '' CHECK (class IN ('', 'auth', 'billing', 'transactional', 'notification', 'system', 'marketing')),
     reason      text NOT NULL CHECK (reason IN ('hard_bounce', 'soft_bounce', 'complaint', 'unsubscribe', 'operator')),
     detail      text,
     -- The delivery or the feedback's id that it came from, or who wrote it.

@@ -5,9 +5,20 @@
 
 pub mod address;
 mod class;
+pub mod delivery;
+mod error;
+pub mod intake;
 pub mod message;
+mod metrics;
+pub mod sending;
+pub mod settings;
+mod store;
 pub mod template;
 pub mod transport;
+mod wake;
 
 pub use address::Address;
 pub use class::Class;
+pub use error::MailError;
+pub use store::backlog::{Backlog, backlog};
+pub use wake::{Wake, listen};

@@ -17,7 +17,7 @@ mod script;
 mod server;
 mod settings;
 
-pub use blocking::{Blocking, Subscriber};
+pub use blocking::{Blocking, StreamEntry, Subscriber};
 /// Argument and reply types, re-exported so that callers need no dependency of their own.
 pub use bytes_utils::Str;
 pub use client::{CallOptions, Redis};

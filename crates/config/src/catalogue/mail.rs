@@ -52,7 +52,7 @@ settings! {
     MAIL_PROVIDER_PAUSE: Duration = duration().default("30s").between(100, 3_600_000).only(Binaries::Tasker);
     /// What becomes of a class's mail whose sending broke off after its content had begun to go out: `retry` sends it again with the same Message-ID, `hold` leaves it for a person.
     MAIL_UNKNOWN as "MAIL_UNKNOWN_<NAME>": OnUnknown = choice().only(Binaries::Tasker)
-        .computed_default("`retry`");
+        .computed_default("`hold` for the class `billing`, else `retry`");
     /// Most recipients of one mail: to, cc and bcc together.
     MAIL_RECIPIENTS_MAX: u32 = integer().default("50").between(1, 1_000).only(Binaries::Tasker);
     /// Largest mail in bytes, as it goes over the wire with its attachments encoded.

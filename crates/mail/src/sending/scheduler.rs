@@ -1,0 +1,145 @@
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+use voiceai_runtime::{Backoff, Pulse, random_unit};
+
+use super::attempt::Attempt;
+use super::writer::{Desk, chain};
+use super::{Gate, Shared};
+use crate::Wake;
+use crate::store::claim::{self, Claims};
+
+/// Claims what is due as slots come free.
+pub(super) struct Scheduler {
+    pub(super) shared: Arc<Shared>,
+    pub(super) desk: Desk,
+    pub(super) wake: Wake,
+    pub(super) gate: Gate,
+    pub(super) hurry: CancellationToken,
+    pub(super) forced: CancellationToken,
+}
+
+impl Scheduler {
+    pub(super) async fn run(self, stopping: CancellationToken, pulse: Pulse) {
+        tracing::info!("mail scheduler started");
+        let mut failures = 0;
+        let mut open = false;
+        while !stopping.is_cancelled() {
+            pulse.beat();
+            if !open {
+                open = self.may_begin().await;
+            }
+            let wait = if open {
+                match self.look().await {
+                    Ok(wait) => {
+                        failures = 0;
+                        wait
+                    }
+                    Err(error) => {
+                        tracing::warn!(error = %chain(&error), "mail cannot be claimed now");
+                        failures += 1;
+                        // What comes back may be another database: an older one must not send what was sent before.
+                        open = !error.is_unavailable();
+                        Some(Backoff::RECONNECT.delay(failures, random_unit()))
+                    }
+                }
+            } else {
+                Some(Duration::from_millis(500))
+            };
+            pulse.beat();
+            let Some(wait) = wait else { continue };
+            tokio::select! {
+                () = stopping.cancelled() => {}
+                () = tokio::time::sleep(wait) => {}
+                () = self.wake.woken(), if open && failures == 0 => {}
+                () = self.slot(), if wait == SLOT => {}
+            }
+        }
+        tracing::info!("mail scheduler stopped");
+    }
+
+    async fn may_begin(&self) -> bool {
+        if let Err(error) = claim::seed(&self.shared.pool, self.shared.terms.provider).await {
+            tracing::warn!(error = %chain(&error), "no mail is sent yet");
+            return false;
+        }
+        match (self.gate)().await {
+            Ok(()) => true,
+            Err(why) => {
+                tracing::warn!(why, "no mail is sent yet");
+                false
+            }
+        }
+    }
+
+    /// Fills the free slots. Answers how long to wait before the next look; `None`: not at all.
+    async fn look(&self) -> Result<Option<Duration>, crate::MailError> {
+        let free = self.shared.slots.available_permits();
+        if free == 0 {
+            return Ok(Some(SLOT));
+        }
+        let claims = claim::claim(&self.shared.pool, &self.shared.terms, free).await?;
+        let Claims { claimed, parked, rate_wait, paused, probing } = claims;
+        let count = claimed.len();
+        for claimed in claimed {
+            self.start(claimed, probing);
+        }
+        if parked > 0 {
+            return Ok(None);
+        }
+        let poll = self.shared.settings.poll_interval;
+        if let Some(rest) = paused {
+            return Ok(Some(rest.clamp(Duration::from_millis(20), poll)));
+        }
+        if probing {
+            // One at a time, and its end wakes nobody: look often enough.
+            return Ok(Some(Duration::from_millis(100).min(poll)));
+        }
+        if count == free {
+            return Ok(Some(SLOT));
+        }
+        if let Some(wait) = rate_wait {
+            return Ok(Some(wait.clamp(Duration::from_millis(1), poll)));
+        }
+        let next = claim::next_due(&self.shared.pool).await?;
+        Ok(Some(next.map_or(poll, |next| next.clamp(Duration::from_millis(1), poll))))
+    }
+
+    fn start(&self, claimed: claim::Claimed, probing: bool) {
+        self.shared.claimed_total.fetch_add(1, Ordering::Relaxed);
+        let slots = Arc::clone(&self.shared.slots);
+        let span = tracing::info_span!(
+            "mail.attempt",
+            delivery.id = claimed.key.delivery_id,
+            attempt = claimed.key.attempt_no
+        );
+        let attempt = Attempt {
+            shared: Arc::clone(&self.shared),
+            desk: self.desk.clone(),
+            claimed,
+            probing,
+            hurry: self.hurry.clone(),
+            forced: self.forced.clone(),
+        };
+        // Taken here, not in the task: the next look must not count this slot as free. Only this loop takes slots, so one is there.
+        let Ok(slot) = slots.try_acquire_owned() else { return };
+        tokio::spawn(
+            async move {
+                attempt.run().await;
+                drop(slot);
+            }
+            .instrument(span),
+        );
+    }
+
+    /// Until a slot is free.
+    async fn slot(&self) {
+        let _ = self.shared.slots.acquire().await;
+    }
+}
+
+/// Waits for a slot rather than for time; the figure is the safety net.
+const SLOT: Duration = Duration::from_secs(5);

@@ -1,0 +1,5 @@
+//! Intake, claims, attempts and what follows from them, on a real PostgreSQL and a scripted provider.
+
+mod intake;
+mod sending;
+mod support;
