@@ -165,6 +165,8 @@ case ${1:-} in
     need_compiler
     # Gives a process another wall clock.
     [[ $1 == build ]] || need faketime has faketime
+    # The proxy that tests go out through.
+    [[ $1 == build ]] || need squid has_squid
     if [[ $1 == test ]]; then
       # Calls: the proxy that reads our records, and callers.
       need kamailio has_kamailio

@@ -25,8 +25,11 @@
     reason = "a test helper fails the test by panicking; it is never part of a binary"
 )]
 
+mod aws;
 mod cluster;
 mod database;
+mod http;
+mod imds;
 mod kamailio;
 mod ports;
 mod postgres_server;
@@ -37,10 +40,13 @@ mod s3;
 mod sentinel;
 mod shared;
 mod sipp;
+mod squid;
 mod wait;
 
+pub use aws::{AwsFault, AwsFaults, Moto};
 pub use cluster::Cluster;
 pub use database::{Database, database, database_from, empty_database, postgres};
+pub use imds::{Imds, ImdsOptions};
 pub use kamailio::{Kamailio, KamailioOptions};
 pub use ports::Port;
 pub use postgres_server::PostgresServer;
@@ -51,4 +57,5 @@ pub use s3::{S3, s3};
 pub use sentinel::{Sentinel, SentinelOptions};
 pub use shared::{RedisDb, redis};
 pub use sipp::{Sipp, SippCounts, SippOptions};
+pub use squid::{Squid, SquidOptions};
 pub use wait::{wait_for, wait_until};

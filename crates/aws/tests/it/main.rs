@@ -10,6 +10,7 @@ mod faults;
 mod platform;
 mod real;
 mod scripted;
+mod way;
 
 use voiceai_aws::{ObjectStore, S3Settings};
 use voiceai_runtime::Secret;

@@ -9,17 +9,16 @@ use aws_sdk_ssm::config::Credentials;
 use aws_sdk_ssm::types::ParameterType;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::process::Command;
 use voiceai_aws::{AwsAccess, PlatformSettings, platform_layers};
 use voiceai_config::catalogue::{postgres, queue};
 use voiceai_config::{Binary, Content, Fixed, Layer, LayerError, LayerKind, Resolved};
 use voiceai_egress::Rule;
 use voiceai_runtime::Secret;
-use voiceai_testkit::{Port, Process, Program};
+use voiceai_testkit::Moto;
 
 const CANARY: &str = "canary-of-a-secret";
 
-fn access(endpoint: &str) -> AwsAccess {
+pub(crate) fn access(endpoint: &str) -> AwsAccess {
     AwsAccess {
         region: "eu-central-1".to_owned(),
         endpoint: Some(endpoint.to_owned()),
@@ -29,7 +28,7 @@ fn access(endpoint: &str) -> AwsAccess {
     }
 }
 
-fn settings(endpoint: &str) -> PlatformSettings {
+pub(crate) fn settings(endpoint: &str) -> PlatformSettings {
     PlatformSettings {
         namespace: "voiceai/staging".to_owned(),
         service: "ops".to_owned(),
@@ -38,21 +37,7 @@ fn settings(endpoint: &str) -> PlatformSettings {
     }
 }
 
-/// A moto server of the test's own.
-async fn moto() -> (Process, String, Port) {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/stack/moto.sh");
-    let output = Command::new(script).output().await.expect("run scripts/stack/moto.sh");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let path = String::from_utf8(output.stdout).unwrap().trim().to_owned();
-    let port = Port::reserve();
-    let number = port.number().to_string();
-    let server = Program::new(path).args(["-H", "127.0.0.1", "-p", &number]).start();
-    let answers = async || TcpStream::connect(("127.0.0.1", port.number())).await.is_ok();
-    server.wait_until(Duration::from_secs(30), "moto answers", answers).await;
-    (server, format!("http://127.0.0.1:{number}"), port)
-}
-
-async fn sdk(endpoint: &str) -> SdkConfig {
+pub(crate) async fn sdk(endpoint: &str) -> SdkConfig {
     aws_config::defaults(BehaviorVersion::latest())
         .region(Region::new("eu-central-1"))
         .endpoint_url(endpoint)
@@ -67,7 +52,8 @@ fn values(content: &Content) -> BTreeMap<&str, &str> {
 
 #[tokio::test]
 async fn parameters_and_secrets_are_read_whole_and_in_their_order() {
-    let (_server, endpoint, _port) = moto().await;
+    let moto = Moto::start().await;
+    let endpoint = moto.endpoint();
     let sdk = sdk(&endpoint).await;
     let ssm = aws_sdk_ssm::Client::new(&sdk);
     let put = async |name: &str, value: &str, kind: ParameterType| {

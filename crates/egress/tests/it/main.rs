@@ -1,6 +1,8 @@
-//! The tunnel against proxies that do what proxies do: agree, refuse, hang, talk for ever, go away.
+//! The way out: the tunnel against proxies that do what proxies do, and everything against a real Squid.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests assert too")]
+
+mod squid;
 
 use std::time::{Duration, Instant};
 
