@@ -1,35 +1,36 @@
 //! The pool's loop: what it knows, and what it decides to do next.
 
+mod answers;
+mod pace;
+mod start;
+
 use std::collections::VecDeque;
-use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
-use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use voiceai_redis::{RedisError, RedisErrorKind, Str, Value};
+use voiceai_redis::{RedisError, Value};
 use voiceai_runtime::{Backoff, Pulse, random_unit};
 
+use pace::Pace;
+use start::start;
+
 use super::WorkerSettings;
-use super::calls::{self, Called, Read, Took};
-use super::lease::{Leases, Signal, kind_of};
+use super::calls::{self, Called, Read};
+use super::lease::{Leases, Signal};
 use super::pool::Shared;
-use super::run::{self, Ended, Settle};
-use super::take::{Answer, Incarnation, Lot, Standing, Suspects, Taken};
+use super::run::{Ended, Settle};
+use super::take::{Incarnation, Lot, Suspects, Taken};
 use crate::attempt::Stop;
 use crate::client::rate_text;
-use crate::envelope::FailRecord;
 use crate::id::JobId;
-use crate::library::text_of;
 use crate::metrics::{self, Meter};
 
-/// Most jobs in this process that have not begun.
-const PREFETCH_MAX: usize = 1_024;
 /// Most jobs asked for beyond the free slots by one take: two lots of this size keep the server and this process busy
 /// at the same time.
 const LOT: usize = 512;
@@ -37,8 +38,6 @@ const LOT: usize = 512;
 const ACKS_AT_ONCE: usize = 256;
 /// Most jobs that one task starts.
 const CHUNK_MAX: usize = 64;
-/// Kinds slower than this are never prefetched: their jobs would wait here while another worker idles.
-const PREFETCH_BELOW: Duration = Duration::from_millis(5);
 /// A prefetched job that did not begin within this goes back.
 const PREFETCH_PATIENCE: Duration = Duration::from_millis(25);
 /// Most settlements in one call.
@@ -48,42 +47,6 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(5);
 
 /// The right to run a suspect in this process.
 static SUSPECT: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(1)));
-
-/// How fast handlers and calls are, as moving means.
-struct Pace {
-    run: Duration,
-    call: Duration,
-    samples: u32,
-}
-
-impl Pace {
-    const fn unknown() -> Self {
-        Self { run: Duration::from_secs(1), call: Duration::from_micros(500), samples: 0 }
-    }
-
-    fn ran(&mut self, took: Duration) {
-        self.samples = self.samples.saturating_add(1);
-        self.run = if self.samples == 1 { took } else { (self.run * 15 + took) / 16 };
-    }
-
-    fn called(&mut self, took: Duration) {
-        self.call = (self.call * 7 + took.min(Duration::from_millis(50))) / 8;
-    }
-
-    /// Handlers end before a task for them would have begun.
-    fn is_instant(&self) -> bool {
-        self.samples >= 32 && self.run < Duration::from_micros(100)
-    }
-
-    /// Jobs to hold beyond the slots, so that none of them waits for the next lot: what is worked off in two calls.
-    fn prefetch(&self, slots: usize) -> usize {
-        if self.samples < 32 || self.run >= PREFETCH_BELOW {
-            return 0;
-        }
-        let per_slot = (self.call * 2).as_nanos() / self.run.as_nanos().max(200);
-        usize::try_from(per_slot).unwrap_or(PREFETCH_MAX).saturating_mul(slots).min(PREFETCH_MAX)
-    }
-}
 
 pub(super) struct Desk {
     shared: Arc<Shared>,
@@ -392,198 +355,6 @@ impl Desk {
         self.meter.flush();
     }
 
-    fn settle_call(&mut self, called: Called) {
-        match called {
-            Called::Joined { incarnation, result } => match result {
-                Ok(()) => {
-                    self.recovered();
-                    self.leases.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&incarnation));
-                    self.current = Some(incarnation);
-                    self.hungry = true;
-                }
-                Err(error) => self.trouble(&error),
-            },
-            Called::Took(took) => self.took(*took),
-            Called::Acked { acks, result } => match result {
-                // The refused ones may have been applied by the call that had no answer: unknown, not stale.
-                Ok(_refused) => {
-                    self.recovered();
-                    self.hungry = true;
-                    for ended in acks {
-                        self.confirmed(ended);
-                    }
-                }
-                Err(error) => {
-                    self.unsure.extend(acks);
-                    self.trouble(&error);
-                }
-            },
-            Called::Settled { verbs, result } => match result {
-                Ok((owned, unanswered)) => {
-                    self.recovered();
-                    // It freed places that only a take can fill.
-                    self.hungry = true;
-                    let mut ends = Vec::new();
-                    for (ended, owned) in verbs.into_iter().zip(owned) {
-                        match owned {
-                            Value::Integer(owned) if owned == 1 || unanswered > 0 => self.confirmed(ended),
-                            Value::Array(answer) => {
-                                ends.extend(answer.first().and_then(Value::as_i64));
-                                self.cancelled(ended, answer.get(1).and_then(text_of).as_deref());
-                            }
-                            _ => self.refused(&ended),
-                        }
-                    }
-                    self.write_ends(ends);
-                }
-                Err(error) => {
-                    self.verbs.extend(verbs);
-                    self.trouble(&error);
-                }
-            },
-        }
-    }
-
-    fn took(&mut self, took: Took) {
-        let Took { lot, want, acks, sent, result } = took;
-        match result {
-            Ok(answer) => {
-                self.recovered();
-                self.pace.called(self.call_began.elapsed());
-                self.settle_acks(acks, &answer.stale);
-                self.shared.client.time().learn(answer.now_ms);
-                if answer.standing == Standing::Fenced {
-                    self.lost(&lot.incarnation);
-                    return;
-                }
-                lot.incarnation.renewed(sent);
-                self.answered(&lot, want, answer);
-            }
-            Err(error) if error.outcome_unknown() || error.kind() == RedisErrorKind::BadReply => {
-                // A lot may lie under this incarnation that nobody knows of.
-                self.abandon(&lot.incarnation);
-                self.unsure.extend(acks);
-                self.trouble(&error);
-            }
-            Err(error) => {
-                self.acks.extend(acks);
-                self.trouble(&error);
-            }
-        }
-    }
-
-    fn settle_acks(&mut self, acks: Vec<Ended>, stale: &[String]) {
-        for ended in acks {
-            if stale.iter().any(|id| id == ended.id.as_str()) {
-                self.refused(&ended);
-            } else {
-                self.confirmed(ended);
-            }
-        }
-    }
-
-    fn confirmed(&mut self, ended: Ended) {
-        self.over(&ended);
-        self.meter.ended(&ended.kind, ended.outcome);
-        if let Some(record) = ended.record {
-            self.shared.client.history().record(*record);
-        }
-    }
-
-    /// It ended as cancelled: its handler stopped for that, or it would have come back and its cancellation had been asked
-    /// for.
-    fn cancelled(&mut self, ended: Ended, envelope: Option<&str>) {
-        self.over(&ended);
-        let kind = envelope.map_or_else(|| ended.kind.clone(), |envelope| kind_of(envelope).into());
-        self.meter.ended(&kind, "cancelled");
-    }
-
-    /// Records of ends that Redis noted for us, beside the loop: the database may be slow.
-    fn write_ends(&self, ends: Vec<i64>) {
-        if !ends.is_empty() {
-            let (client, queue) = (self.shared.client.clone(), self.shared.settings.name.clone());
-            tokio::spawn(async move { client.write_ends(&queue, &ends).await });
-        }
-    }
-
-    fn refused(&mut self, ended: &Ended) {
-        self.over(ended);
-        metrics::get().stale_acks(&self.shared.settings.name, 1);
-        tracing::warn!(queue = %self.shared.settings.name, jobId = %ended.id, outcome = ended.outcome,
-            "an acknowledgement was refused: the job is another worker's by now");
-    }
-
-    fn answered(&mut self, lot: &Arc<Lot>, want: usize, answer: Answer) {
-        self.cancel(&answer.cancelled);
-        self.override_slots = answer.concurrency.map(|n| n as usize);
-        let got = answer.ids.len();
-        lot.incarnation.opened(got);
-        self.hungry = answer.standing != Standing::Paused
-            && (answer.standing == Standing::WorkLeft || (want > 0 && got >= want));
-        self.learn_suspects(answer.suspects);
-        self.due = answer.next_due.map(|span| Instant::now() + span.max(Duration::from_millis(1)));
-        if answer.envelopes.len() < got {
-            self.reading += got;
-            let link = Arc::clone(&self.shared.link);
-            self.reads.push_back(Box::pin(calls::read(link, Arc::clone(lot), answer.ids, answer.fails)));
-        } else {
-            self.arrived(lot, answer.ids, answer.envelopes, answer.fails);
-        }
-    }
-
-    /// The envelopes of a lot are here, or cannot be had.
-    fn read(&mut self, read: Read) {
-        let Read { lot, ids, fails, result } = read;
-        self.reading -= ids.len();
-        match result {
-            Ok(envelopes) if !lot.incarnation.is_lost() => self.arrived(&lot, ids, envelopes, fails),
-            result => {
-                lot.incarnation.settled(ids.len());
-                for id in &ids {
-                    self.release_suspect(id);
-                }
-                if let Err(error) = result {
-                    // The lot stays where it is until its lease is let go, and goes back from there.
-                    self.abandon(&lot.incarnation);
-                    self.trouble(&error);
-                }
-            }
-        }
-    }
-
-    /// Takes no more under this lease: once what is known to lie under it is settled it is let go, and the rest of it
-    /// goes back.
-    fn abandon(&mut self, incarnation: &Arc<Incarnation>) {
-        incarnation.retire();
-        if self.current.as_ref().is_some_and(|current| Arc::ptr_eq(current, incarnation)) {
-            self.current = None;
-        }
-        self.release_unused_permit();
-    }
-
-    fn arrived(
-        &mut self,
-        lot: &Arc<Lot>,
-        ids: Vec<JobId>,
-        envelopes: Vec<Option<Str>>,
-        mut fails: Vec<(String, FailRecord)>,
-    ) {
-        for (id, envelope) in ids.into_iter().zip(envelopes) {
-            let fail = fails.iter().position(|(of, _)| of == id.as_str()).map(|i| fails.swap_remove(i).1);
-            let lot = Arc::clone(lot);
-            match envelope {
-                Some(envelope) => self.buffer.push_back(Taken { id, envelope, fail, lot }),
-                // Removed by somebody, or read from a server that is not the one that handed it out: the one that is
-                // knows what to do with it.
-                None => self.verbs.push(returned(id, lot)),
-            }
-        }
-        self.moved = Instant::now();
-        if self.stopping {
-            self.give_back_buffered();
-        }
-    }
-
     fn signal(&mut self, signal: Signal) {
         match signal {
             Signal::Wake => {
@@ -640,7 +411,7 @@ impl Desk {
 
     fn give_back_buffered(&mut self) {
         // Handlers became slower than the pace that was measured.
-        self.pace = Pace { call: self.pace.call, ..Pace::unknown() };
+        self.pace.forget_runs();
         // Each goes back to the head of its lane, so the last one first.
         while let Some(taken) = self.buffer.pop_back() {
             self.verbs.push(returned(taken.id, taken.lot));
@@ -698,54 +469,6 @@ async fn leave(shared: &Shared, leases: &Leases) {
     let _: Result<Value, _> = link.library.call_once(&link.queue, "voiceai_v1_sweep", args).await;
 }
 
-/// Starts the jobs of a chunk one after the other, in one task: starting a task costs more than many a handler does. A
-/// handler that waits goes on in a task of its own, so none is held up by another; nor by one that computes: after a
-/// millisecond the rest are started apart.
-async fn start(shared: Arc<Shared>, chunk: Vec<Taken>) {
-    let mut ended = Vec::with_capacity(chunk.len());
-    let began = Instant::now();
-    // What it took so far; a clock is asked only where the attempt's own measure does not tell.
-    let mut spent = Duration::ZERO;
-    for taken in chunk {
-        let mut job = Box::pin(run_guarded(Arc::clone(&shared), taken));
-        let apart = spent > Duration::from_millis(1);
-        let polled = if apart { Poll::Pending } else { futures_util::poll!(&mut job) };
-        match polled {
-            Poll::Ready(one) => {
-                spent += one.took.unwrap_or_default();
-                ended.push(one);
-            }
-            Poll::Pending => {
-                spent = began.elapsed();
-                let shared = Arc::clone(&shared);
-                tokio::spawn(async move {
-                    let one = job.await;
-                    shared.push([one]);
-                });
-            }
-        }
-    }
-    if !ended.is_empty() {
-        shared.push(ended);
-    }
-}
-
-/// Handlers' panics are caught further in; one of our own must not eat the slot.
-async fn run_guarded(shared: Arc<Shared>, taken: Taken) -> Ended {
-    let (id, lot) = (taken.id.clone(), Arc::clone(&taken.lot));
-    let ran = AssertUnwindSafe(run::run(&shared, taken)).catch_unwind().await;
-    ran.unwrap_or_else(|_| Ended {
-        settle: Settle::Verb { verb: "retry", a: "60000".into(), b: "1 - 0 0\nthe worker panicked".into() },
-        id,
-        lot,
-        kind: "".into(),
-        outcome: "failed",
-        record: None,
-        took: None,
-        waited: None,
-    })
-}
-
 async fn pending_or(call: &mut Option<Pin<Box<dyn Future<Output = Called> + Send>>>) -> Called {
     match call {
         Some(call) => call.await,
@@ -764,24 +487,5 @@ async fn at(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,
         None => std::future::pending().await,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_fast_handlers_are_prefetched() {
-        let mut pace = Pace::unknown();
-        assert_eq!(pace.prefetch(100), 0, "nothing is known yet");
-        for _ in 0..100 {
-            pace.ran(Duration::from_micros(5));
-        }
-        assert_eq!(pace.prefetch(100), PREFETCH_MAX);
-        for _ in 0..100 {
-            pace.ran(Duration::from_millis(50));
-        }
-        assert_eq!(pace.prefetch(500), 0);
     }
 }

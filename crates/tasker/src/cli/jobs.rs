@@ -123,7 +123,7 @@ pub struct ListJobs {
     /// Only this tenant
     #[arg(long, value_name = "T")]
     pub tenant: Option<String>,
-    /// Only jobs that entered their state longer ago than this
+    /// Only jobs older than this: dead ones since they died, ended ones since their end, others since they were enqueued
     #[arg(long, value_name = "D", value_parser = duration_arg)]
     pub older_than: Option<Duration>,
     /// Which part of the list.

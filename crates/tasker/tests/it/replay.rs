@@ -145,10 +145,19 @@ async fn a_job_whose_key_a_newer_one_holds_is_skipped() {
     let key = |name: &str| format!("voiceai:queue:{{default}}:{name}");
     stage.redis.cli(&["HSET", &key("info"), "inc1", knows]).await;
     stage.redis.cli(&["ZADD", &key("workers"), "9999999999999", "inc1"]).await;
-    let answer = replay(&stage, "old --execute --yes --wait 0s").await;
-    let skipped = answer.json(6);
-    assert_eq!(skipped["items"][0]["state"], "skipped", "{skipped}");
-    assert!(skipped["items"][0]["detail"].as_str().unwrap().contains("new"), "{skipped}");
+    let plan = replay(&stage, "old").await.json(0);
+    assert_eq!((&plan["passed"], &plan["refused"]["unique_key_held"]), (&json!(0), &json!(1)), "{plan}");
+    let why = plan["candidates"][0]["refused"]["message"].as_str().unwrap();
+    assert_eq!(why, "a newer job holds its unique key: new");
+    let refused = replay(&stage, "old --execute --yes --wait 0s").await;
+    assert_eq!(refused.exit, 4, "{refused:?}");
+    assert_eq!(stage.ask("jobs show old --json").await.json(0)["key_holder"], "new");
+
+    // Once the newer one is gone, it goes back.
+    stage.ask("jobs cancel new --yes").await.text(0);
+    assert_eq!(stage.ask("jobs show old --json").await.json(0)["key_holder"], Value::Null);
+    let done = replay(&stage, "old --execute --yes --wait 0s").await.json(0);
+    assert_eq!(done["replay"]["counts"]["items"], 1, "{done}");
 }
 
 #[tokio::test]

@@ -7,13 +7,19 @@ use jiff::Timestamp;
 use serde_json::json;
 use tokio::sync::{Mutex, OnceCell};
 use voiceai_cli::Failure;
-use voiceai_queue::{Job as _, JobView};
+use voiceai_queue::{Job as _, JobId, JobView};
 use voiceai_replay::{Candidate, Refusal};
 
 use super::Wanted;
 use crate::jobs::backup::{self, BackupContext, BackupDatabase, BackupError};
 use crate::jobs::registry::Kinds;
 use crate::operate::Desk;
+
+/// The newer job that holds the key of `job` now. The queue looks again when the job is put back.
+async fn key_holder(desk: &Desk, job: &JobView) -> Option<JobId> {
+    let seen = desk.client.show(&job.queue, job.id.as_str()).await;
+    seen.ok().flatten().and_then(|job| job.key_holder)
+}
 
 /// The checks of one plan. What costs a call to somebody else is asked once for each kind.
 #[derive(Debug)]
@@ -45,6 +51,12 @@ impl Checks {
                     format!("no handler for kind `{}` in this version, and no live worker has one", job.kind);
                 return Err(Refusal::new("no_handler", message));
             }
+        }
+        if job.unique.is_some()
+            && let Some(holder) = key_holder(desk, job).await
+        {
+            let message = format!("a newer job holds its unique key: {holder}");
+            return Err(Refusal::new("unique_key_held", message));
         }
         self.precondition(&job.kind).await
     }
