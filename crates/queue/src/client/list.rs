@@ -181,7 +181,13 @@ impl Client {
             args
         };
         let redis = self.redis();
+        // In this order: a job goes from `later` to `jobs` and never back.
+        let later: Vec<Option<String>> = match state {
+            State::Delayed => redis.command("HMGET", many("later")).await?,
+            _ => vec![None; ids.len()],
+        };
         let jobs: Vec<Option<String>> = redis.command("HMGET", many("jobs")).await?;
+        let jobs = jobs.into_iter().zip(later).map(|(here, later)| here.or(later));
         let fails: Vec<Option<String>> = redis.command("HMGET", many("fail")).await?;
         let tokens: Vec<Option<String>> = match state {
             State::Active => redis.command("HMGET", many("active")).await?,

@@ -4,6 +4,8 @@
   all of a queue lives in one Cluster slot. Suffixes:
 
     jobs      HASH id -> envelope; '' marks a cancelled job still in its lane, or a finished id that is remembered
+    later     HASH id -> envelope of a job accepted for a later time, until that time comes: a million of them then
+              neither slow nor swell the hash of those that are worked on
     lane:<l>  LIST of ids, next at the tail; <l> = <priority>|<tenant>|<key>
     ready     ZSET lane -> (15 - priority) * 2^40 + turn; lanes that have work and that nothing holds back
     suspect   ZSET, same scores; lanes of jobs that lost a worker, each served one job at a time per worker
@@ -136,6 +138,20 @@ local function note_end(P, now, id, envelope, ending, note, whole)
   call('HSET', P .. 'ends', number, entry)
   noted[#noted + 1] = number
   if number > ENDS_MAX and call('HDEL', P .. 'ends', number - ENDS_MAX) == 1 then count(P, 'ends_dropped', 1) end
+end
+
+-- A job's envelope, wherever it is kept: '' where only a mark is left, false where the id is not known.
+local function envelope_of(P, id)
+  return call('HGET', P .. 'jobs', id) or call('HGET', P .. 'later', id)
+end
+
+local function drop_envelope(P, id)
+  if call('HDEL', P .. 'jobs', id) == 0 then call('HDEL', P .. 'later', id) end
+end
+
+-- Before a job that stood in `delayed` goes to a lane.
+local function fetch_envelope(P, id, envelope)
+  if call('HDEL', P .. 'later', id) == 1 then call('HSET', P .. 'jobs', id, envelope) end
 end
 
 local function enqueue_tail(P, lane, id)

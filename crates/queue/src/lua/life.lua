@@ -18,7 +18,7 @@ local function unique_release(P, now, u, id)
   local heir, due = string.match(waiting, '^(%S+) (%d+)$')
   call('HDEL', P .. 'unique', key .. '\n')
   call('HSET', P .. 'unique', key, heir .. ' 0')
-  local envelope = call('HGET', P .. 'jobs', heir)
+  local envelope = envelope_of(P, heir)
   if not envelope or envelope == '' then
     call('HDEL', P .. 'unique', key)
     return
@@ -29,6 +29,7 @@ local function unique_release(P, now, u, id)
     delay(P, heir, tonumber(due))
   else
     call('ZREM', P .. 'delayed', heir)
+    fetch_envelope(P, heir, envelope)
     enqueue_tail(P, lane_of(envelope), heir)
     wake(P)
   end
@@ -58,7 +59,7 @@ local function child_ended(P, now, parent, id, policy, outcome, result)
   local tie = call('HGET', P .. 'children', parent .. '\n' .. id)
   if not tie then return end
   call('HDEL', P .. 'children', parent .. '\n' .. id)
-  local envelope = call('HGET', P .. 'jobs', parent)
+  local envelope = envelope_of(P, parent)
   if not envelope then
     -- A child that was accepted without its parent: that may come yet. One that was there and is gone (cancelled, purged)
     -- gets neither a result nor a count: nobody would remove them again.
@@ -89,6 +90,7 @@ local function child_ended(P, now, parent, id, policy, outcome, result)
       if due > now then
         delay(P, parent, due)
       else
+        fetch_envelope(P, parent, envelope)
         enqueue_tail(P, lane_of(envelope), parent)
         wake(P)
       end

@@ -6,7 +6,7 @@ register('cancel', { 'allow-oom' }, function(keys, args)
   local P, now, reply = keys[1], now_ms(), {}
   for i = 2, #args do
     local id = args[i]
-    local envelope = call('HGET', P .. 'jobs', id)
+    local envelope = envelope_of(P, id)
     if not envelope or envelope == '' then
       reply[#reply + 1] = { 'absent' }
     elseif call('HEXISTS', P .. 'active', id) == 1 then
@@ -17,7 +17,7 @@ register('cancel', { 'allow-oom' }, function(keys, args)
       reply[#reply + 1] = { 'dead' }
     else
       if call('ZREM', P .. 'delayed', id) == 1 then
-        call('HDEL', P .. 'jobs', id)
+        drop_envelope(P, id)
       else
         -- Its place in the lane is found when the lane gets there; looking for it now would scan the lane.
         call('HSET', P .. 'jobs', id, '')
@@ -157,7 +157,7 @@ register('pick', { 'allow-oom' }, function(keys, args)
     local ids = call('ZRANGEBYSCORE', P .. state, '-inf', limit, 'LIMIT', args[4], n)
     looked = #ids
     for i = 1, #ids do
-      local envelope = call('HGET', P .. 'jobs', ids[i]) or ''
+      local envelope = envelope_of(P, ids[i]) or ''
       if state == 'dead' or before == 0 or born_of(envelope) < before then
         reply[#reply + 1] = ids[i]
         reply[#reply + 1] = envelope
@@ -168,7 +168,7 @@ register('pick', { 'allow-oom' }, function(keys, args)
     looked = #reply / 2
   else
     for i = 5, #args do
-      local envelope = call('HGET', P .. 'jobs', args[i])
+      local envelope = envelope_of(P, args[i])
       if envelope and envelope ~= '' and call('HEXISTS', P .. 'active', args[i]) == 0 then
         reply[#reply + 1] = args[i]
         reply[#reply + 1] = envelope
@@ -205,11 +205,11 @@ register('purge', { 'allow-oom' }, function(keys, args)
   local P, now, gone = keys[1], now_ms(), 0
   for i = 2, #args do
     local id = args[i]
-    local envelope = call('HGET', P .. 'jobs', id) or ''
+    local envelope = envelope_of(P, id) or ''
     if call('HEXISTS', P .. 'active', id) == 0 then
       local stood = call('ZREM', P .. 'dead', id) + call('ZREM', P .. 'delayed', id) > 0
       if stood then
-        call('HDEL', P .. 'jobs', id)
+        drop_envelope(P, id)
       elseif envelope ~= '' then
         leave_lane(P, id, envelope)
       end
@@ -271,7 +271,7 @@ end)
   the queue within the rate's period, those of its key, children left, holder of its unique key, log lines, 1 = among suspects}. ]]
 register('show', { 'no-writes' }, function(keys, args)
   local P, id = keys[1], args[1]
-  local envelope = call('HGET', P .. 'jobs', id)
+  local envelope = envelope_of(P, id)
   local active = call('HGET', P .. 'active', id)
   local crashes = call('HGET', P .. 'crashes', id)
   local position, held, before, slots, limited, holder, suspect = -1, false, 0, 0, '', false, 0
@@ -336,7 +336,7 @@ register('stats', { 'no-writes' }, function(keys, args)
   end
   local active = call('HLEN', P .. 'active') - call('HEXISTS', P .. 'active', '')
   return {
-    now_ms(), call('HLEN', P .. 'jobs'), active, call('ZCARD', P .. 'delayed'),
+    now_ms(), call('HLEN', P .. 'jobs') + call('HLEN', P .. 'later'), active, call('ZCARD', P .. 'delayed'),
     call('ZCOUNT', P .. 'delayed', INF, INF), call('ZCARD', P .. 'dead'), call('ZCARD', P .. 'finished'),
     call('SCARD', P .. 'ghosts'), call('ZCARD', P .. 'results'), oldest, suspects, call('ZCARD', P .. 'held'),
     call('HGETALL', P .. 'n'), call('HGETALL', P .. 'cfg'),

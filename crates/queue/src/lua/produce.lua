@@ -45,10 +45,10 @@ end)
 
 -- Drops a job that waits (in a lane, delayed or parked behind a holder) because a newer one replaces it.
 local function supersede(P, now, id, by)
-  local envelope = call('HGET', P .. 'jobs', id)
+  local envelope = envelope_of(P, id)
   if not envelope or envelope == '' then return end
   if call('ZREM', P .. 'delayed', id) == 1 then
-    call('HDEL', P .. 'jobs', id)
+    drop_envelope(P, id)
   else
     call('HSET', P .. 'jobs', id, '')
     call('SADD', P .. 'ghosts', id)
@@ -67,7 +67,7 @@ local function supersede(P, now, id, by)
 end
 
 local function is_live(P, id)
-  local envelope = call('HGET', P .. 'jobs', id)
+  local envelope = envelope_of(P, id)
   return envelope and envelope ~= '' and not call('ZSCORE', P .. 'dead', id)
 end
 
@@ -161,7 +161,7 @@ local function flows_of(P, args, from)
   local fresh, any = {}, false
   for i = from + 1, #args, 4 do
     local _, _, meta = header(args[i + 3])
-    if tonumber(attr(meta, 'c') or 0) > 0 and not call('HGET', P .. 'jobs', args[i]) then
+    if tonumber(attr(meta, 'c') or 0) > 0 and not envelope_of(P, args[i]) then
       fresh[args[i]] = true
       any = true
     end
@@ -173,7 +173,7 @@ local function flows_of(P, args, from)
     local _, _, meta = header(args[i + 3])
     local parent = attr(meta, 'p')
     if parent and fresh[parent] then
-      local present = call('HGET', P .. 'jobs', id)
+      local present = envelope_of(P, id)
       if seen[id] or fresh[id] and parent == id then
         return nil, 'QBAD child ' .. id .. ' of ' .. parent .. ': the id is in the batch twice'
       elseif present and present ~= '' then
@@ -203,7 +203,7 @@ end
 -- Accepts one job. `early` takes in, by parent, the children that had ended before it came.
 local function accept_one(P, now, id, lane, due, envelope, early)
   local _, _, meta = header(envelope)
-  local present = call('HGET', P .. 'jobs', id)
+  local present = envelope_of(P, id)
   if present then
     -- A child that finished before its parent was (re)written counts off at once.
     local parent = attr(meta, 'p')
@@ -223,18 +223,19 @@ local function accept_one(P, now, id, lane, due, envelope, early)
     count(P, 'duplicates', 1)
     return { 2, place }
   end
-  call('HSET', P .. 'jobs', id, envelope)
   local children = tonumber(attr(meta, 'c') or 0)
+  local waits = place == 'park' or children > 0
+  call('HSET', P .. ((due > now and not waits) and 'later' or 'jobs'), id, envelope)
   if children > 0 then
     call('HSET', P .. 'children', id, children)
     if due > now then call('HSET', P .. 'children', id .. '\n', string.format('%.0f', due)) end
   end
   local parent = attr(meta, 'p')
   if parent then
-    local there = call('HEXISTS', P .. 'jobs', parent)
+    local there = envelope_of(P, parent) and 1 or 0
     call('HSET', P .. 'children', parent .. '\n' .. id, there)
   end
-  if place == 'park' or children > 0 then
+  if waits then
     call('ZADD', P .. 'delayed', INF, id)
   elseif due > now then
     delay(P, id, due)

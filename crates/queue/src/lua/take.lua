@@ -39,11 +39,37 @@ local function acknowledge(P, args, i)
   return stale
 end
 
+-- The envelopes of due jobs. Those that waited for their first time join the others.
+local function due_envelopes(P, due)
+  local envelopes = call('HMGET', P .. 'jobs', unpack(due))
+  local later, places = {}, {}
+  for i = 1, #due do
+    if not envelopes[i] then
+      later[#later + 1] = due[i]
+      places[#places + 1] = i
+    end
+  end
+  if #later == 0 then return envelopes end
+  local kept, moved = call('HMGET', P .. 'later', unpack(later)), {}
+  for k = 1, #later do
+    if kept[k] then
+      envelopes[places[k]] = kept[k]
+      moved[#moved + 1] = later[k]
+      moved[#moved + 1] = kept[k]
+    end
+  end
+  if #moved > 0 then
+    call('HSET', P .. 'jobs', unpack(moved))
+    call('HDEL', P .. 'later', unpack(later))
+  end
+  return envelopes
+end
+
 -- Moves at most 500 due jobs to their lanes, and limited lanes whose time has come to their rings.
 local function promote(P, now)
   local due = call('ZRANGEBYSCORE', P .. 'delayed', '-inf', now, 'LIMIT', 0, 500)
   if #due > 0 then
-    local envelopes = call('HMGET', P .. 'jobs', unpack(due))
+    local envelopes = due_envelopes(P, due)
     local lanes, order = {}, {}
     for i = 1, #due do
       local envelope = envelopes[i]

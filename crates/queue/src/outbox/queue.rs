@@ -56,15 +56,17 @@ impl Enqueue for Client {
             return Ok(vec![]);
         }
         let name = QueueName::new(queue);
-        let (jobs, dead) = (name.key("jobs"), name.key("dead"));
+        let (jobs, later, dead) = (name.key("jobs"), name.key("later"), name.key("dead"));
         let look = async {
             let fields: Vec<Key> = ids.iter().map(Key::from).collect();
+            // A job goes from `later` to `jobs` and never back: read in this order none is missed.
+            let delayed: Vec<Option<String>> = self.redis().hmget(later, fields.clone()).await?;
             let envelopes: Vec<Option<String>> = self.redis().hmget(jobs, fields).await?;
+            let envelopes = envelopes.into_iter().zip(delayed).map(|(here, later)| here.or(later));
             let mut args: Vec<Value> = vec![dead.into()];
             args.extend(ids.iter().map(|id| Value::from(id.as_str())));
             let parked: Vec<Option<f64>> = self.redis().command("ZMSCORE", args).await?;
             Ok(envelopes
-                .into_iter()
                 .zip(parked)
                 .map(|(envelope, parked)| match envelope {
                     None => JobStanding::Unknown,

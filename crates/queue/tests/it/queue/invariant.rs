@@ -42,7 +42,8 @@ pub(crate) async fn check(client: &Client, queue: &str) {
 
 async fn look(client: &Client, queue: &str) -> Result<(), String> {
     let l = Look { client, queue };
-    let jobs = l.hash("jobs").await;
+    let mut jobs = l.hash("jobs").await;
+    let later = l.hash("later").await;
     let ghosts: BTreeSet<String> =
         l.ask::<Vec<String>>("SMEMBERS", "ghosts", &[]).await.into_iter().collect();
     let finished: BTreeSet<String> = l.zset("finished").await.into_iter().collect();
@@ -83,6 +84,14 @@ async fn look(client: &Client, queue: &str) -> Result<(), String> {
     dead.iter().for_each(|id| put(id, "dead"));
     finished.iter().for_each(|id| put(id, "finished"));
 
+    for (id, envelope) in later {
+        if places.get(&id).is_none_or(|places| places != &["delayed"]) {
+            return Err(format!("{id} is kept for later and is in {:?}", places.get(&id)));
+        }
+        if jobs.insert(id.clone(), envelope).is_some() {
+            return Err(format!("{id} has two envelopes"));
+        }
+    }
     for (id, envelope) in &jobs {
         match places.get(id).map(Vec::as_slice) {
             Some([_one]) => {}
