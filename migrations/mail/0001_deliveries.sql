@@ -50,7 +50,8 @@ CREATE TABLE mail.deliveries (
     -- The delivery that an operator sent again.
     resend_of           text,
     requested_at        timestamptz,
-    created_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- To the millisecond, which lists are ordered and continued by.
+    created_at          timestamptz NOT NULL DEFAULT date_trunc('milliseconds', clock_timestamp()),
     updated_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
     -- Not tried again from here on.
     expires_at          timestamptz NOT NULL,
@@ -90,9 +91,13 @@ CREATE TABLE mail.delivery_payloads (
     message     bytea NOT NULL,
     -- The command as it was accepted, to send it again.
     command     json,
+    -- It shows what nobody may read once it was sent, such as a login code.
+    secret      boolean NOT NULL DEFAULT false,
     created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (delivery_id, part)
 );
+CREATE INDEX delivery_payloads_age ON mail.delivery_payloads (created_at);
+CREATE INDEX delivery_payloads_secret ON mail.delivery_payloads (created_at) WHERE secret;
 -- Attachments are encoded already: compressing them again costs time and gains little.
 ALTER TABLE mail.delivery_payloads ALTER COLUMN message SET STORAGE EXTERNAL;
 

@@ -209,6 +209,23 @@ impl Redis {
             .map_err(|e| RedisError::from_fred(name, &e))
     }
 
+    /// A command whose key is the argument at `key`, such as `XINFO STREAM <key>`.
+    ///
+    /// # Errors
+    /// As the server or the connection says.
+    pub async fn keyed_command<T: FromValue>(
+        &self,
+        name: &'static str,
+        key: usize,
+        args: Vec<Value>,
+    ) -> Result<T, RedisError> {
+        self.client
+            .with_options(&self.options)
+            .custom(CustomCommand::new_static(name, ClusterHash::Offset(key), false), args)
+            .await
+            .map_err(|e| RedisError::from_fred(name, &e))
+    }
+
     /// Runs a script, loading it when the server does not have it.
     ///
     /// # Errors

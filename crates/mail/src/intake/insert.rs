@@ -74,6 +74,7 @@ pub(super) async fn insert(
     };
     let priority = i16::from(command.priority.unwrap_or_else(|| priority_of(entry.class)));
     let stored = kept(entry);
+    let secret = entry.composed.as_ref().is_ok_and(|composed| !composed.sensitive.is_empty());
     let row = sqlx::query(INSERT)
         .bind(&command.delivery_id)
         .bind(command.source.as_str())
@@ -102,6 +103,7 @@ pub(super) async fn insert(
         .bind(detail)
         .bind(&messages)
         .bind(stored)
+        .bind(secret)
         .fetch_optional(pool)
         .await
         .map_err(MailError::database("store a delivery"))?;
@@ -148,7 +150,7 @@ const fn priority_of(class: Class) -> u8 {
 }
 
 const INSERT: &str = "\
-WITH clock AS (SELECT clock_timestamp() AS now),
+WITH clock AS MATERIALIZED (SELECT date_trunc('milliseconds', clock_timestamp()) AS now),
 delivery AS (
     INSERT INTO mail.deliveries (
         delivery_id, source, idempotency_key, request_fingerprint, payload_mode, template_id, locale, rendered_locale,
@@ -180,8 +182,8 @@ delivery AS (
         CASE WHEN $23 <> 'open' THEN d.created_at END, $25
     FROM recipient r JOIN delivery d USING (delivery_id)
 ), payload AS (
-    INSERT INTO mail.delivery_payloads (delivery_id, part, message, command)
-    SELECT d.delivery_id, p.part - 1, p.message, CASE WHEN p.part = 1 THEN $27::json END
+    INSERT INTO mail.delivery_payloads (delivery_id, part, message, command, secret)
+    SELECT d.delivery_id, p.part - 1, p.message, CASE WHEN p.part = 1 THEN $27::json END, $28
     FROM delivery d, unnest($26::bytea[]) WITH ORDINALITY AS p (message, part)
 ), woken AS (
     SELECT pg_notify('voiceai_mail', '') FROM delivery WHERE $23 = 'open'

@@ -18,6 +18,7 @@ pub use check::{RecipientKind, Rejected};
 pub use command::{Attachment, Command, Content, Source};
 pub use compose::{Compose, ComposeError, Composed, Draft};
 pub use composer::{Composer, UnsubscribeLink};
+pub(crate) use insert::REDACTED;
 pub use payload::{Payload, RenderedPayload, TemplatePayload};
 
 use crate::delivery::{DeliveryStatus, Policy};

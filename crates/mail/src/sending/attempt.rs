@@ -8,8 +8,9 @@ use voiceai_postgres::PgPool;
 use voiceai_runtime::random_unit;
 
 use super::Shared;
-use super::writer::{Desk, chain};
+use super::writer::Desk;
 use crate::delivery::{Ended, Facts, Settled, Verdict, settle};
+use crate::error::chain;
 use crate::metrics;
 use crate::store::claim::{self, Claimed, Key};
 use crate::store::finish::Finished;

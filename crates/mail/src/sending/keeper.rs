@@ -6,8 +6,9 @@ use tokio_util::sync::CancellationToken;
 use voiceai_runtime::{BootTime, Pulse, boot_now, random_unit};
 
 use super::Shared;
-use super::writer::{Desk, chain};
+use super::writer::Desk;
 use crate::delivery::{Ended, Facts, settle};
+use crate::error::chain;
 use crate::store::finish::Finished;
 use crate::store::workers::Watch;
 use crate::store::{backlog, claim, recover, workers};

@@ -7,9 +7,10 @@ use tracing::Instrument as _;
 use voiceai_runtime::{Backoff, Pulse, random_unit};
 
 use super::attempt::Attempt;
-use super::writer::{Desk, chain};
+use super::writer::Desk;
 use super::{Gate, Shared};
 use crate::Wake;
+use crate::error::chain;
 use crate::store::claim::{self, Claims};
 
 /// Claims what is due as slots come free.

@@ -5,7 +5,7 @@ use tokio_util::sync::CancellationToken;
 use voiceai_postgres::PgPool;
 use voiceai_runtime::{Backoff, Pulse, random_unit};
 
-use crate::error::MailError;
+use crate::error::{MailError, chain};
 use crate::store::finish::{Finished, finish};
 
 /// Most ends of one statement.
@@ -107,16 +107,4 @@ fn times_out(error: &MailError) -> bool {
         return false;
     };
     error.code().is_some_and(|code| code == "57014" || code == "55P03")
-}
-
-/// An error and its sources in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        source = inner.source();
-    }
-    text
 }
