@@ -4,6 +4,7 @@
 #   tool.sh moto     stands in for SSM and Secrets Manager
 #   tool.sh rotel    receives traces, metrics and logs by OTLP
 #   tool.sh redis    a Python interpreter that has redis-py
+#   tool.sh prometheus  a Python interpreter that has Prometheus' own parser
 #   tool.sh providers  a Python interpreter that has Hetzner Cloud's client, beside the AWS command line
 #   tool.sh all      every one, so that no test waits for an installation
 #
@@ -25,17 +26,19 @@ moto() { tool moto 'moto[server]==5.2.5' bin/moto_server; }
 rotel() { tool rotel 'rotel==0.0.1a15' 'lib/python3*/site-packages/rotel/rotel-agent'; }
 providers() { tool providers 'hcloud==2.27.0 awscli==1.46.3' bin/python; }
 redis() { tool redis 'redis==7.0.1' bin/python; }
+prometheus() { tool prometheus 'prometheus-client==0.23.1' bin/python; }
 
 case ${1:-} in
-  moto | rotel | redis | providers) "$1" ;;
+  moto | rotel | redis | prometheus | providers) "$1" ;;
   all)
     moto
     rotel
     redis
+    prometheus
     providers
     ;;
   *)
-    sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

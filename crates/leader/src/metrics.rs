@@ -26,11 +26,14 @@ impl Metrics {
                 .with_description("The term this process was last given.")
                 .build(),
             transitions: meter
-                .u64_counter("voiceai.leader.transitions_total")
+                .u64_counter("voiceai.leader.transitions")
                 .with_description("How often this process became or ceased to be the leader.")
                 .build(),
             renew: meter
-                .f64_histogram("voiceai.leader.renew_duration_seconds")
+                .f64_histogram("voiceai.leader.renew.duration")
+                .with_boundaries(vec![
+                    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+                ])
                 .with_unit("s")
                 .with_description("Time of one renewal, failed ones included.")
                 .build(),

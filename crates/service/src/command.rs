@@ -107,6 +107,7 @@ where
         instance_id: general.instance_id.clone(),
         environment: general.environment.clone(),
         log_level: "error".to_owned(),
+        scrape: false,
     });
     let telemetry = match telemetry {
         Ok(telemetry) => telemetry,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use voiceai_cli::{ExitCode, Failure};
+use voiceai_config::catalogue::http;
 use voiceai_config::{Reader, Report};
 use voiceai_leader::{Election, TermMirror};
 use voiceai_postgres::{PgPool, Tenure, migrate};
@@ -64,12 +65,14 @@ where
         Ok(resolved) => resolved,
         Err(failure) => return failure.report(false),
     };
-    let loaded = match resolved.read_whole(|reader| (Shared::read(reader), read(reader))) {
+    let read = |reader: &Reader<'_>| (Shared::read(reader), read(reader), reader.get(&http::METRICS_HTTP));
+    let loaded = match resolved.read_whole(read) {
         Ok(loaded) => loaded,
         Err(report) => return invalid_settings(&report),
     };
-    let (shared, settings) = loaded.settings;
-    let telemetry = match voiceai_telemetry::init(&telemetry_settings(identity, &shared)) {
+    let (shared, settings, scrape) = loaded.settings;
+    let telemetry_settings = TelemetrySettings { scrape, ..telemetry_settings(identity, &shared) };
+    let telemetry = match voiceai_telemetry::init(&telemetry_settings) {
         Ok(telemetry) => telemetry,
         Err(error) => {
             return Failure::refused("telemetry_settings", error.to_string(), "Correct the OTEL_ variable.")
@@ -96,6 +99,7 @@ fn telemetry_settings(identity: Identity, shared: &Shared) -> TelemetrySettings 
         instance_id: shared.general.instance_id.clone(),
         environment: shared.general.environment.clone(),
         log_level: shared.general.log_level.clone(),
+        scrape: false,
     }
 }
 

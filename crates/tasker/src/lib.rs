@@ -3,8 +3,10 @@
 //! - [`cli`] says what may be asked, [`commands`] answer it;
 //! - [`operate`] holds what operators do and see, as typed functions;
 //! - [`run`] composes the service: workers, scheduler, outbox relay, history;
+//! - [`admin`] answers the same over HTTP, where a listener is opened;
 //! - [`jobs`] holds every kind of job.
 
+pub mod admin;
 pub mod cli;
 pub mod commands;
 pub mod jobs;
@@ -17,5 +19,8 @@ use voiceai_postgres::{COMMON, MAIL, TASKER};
 use voiceai_service::Identity;
 
 /// What makes this binary differ from the other.
-pub const IDENTITY: Identity =
-    Identity { binary: Binary::Tasker, version: env!("CARGO_PKG_VERSION"), components: &[COMMON, TASKER, MAIL] };
+pub const IDENTITY: Identity = Identity {
+    binary: Binary::Tasker,
+    version: env!("CARGO_PKG_VERSION"),
+    components: &[COMMON, TASKER, MAIL],
+};

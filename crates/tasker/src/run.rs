@@ -1,6 +1,7 @@
 //! What `run` does: composes workers, scheduler, outbox relay, history and the leader's chores.
 
 mod chores;
+mod http;
 mod pools;
 
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use voiceai_cli::Failure;
 use voiceai_leader::{RedisTerm, TermMirror};
+use voiceai_listener::axum::Router;
 use voiceai_postgres::Tenure;
 use voiceai_queue::cron::{self, Definition, Scheduler, SchedulerSettings};
 use voiceai_queue::history::{History, HistorySettings, Retention, RetentionSettings, Writer};
@@ -19,13 +21,15 @@ use voiceai_redis::Redis;
 use voiceai_runtime::Vitals;
 use voiceai_service::Context;
 
+use crate::admin::Admin;
 use crate::jobs::backup::{BackupContext, BackupDatabase};
-use crate::jobs::registry::{self, Contexts};
+use crate::jobs::registry::{self, Contexts, Kinds};
 use crate::operate::queue_failure;
 use crate::operate::queues::BUILT_IN;
 use crate::operate::schedules::schedule_failure;
 use crate::settings::TaskerSettings;
 use chores::Chores;
+use http::Http;
 use pools::Pools;
 
 /// Name of the schedule that every installation has.
@@ -34,11 +38,13 @@ pub const BACKUP_SCHEDULE: &str = "database-backup";
 /// Longest time for which a loop that talks to a store may be silent, beside its own interval: several calls at their limit.
 const STORE_BOUND: Duration = Duration::from_secs(120);
 
-/// Starts every loop and comes back. They end with [`Context::shutdown`].
+/// Starts every loop and comes back. They end with [`Context::shutdown`]: the listeners first, then everything that their
+/// requests may need.
 ///
 /// # Errors
 /// When a store refuses what the loops need.
 pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<TaskerSettings>, Failure> {
+    let (http, stopping) = http::open(&context, &context.settings.http)?;
     let (history, writer) = History::new(context.pool.clone(), HistorySettings::default());
     let client = Client::with_history(context.redis.clone(), Arc::new(history));
     let client = client.await.map_err(|error| queue_failure(&error))?;
@@ -47,17 +53,35 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
     declare_schedules(&context, backup.is_some()).await?;
 
     let tenure = context.elect(term_mirrors(&context.redis));
-    let contexts = Contexts { redis: context.redis.clone(), backup };
+    let contexts = Contexts { redis: context.redis.clone(), backup: backup.clone() };
     let handlers = registry::handlers(&settings, &contexts);
     tracing::info!(kinds = handlers.kinds().join(","), "job kinds registered");
 
     let wakeups = Wakeups::new();
-    start_outbox(&context, &client, &wakeups);
-    start_scheduler(&context, &client, &wakeups, &tenure);
+    start_outbox(&context, &client, &wakeups, &stopping);
+    start_scheduler(&context, &client, &wakeups, &tenure, &stopping);
     let pools = Pools::new(client.clone(), handlers, &context);
-    start_workers(&context, pools, writer);
-    start_leader_chores(&context, client, tenure);
+    start_workers(&context, pools, writer, &stopping);
+    start_leader_chores(&context, client, tenure.clone(), &stopping);
+    let internal = internal_routes(&context, &http, backup, tenure).await?;
+    http.serve(&context, internal, Router::new());
     Ok(context)
+}
+
+/// What the internal listener serves, where there is one.
+async fn internal_routes(
+    context: &Context<TaskerSettings>,
+    http: &Http,
+    backup: Option<BackupContext>,
+    tenure: watch::Receiver<Option<Tenure>>,
+) -> Result<Router, Failure> {
+    if !http.is_internal_open() {
+        return Ok(Router::new());
+    }
+    let kinds = Kinds::of(&context.settings);
+    let admin = Admin::new(&context.redis, &context.pool, kinds, backup).await?;
+    let metrics = if context.settings.http.metrics { admin.metrics(tenure) } else { Router::new() };
+    Ok(admin.routes().merge(metrics))
 }
 
 async fn backup_context(context: &Context<TaskerSettings>) -> Result<Option<BackupContext>, Failure> {
@@ -88,11 +112,16 @@ async fn declare_schedules(context: &Context<TaskerSettings>, has_bucket: bool) 
     Ok(())
 }
 
-fn start_outbox(context: &Context<TaskerSettings>, client: &Client, wakeups: &Wakeups) {
+fn start_outbox(
+    context: &Context<TaskerSettings>,
+    client: &Client,
+    wakeups: &Wakeups,
+    stopping: &CancellationToken,
+) {
     let poll_interval = context.settings.worker_poll;
     let settings = RelaySettings { poll_interval, ..RelaySettings::default() };
     let relay = Relay::new(context.pool.clone(), client.clone(), settings);
-    let stopping = context.shutdown.stopping();
+    let stopping = stopping.clone();
     let pulse = context.vitals.register("outbox relay", poll_interval + STORE_BOUND);
     context.shutdown.spawn("outbox relay", relay.run(wakeups.clone(), stopping.clone(), pulse));
     // Ends with the process: nothing is lost when it is dropped.
@@ -104,21 +133,26 @@ fn start_scheduler(
     client: &Client,
     wakeups: &Wakeups,
     tenure: &watch::Receiver<Option<Tenure>>,
+    stopping: &CancellationToken,
 ) {
     let poll_interval = context.settings.scheduler_poll;
     let settings = SchedulerSettings { poll_interval, ..SchedulerSettings::default() };
     let scheduler = Scheduler::new(context.pool.clone(), client.clone(), settings, wakeups.clone());
     let pulse = context.vitals.register("scheduler", poll_interval + STORE_BOUND);
-    let stopping = context.shutdown.stopping();
-    context.shutdown.spawn("scheduler", scheduler.run(tenure.clone(), stopping, pulse));
+    context.shutdown.spawn("scheduler", scheduler.run(tenure.clone(), stopping.clone(), pulse));
 }
 
 /// The workers, and the history behind them: it is written to the end only once no worker records any more.
-fn start_workers(context: &Context<TaskerSettings>, pools: Pools, writer: Writer) {
+fn start_workers(
+    context: &Context<TaskerSettings>,
+    pools: Pools,
+    writer: Writer,
+    stopping: &CancellationToken,
+) {
     let finished = CancellationToken::new();
     let pulse = context.vitals.register("history writer", STORE_BOUND);
     context.shutdown.spawn("history writer", writer.run(finished.clone(), pulse));
-    let (stopping, forced) = (context.shutdown.stopping(), context.shutdown.forced());
+    let (stopping, forced) = (stopping.clone(), context.shutdown.forced());
     let vitals = context.vitals.clone();
     context.shutdown.spawn("workers", async move {
         // Also when the pools panic: the writer must not wait for ever.
@@ -131,8 +165,8 @@ fn start_leader_chores(
     context: &Context<TaskerSettings>,
     client: Client,
     tenure: watch::Receiver<Option<Tenure>>,
+    stopping: &CancellationToken,
 ) {
-    let stopping = context.shutdown.stopping();
     let kept = RetentionSettings {
         ordinary: context.settings.history_ordinary,
         notable: context.settings.history_notable,
@@ -144,7 +178,7 @@ fn start_leader_chores(
     let chores = Chores::new(client, context.pool.clone(), context.settings.clone());
     let pulse = context.vitals.register("leader chores", STORE_BOUND);
     context.shutdown.spawn("leader chores", chores.run(tenure.clone(), stopping.clone(), pulse));
-    context.shutdown.spawn("status line", tell_status(tenure, context.vitals.clone(), stopping));
+    context.shutdown.spawn("status line", tell_status(tenure, context.vitals.clone(), stopping.clone()));
 }
 
 /// Keeps the line that `healthcheck` shows.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use voiceai_aws::S3Settings;
 use voiceai_config::catalogue::queue;
 use voiceai_config::{Rate, Reader};
+use voiceai_listener::ListenerSettings;
 
 /// Queue of outgoing mail.
 pub const EMAIL_QUEUE: &str = "email-queue";
@@ -73,6 +74,8 @@ pub struct TaskerSettings {
     pub diagnostic_jobs: bool,
     /// `S3_…`. Where backups go; absent without `S3_BUCKET`.
     pub store: Option<S3Settings>,
+    /// `…_HTTP_…`. The HTTP listeners; none unless an address is set.
+    pub http: ListenerSettings,
     overrides: BTreeMap<String, Overrides>,
 }
 
@@ -124,6 +127,7 @@ impl TaskerSettings {
             history_notable: reader.get(&queue::JOB_HISTORY_NOTABLE_RETENTION),
             diagnostic_jobs: reader.get(&queue::DIAGNOSTIC_JOBS),
             store: S3Settings::read(reader),
+            http: ListenerSettings::read(reader),
             overrides,
         }
     }

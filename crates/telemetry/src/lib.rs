@@ -6,6 +6,7 @@
 //!   most once in ten seconds, with `repeats_left_out`.
 //! - **OTLP**: traces, metrics and logs leave the process when the standard `OTEL_` variables say so, and only then. A
 //!   wrong value is an error that names its variable.
+//! - **Prometheus**: where it was asked for at start, [`scrape`] gives the same metrics as a document.
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), voiceai_telemetry::TelemetryError> {
@@ -17,6 +18,7 @@
 //!     instance_id: "tasker-1".to_owned(),
 //!     environment: "staging".to_owned(),
 //!     log_level: "info".to_owned(),
+//!     scrape: false,
 //! })?;
 //! telemetry.log_start(&[("LEADER_LOCK_TTL_MS".to_owned(), "10000".to_owned())]);
 //! // ... the work ...
@@ -32,6 +34,7 @@ mod panics;
 mod pipeline;
 mod propagation;
 mod repeat;
+mod scrape;
 
 use std::fmt;
 use std::time::Duration;
@@ -48,6 +51,8 @@ pub use level::{DEBUG_FOR, LogLevel, toggle_debug_on_sigusr1};
 pub use propagation::{
     continue_trace, current_traceparent, link_trace, span_from_traceparent, traceparent_of,
 };
+
+pub use scrape::{SCRAPE_MEDIA_TYPE, ScrapeError, scrape};
 
 use json::{JsonLayer, Sink};
 use pipeline::Pipeline;
@@ -74,6 +79,8 @@ pub struct TelemetrySettings {
     pub environment: String,
     /// `LOG_LEVEL`; see [`LogLevel::parse`].
     pub log_level: String,
+    /// `METRICS_HTTP`: whether metrics are kept for [`scrape`], beside any export.
+    pub scrape: bool,
 }
 
 /// One setting that cannot be used.

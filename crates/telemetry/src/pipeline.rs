@@ -15,7 +15,7 @@ use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 
 use crate::otel_env::{Plan, Protocol, SignalPlan};
-use crate::{TelemetryError, TelemetrySettings};
+use crate::{TelemetryError, TelemetrySettings, scrape};
 
 /// The providers of a process. The tracer's is always there: without exporters it still gives every span its ids.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub(crate) struct Pipeline {
     pub(crate) traces: SdkTracerProvider,
     pub(crate) logs: Option<SdkLoggerProvider>,
     metrics: Option<SdkMeterProvider>,
+    /// What a scrape reads, where metrics are kept for it.
+    registry: Option<prometheus::Registry>,
 }
 
 /// One exporter, by the plan's transport. What the plan does not say (endpoint, headers, time limit, compression) the
@@ -62,19 +64,29 @@ impl Pipeline {
             let provider = SdkLoggerProvider::builder().with_resource(resource.clone());
             logs = Some(provider.with_batch_exporter(exporter).build());
         }
-        let mut metrics = None;
+        let mut meters = SdkMeterProvider::builder().with_resource(resource);
         if let Some(signal) = plan.metrics {
             let exporter = exporter!(MetricExporter, signal).map_err(failed("metrics"))?;
-            let provider = SdkMeterProvider::builder().with_resource(resource);
-            metrics = Some(provider.with_periodic_exporter(exporter).build());
+            meters = meters.with_periodic_exporter(exporter);
         }
-        Ok(Self { traces: traces.build(), logs, metrics })
+        let mut registry = None;
+        if settings.scrape {
+            let (kept, reader) = scrape::keep()
+                .map_err(|source| TelemetryError::Exporter { signal: "metrics", source: Box::new(source) })?;
+            meters = meters.with_reader(reader);
+            registry = Some(kept);
+        }
+        let metrics = (plan.metrics.is_some() || settings.scrape).then(|| meters.build());
+        Ok(Self { traces: traces.build(), logs, metrics, registry })
     }
 
     /// Makes the meters of the whole process report here.
     pub(crate) fn make_global(&self) {
         if let Some(metrics) = &self.metrics {
             opentelemetry::global::set_meter_provider(metrics.clone());
+        }
+        if let Some(registry) = &self.registry {
+            scrape::publish(registry.clone());
         }
     }
 

@@ -10,6 +10,7 @@ mod backup;
 mod backup_commands;
 mod cron;
 mod enqueue;
+mod http;
 mod jobs;
 mod process;
 mod queue;

@@ -64,6 +64,7 @@ fn settings() -> TelemetrySettings {
         instance_id: "test-1".to_owned(),
         environment: "development".to_owned(),
         log_level: std::env::var("LOG_LEVEL").unwrap_or_else(|_| "info".to_owned()),
+        scrape: std::env::var_os("KEEP_METRICS").is_some(),
     }
 }
 
@@ -96,6 +97,7 @@ async fn scene(name: &str) {
         }
         "usr1" => usr1(telemetry.level()).await,
         "propagate" => propagate(),
+        "scrape" => scrape(),
         other => panic!("no scenario {other}"),
     }
     telemetry.shutdown().await;
@@ -169,4 +171,19 @@ fn propagate() {
         tracing::info!("begun anew");
     });
     assert!(voiceai_telemetry::link_trace(&fresh, given));
+}
+
+/// Metrics of every form, with labels that need to be escaped; the document goes to standard output between two marks.
+fn scrape() {
+    let meter = opentelemetry::global::meter("voiceai-test");
+    let label = [opentelemetry::KeyValue::new("path", "a\"b\\c\nd")];
+    meter.u64_counter("test.things").with_description("Things,\nof two lines").build().add(7, &label);
+    meter
+        .u64_gauge("test.waiting_jobs")
+        .build()
+        .record(3, &[opentelemetry::KeyValue::new("queue", "email-queue")]);
+    let histogram = meter.f64_histogram("test.duration").with_unit("s").with_boundaries(vec![0.1, 1.0]);
+    histogram.build().record(0.5, &label);
+    let document = voiceai_telemetry::scrape().unwrap_or_else(|error| format!("{error}\n"));
+    println!("BEGIN\n{document}END");
 }

@@ -5,3 +5,4 @@ mod child;
 mod export;
 mod lines;
 mod receiver;
+mod scrape;

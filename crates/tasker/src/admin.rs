@@ -1,0 +1,70 @@
+//! The admin API of the queues and the metrics, as routes of the internal listener. docs/http.md lists them.
+
+mod metrics;
+mod queue;
+mod reply;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use voiceai_cli::Failure;
+use voiceai_listener::axum::Router;
+use voiceai_postgres::{PgPool, Tenure};
+use voiceai_queue::Client;
+use voiceai_queue::history::{History, HistorySettings};
+use voiceai_redis::{CallOptions, Redis};
+use voiceai_replay::Store;
+
+use crate::jobs::backup::BackupContext;
+use crate::jobs::registry::Kinds;
+use crate::operate::replay::Checks;
+use crate::operate::{Desk, queue_failure, trail};
+
+/// Longest time for one call to Redis: a person waits, and may ask again.
+const CALL_MAX: Duration = Duration::from_secs(2);
+
+/// What the routes work with.
+pub struct Admin {
+    desk: Desk,
+    store: Store,
+    kinds: Kinds,
+    backup: Option<BackupContext>,
+}
+
+impl Admin {
+    /// Calls to Redis fail at once while it is away, instead of waiting for it.
+    ///
+    /// # Errors
+    /// As Redis says.
+    pub async fn new(
+        redis: &Redis,
+        pool: &PgPool,
+        kinds: Kinds,
+        backup: Option<BackupContext>,
+    ) -> Result<Arc<Self>, Failure> {
+        // Without a writer behind it: operators' acts are written at once, never batched.
+        let (history, _) = History::new(pool.clone(), HistorySettings::default());
+        let redis = redis.with(CallOptions { attempts: Some(1), timeout: Some(CALL_MAX), fail_fast: true });
+        let client =
+            Client::with_history(redis, Arc::new(history)).await.map_err(|error| queue_failure(&error))?;
+        let desk = Desk { client, pool: pool.clone() };
+        let store = Store::new(pool.clone(), trail::SERVICE);
+        Ok(Arc::new(Self { desk, store, kinds, backup }))
+    }
+
+    /// The checks of one plan: what they have learnt is true for its moment.
+    fn checks(&self) -> Checks {
+        Checks::new(self.kinds.clone(), self.backup.clone())
+    }
+
+    /// The queues' routes.
+    pub fn routes(self: &Arc<Self>) -> Router {
+        queue::routes(Arc::clone(self))
+    }
+
+    /// `/metrics`. Numbers of whole queues are given by the leader alone: a sum over all processes would be n-fold.
+    pub fn metrics(self: &Arc<Self>, tenure: watch::Receiver<Option<Tenure>>) -> Router {
+        metrics::routes(self.desk.client.clone(), tenure)
+    }
+}
