@@ -83,16 +83,20 @@ pub fn read(raw: Option<&[u8]>, now: Timestamp, stale_after: SignedDuration) -> 
     };
     match parse(raw) {
         Err(why) => Reading::Unknown(Unknown::Malformed(why)),
-        Ok(beat) => {
-            let age = now.duration_since(beat.at);
-            if age < -CLOCK_SKEW {
-                Reading::Unknown(Unknown::Future { ahead_ms: clamp_ms(-age) })
-            } else if age > stale_after {
-                Reading::Unknown(Unknown::Stale { age_ms: clamp_ms(age) })
-            } else {
-                Reading::Known(beat)
-            }
-        }
+        Ok(beat) => judge(&beat, now, stale_after),
+    }
+}
+
+/// Judges a well-formed heartbeat by its age.
+#[must_use]
+pub fn judge(beat: &Beat, now: Timestamp, stale_after: SignedDuration) -> Reading {
+    let age = now.duration_since(beat.at);
+    if age < -CLOCK_SKEW {
+        Reading::Unknown(Unknown::Future { ahead_ms: clamp_ms(-age) })
+    } else if age > stale_after {
+        Reading::Unknown(Unknown::Stale { age_ms: clamp_ms(age) })
+    } else {
+        Reading::Known(beat.clone())
     }
 }
 

@@ -1,6 +1,6 @@
 //! One evaluation: the world read into group states, and a decision for each. Nothing is changed here; `plan` does the same.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use jiff::{SignedDuration, Timestamp};
 use voiceai_scaler_core::decide::CALM_AFTER_PANIC;
@@ -121,10 +121,10 @@ impl Snapshot {
 
     /// Names that may not be given to a new server.
     #[must_use]
-    pub fn taken(&self, stale_after: SignedDuration) -> BTreeSet<String> {
+    pub fn taken(&self) -> BTreeSet<String> {
         let mut taken = self.resting.clone();
         taken.extend(self.fleet.iter().map(|row| row.server.name.clone()));
-        taken.extend(self.heartbeats.all(self.now, stale_after).map(|(name, _)| name.to_owned()));
+        taken.extend(self.heartbeats.names().map(str::to_owned));
         taken
     }
 }
@@ -171,9 +171,9 @@ impl Recollection {
         for row in &snapshot.fleet {
             by_group.entry(&row.server.group_id).or_default().push(row);
         }
-        let mut unmanaged = self.unmanaged(snapshot, stale_after);
-        let known: BTreeSet<&str> = snapshot.fleet.iter().map(|row| row.server.name.as_str()).collect();
-        self.silent_since.retain(|name, _| known.contains(name.as_str()));
+        let ours: HashSet<&str> = snapshot.fleet.iter().map(|row| row.server.name.as_str()).collect();
+        let mut unmanaged = self.unmanaged(snapshot, &ours, stale_after);
+        self.silent_since.retain(|name, _| ours.contains(name.as_str()));
         let groups: BTreeSet<&str> = snapshot.policies.iter().map(|policy| policy.id.as_str()).collect();
         self.history.retain(|group, _| groups.contains(group.as_str()));
         snapshot
@@ -241,20 +241,20 @@ impl Recollection {
     fn unmanaged(
         &mut self,
         snapshot: &Snapshot,
+        ours: &HashSet<&str>,
         stale_after: SignedDuration,
     ) -> HashMap<String, Vec<Unmanaged>> {
         if snapshot.heartbeats.unreadable {
             return self.unmanaged.clone();
         }
-        let ours: BTreeSet<&str> = snapshot.fleet.iter().map(|row| row.server.name.as_str()).collect();
+        let services: HashMap<&str, &str> =
+            snapshot.policies.iter().map(|policy| (policy.name.as_str(), policy.service.as_str())).collect();
         let mut found: HashMap<String, Vec<Unmanaged>> = HashMap::new();
-        for (name, reading) in snapshot.heartbeats.all(snapshot.now, stale_after) {
-            if ours.contains(name) {
-                continue;
-            }
-            if let Reading::Known(beat) = reading
+        for name in snapshot.heartbeats.names().filter(|name| !ours.contains(name)) {
+            if let Reading::Known(beat) = snapshot.heartbeats.any(name, snapshot.now, stale_after)
                 && let Some(group) = beat.group.clone()
-                && fits(&beat, &group, snapshot)
+                && let Some(service) = services.get(group.as_str())
+                && beat.service.as_deref().is_none_or(|its| its == *service)
             {
                 found.entry(group).or_default().push(Unmanaged { name: name.to_owned(), beat });
             }
@@ -277,13 +277,6 @@ impl Recollection {
     fn remember(&mut self, group: &str, sample: Sample) {
         self.history.entry(group.to_owned()).or_default().push_back(sample);
     }
-}
-
-fn fits(beat: &voiceai_scaler_core::Beat, group: &str, snapshot: &Snapshot) -> bool {
-    snapshot.policies.iter().any(|policy| {
-        policy.name == group
-            && beat.service.as_deref().is_none_or(|service| service == policy.service.as_str())
-    })
 }
 
 fn limits(

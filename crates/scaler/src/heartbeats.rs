@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use voiceai_redis::{Key, Redis, RedisError, Topology, Value};
-use voiceai_scaler_core::heartbeat::{self, Reading, Unknown};
+use voiceai_scaler_core::heartbeat::{self, Beat, Reading, Unknown};
 use voiceai_scaler_core::name::is_label_value;
 
 /// Keys asked of the server per SCAN step.
@@ -23,7 +23,8 @@ const NAMES_MAX: usize = 20_000;
 /// The heartbeats of one moment.
 #[derive(Debug, Clone, Default)]
 pub struct Heartbeats {
-    raw: HashMap<String, Option<String>>,
+    /// Parsed once, however often they are asked for. A name without a heartbeat is not in it.
+    beats: HashMap<String, Result<Beat, String>>,
     /// True when they could not be read.
     pub unreadable: bool,
 }
@@ -32,17 +33,19 @@ impl Heartbeats {
     /// Nothing could be read.
     #[must_use]
     pub fn unreadable() -> Self {
-        Self { raw: HashMap::new(), unreadable: true }
+        Self { beats: HashMap::new(), unreadable: true }
     }
 
     /// The reading of one of our servers, which must speak for its own group if it names one.
     #[must_use]
     pub fn of(&self, name: &str, group: &str, now: Timestamp, stale_after: SignedDuration) -> Reading {
-        if self.unreadable {
-            return Reading::Unknown(Unknown::Unreadable);
+        match self.beats.get(name) {
+            // Judged before it is copied.
+            Some(Ok(beat)) if beat.group.as_deref().is_none_or(|named| named == group) => {
+                heartbeat::judge(beat, now, stale_after)
+            }
+            _ => of_group(self.any(name, now, stale_after), group),
         }
-        let raw = self.raw.get(name).and_then(Option::as_deref);
-        of_group(heartbeat::read(raw.map(str::as_bytes), now, stale_after), group)
     }
 
     /// The reading under a name, whatever group it speaks for.
@@ -51,16 +54,21 @@ impl Heartbeats {
         if self.unreadable {
             return Reading::Unknown(Unknown::Unreadable);
         }
-        let raw = self.raw.get(name).and_then(Option::as_deref);
-        heartbeat::read(raw.map(str::as_bytes), now, stale_after)
+        match self.beats.get(name) {
+            None => Reading::Unknown(Unknown::Missing),
+            Some(Err(why)) => Reading::Unknown(Unknown::Malformed(why.clone())),
+            Some(Ok(beat)) => heartbeat::judge(beat, now, stale_after),
+        }
+    }
+
+    /// Names under which something stands, whether or not it can be believed.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.beats.keys().map(String::as_str)
     }
 
     /// Names with a heartbeat, and the reading of each.
     pub fn all(&self, now: Timestamp, stale_after: SignedDuration) -> impl Iterator<Item = (&str, Reading)> {
-        self.raw
-            .iter()
-            .filter_map(|(name, raw)| Some((name.as_str(), raw.as_deref()?)))
-            .map(move |(name, raw)| (name, heartbeat::read(Some(raw.as_bytes()), now, stale_after)))
+        self.names().map(move |name| (name, self.any(name, now, stale_after)))
     }
 }
 
@@ -103,10 +111,14 @@ impl HeartbeatReader {
         let names: Vec<String> = names.into_iter().collect();
         let keys = names.iter().map(|name| Key::from(self.key(name))).collect();
         let values = self.redis.get_many(keys).await?;
-        let raw: HashMap<String, Option<String>> = names.into_iter().zip(values).collect();
+        let beats: HashMap<String, Result<Beat, String>> = names
+            .into_iter()
+            .zip(values)
+            .filter_map(|(name, raw)| Some((name, heartbeat::parse(raw?.as_bytes()))))
+            .collect();
         // What has stopped beating is forgotten; the walk finds it again if it comes back.
-        self.found().retain(|name| raw.get(name).is_some_and(Option::is_some));
-        Ok(Heartbeats { raw, unreadable: false })
+        self.found().retain(|name| beats.contains_key(name));
+        Ok(Heartbeats { beats, unreadable: false })
     }
 
     /// One server's reading.
@@ -190,7 +202,7 @@ impl HeartbeatReader {
 }
 
 /// The prefix as a literal within a glob pattern.
-fn escape(prefix: &str) -> String {
+pub(crate) fn escape(prefix: &str) -> String {
     let mut escaped = String::new();
     for character in prefix.chars() {
         if "*?[]\\".contains(character) {

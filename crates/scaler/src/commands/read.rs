@@ -70,7 +70,7 @@ pub(super) async fn plan(command: Command<ScalerSettings>, arguments: PlanArgs, 
         settings.script_timeout,
     );
     let environment = command.shared.general.environment.to_ascii_lowercase();
-    let mut plans = views::plan(evaluations, &snapshot, &providers, &environment, stale_after(&command));
+    let mut plans = views::plan(evaluations, &snapshot, &providers, &environment);
     if let Some(group) = &arguments.group {
         plans.retain(|plan| &plan.group == group);
         if plans.is_empty() {

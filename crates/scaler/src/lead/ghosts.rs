@@ -27,7 +27,7 @@ impl Lead {
 
     async fn try_sweep_ghosts(&mut self) -> Result<(), StoreError> {
         let now = self.engine.store.now().await?;
-        let mut silent = self.recollection.silent(now, self.engine.patience.stale_after);
+        let mut silent = self.evaluator.silent(now, self.engine.patience.stale_after);
         // What is left to a person is cleared once that person has deleted it.
         silent.extend(self.left.iter().cloned());
         self.absent.retain(|name, _| silent.contains(name));

@@ -1,29 +1,25 @@
 //! The leader's loops: evaluate on a timer, carry operations out, keep routing true.
 
+mod evaluator;
 mod ghosts;
 mod orphans;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::SignedDuration;
-use opentelemetry::KeyValue;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use voiceai_postgres::Tenure;
 use voiceai_runtime::{Pulse, Shutdown, Vitals};
-use voiceai_scaler_core::name::next_free;
-use voiceai_scaler_core::policy::{AtDeadline, Policy};
-use voiceai_scaler_core::{Action, Decision, PolicyError, State};
 
-use crate::act::{ActError, Engine, chain};
-use crate::evaluate::{Evaluation, Recollection, Snapshot};
-use crate::failpoint::{self, Side};
-use crate::notices::Notice;
-use crate::store::{Created, DecisionRow, DownSettings, NewRemoval, NewServer, Raised, StoreError};
+use crate::act::{Engine, chain};
+
+use evaluator::not_published;
+pub use evaluator::{Evaluated, Evaluator, action_word, drain_settings};
+pub use orphans::Places;
 
 /// How often open operations are looked for.
 const OPERATIONS_EVERY: Duration = Duration::from_millis(500);
@@ -33,9 +29,6 @@ const DISCOVER_EVERY: Duration = Duration::from_secs(10);
 const DISCOVER_FIRST: Duration = Duration::from_millis(500);
 /// How often old rows are removed.
 const PRUNE_EVERY: Duration = Duration::from_secs(300);
-/// Failures within half an hour that open a group's circuit.
-const CIRCUIT_FAILURES: i64 = 3;
-
 /// What the loops need besides the engine.
 #[derive(Debug, Clone)]
 pub struct LeadSettings {
@@ -87,14 +80,12 @@ pub async fn run(
             kill: kill.clone(),
             shutdown: shutdown.clone(),
             tasks: HashMap::new(),
-            recollection: Recollection::default(),
-            remembered: false,
+            evaluator: Evaluator::new(Arc::clone(&engine), settings.clone(), tenure.clone()),
             absent: HashMap::new(),
             left: Vec::new(),
             asking: None,
-            places: BTreeMap::new(),
+            places: Places::new(),
             sweeping: None,
-            reasons: HashMap::new(),
         };
         tokio::select! {
             () = lead.lead(&vitals, &pulse) => {}
@@ -134,8 +125,7 @@ struct Lead {
     kill: CancellationToken,
     shutdown: Shutdown,
     tasks: HashMap<Uuid, JoinHandle<()>>,
-    recollection: Recollection,
-    remembered: bool,
+    evaluator: Evaluator,
     /// How often in a row the provider said of a silent server that it has none such.
     absent: HashMap<String, u32>,
     /// Servers that are left to a person, by the last evaluation.
@@ -143,10 +133,9 @@ struct Lead {
     /// The asking that is under way: silent servers, and whether the provider has none such.
     asking: Option<JoinHandle<Vec<(String, bool)>>>,
     /// Where servers of ours may be, by the last evaluation.
-    places: BTreeMap<(String, Option<String>), serde_json::Map<String, serde_json::Value>>,
+    places: Places,
     /// The look for orphans that is under way.
     sweeping: Option<JoinHandle<()>>,
-    reasons: HashMap<String, String>,
 }
 
 impl Lead {
@@ -207,20 +196,6 @@ impl Lead {
         })
     }
 
-    /// Takes over the predecessor's memory, as far as a policy asks for it; without it, periods and windows start anew.
-    async fn remember(&mut self, snapshot: &Snapshot) {
-        let every =
-            SignedDuration::try_from(self.settings.evaluation_interval).unwrap_or(SignedDuration::ZERO);
-        let back = snapshot.looks_back(every);
-        if back.is_zero() {
-            return;
-        }
-        match self.engine.store.past_samples(snapshot.now - back).await {
-            Ok(samples) => self.recollection = Recollection::from_past(samples),
-            Err(error) => tracing::warn!(error = %chain(&error), "past decisions cannot be read"),
-        }
-    }
-
     /// Gives every operation a task of its own that has none.
     async fn resume_operations(&mut self) {
         self.tasks.retain(|_, task| !task.is_finished());
@@ -246,10 +221,20 @@ impl Lead {
 
     async fn evaluate(&mut self) {
         let began = std::time::Instant::now();
-        if let Err(error) = self.try_evaluate().await {
-            if error.ends_leadership() {
+        match self.evaluator.evaluate().await {
+            Ok(seen) => {
+                let took_ms = began.elapsed().as_millis();
+                tracing::debug!(groups = seen.groups, servers = seen.servers, took_ms, "evaluation made");
+                let first = self.places.is_empty();
+                (self.places, self.left) = (seen.places, seen.left_to_a_person);
+                if first {
+                    self.sweep_orphans();
+                }
+            }
+            Err(error) if error.ends_leadership() => {
                 tracing::warn!(error = %chain(&error), "evaluation left to the new leader");
-            } else {
+            }
+            Err(error) => {
                 tracing::error!(error = %chain(&error), "evaluation not made; trying again at the next one");
             }
         }
@@ -259,172 +244,6 @@ impl Lead {
             .with_description("How long one evaluation of all groups took.")
             .build()
             .record(began.elapsed().as_secs_f64(), &[]);
-    }
-
-    async fn try_evaluate(&mut self) -> Result<(), ActError> {
-        self.tenure.check()?;
-        let engine = Arc::clone(&self.engine);
-        let mark = engine.routing_mark().await;
-        let mut snapshot = Snapshot::read(&engine.store, &engine.heartbeats).await?;
-        if !std::mem::replace(&mut self.remembered, true) {
-            self.remember(&snapshot).await;
-        }
-        engine.providers.adopt(&snapshot.holds);
-        let first_places = self.places.is_empty();
-        self.places = orphans::places(&snapshot);
-        self.left = snapshot.left_to_a_person();
-        if first_places {
-            self.sweep_orphans();
-        }
-        self.open_circuits(&mut snapshot).await?;
-        let held = self.tenure.is_held().then_some(
-            "held: the database went back in time; see the audit trail, then run `voiceai-scaler resume --all`",
-        );
-        let stale_after = engine.patience.stale_after;
-        let evaluations = self.recollection.evaluate(&snapshot, stale_after, self.settings.fleet_max, held);
-        let mut rows: Vec<DecisionRow> = evaluations.iter().map(row).collect();
-        rows.extend(snapshot.invalid.iter().map(invalid_row));
-        for row in &rows {
-            self.tell(row);
-        }
-        if !rows.is_empty() {
-            engine.store.write_decisions(&self.tenure, snapshot.now, &rows).await?;
-        }
-        let mut taken = snapshot.taken(stale_after);
-        for evaluation in &evaluations {
-            self.apply(evaluation, &snapshot, &mut taken).await?;
-        }
-        if !self.tenure.is_held() {
-            let kept = engine.keep_routing(&self.tenure, mark, &snapshot.fleet, &snapshot.resting).await;
-            not_published(kept);
-        }
-        Ok(())
-    }
-
-    /// A line for each decision that differs from the one before; the others at debug.
-    fn tell(&mut self, row: &DecisionRow) {
-        opentelemetry::global::meter("voiceai")
-            .u64_counter("voiceai.scaler.decisions")
-            .with_description("Decisions about groups.")
-            .build()
-            .add(1, &[KeyValue::new("action", row.action), KeyValue::new("reason", row.reason.clone())]);
-        let (group, action, reason, summary) = (&row.group_name, row.action, &row.reason, &row.summary);
-        let before = self.reasons.insert(row.group_id.clone(), row.reason.clone());
-        if row.action == "invalid" {
-            if before.as_ref() != Some(reason) {
-                tracing::error!(group, reason, summary, "group skipped");
-            }
-        } else if row.action != "hold" || before.as_ref() != Some(reason) {
-            tracing::info!(group, action, reason, summary, "decision");
-        } else {
-            tracing::debug!(group, action, reason, summary, "decision");
-        }
-    }
-
-    async fn apply(
-        &self,
-        evaluation: &Evaluation,
-        snapshot: &Snapshot,
-        taken: &mut std::collections::BTreeSet<String>,
-    ) -> Result<(), StoreError> {
-        let Evaluation { policy, decision, .. } = evaluation;
-        let reason = decision.reason.as_str();
-        match &decision.action {
-            Action::Hold => {}
-            Action::Add { undrain, create } => {
-                for name in undrain {
-                    let called = self.engine.store.call_back(&self.tenure, name, snapshot.now).await?;
-                    if called == Raised::Nothing {
-                        tracing::warn!(server = name, "its drain can no longer be called off");
-                    }
-                }
-                for _ in 0..*create {
-                    self.create(policy, snapshot, reason, taken).await?;
-                }
-            }
-            Action::Remove { drain } => {
-                for name in drain {
-                    let settings = drain_settings(policy);
-                    let removal = NewRemoval {
-                        server: name,
-                        at: snapshot.now,
-                        actor: &self.settings.instance_id,
-                        reason,
-                        settings,
-                    };
-                    failpoint::reached(State::Planned, Side::Before);
-                    match self.engine.store.plan_removal(&self.tenure, &removal).await? {
-                        Created::Operation(_) => failpoint::reached(State::Planned, Side::After),
-                        Created::Taken => {
-                            tracing::warn!(server = name, "not removed: it is no longer as it was read");
-                        }
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn create(
-        &self,
-        policy: &Policy,
-        snapshot: &Snapshot,
-        reason: &str,
-        taken: &mut std::collections::BTreeSet<String>,
-    ) -> Result<(), StoreError> {
-        // A name that somebody took since it was read is passed over; the database is the judge.
-        for _ in 0..20 {
-            let Some(name) = next_free(&self.settings.environment, policy.service, taken) else {
-                tracing::error!(group = policy.name, "no server name is free: ENVIRONMENT is too long");
-                return Ok(());
-            };
-            taken.insert(name.clone());
-            let new = NewServer {
-                name: &name,
-                policy,
-                at: snapshot.now,
-                actor: &self.settings.instance_id,
-                reason,
-            };
-            failpoint::reached(State::Planned, Side::Before);
-            if let Created::Operation(operation) = self.engine.store.plan_server(&self.tenure, &new).await? {
-                failpoint::reached(State::Planned, Side::After);
-                tracing::info!(group = policy.name, server = name, %operation, reason, "server asked for");
-                return Ok(());
-            }
-        }
-        tracing::error!(group = policy.name, "no free server name found");
-        Ok(())
-    }
-
-    /// A group whose servers keep failing buys nothing for a while, longer each time.
-    async fn open_circuits(&self, snapshot: &mut Snapshot) -> Result<(), StoreError> {
-        let failures = self.engine.store.recent_failures().await?;
-        for policy in &snapshot.policies {
-            if failures.get(&policy.id).is_none_or(|count| *count < CIRCUIT_FAILURES) {
-                continue;
-            }
-            let standing = snapshot.standings.entry(policy.id.clone()).or_default();
-            let opened = u32::try_from(standing.circuit_opened).unwrap_or(0).min(3);
-            let minutes = (5_i64 << opened).min(30);
-            let until = snapshot.now + SignedDuration::from_mins(minutes);
-            let why = format!(
-                "degraded: {CIRCUIT_FAILURES} servers failed within half an hour; buying rests for {minutes} min"
-            );
-            self.engine.store.hold_creates(&self.tenure, &policy.id, &policy.name, until, &why, true).await?;
-            tracing::error!(group = policy.name, why, "circuit opened");
-            let notice = Notice {
-                event: "degraded",
-                group: policy.name.clone(),
-                server: None,
-                reason: why.clone(),
-                at: snapshot.now,
-                key: format!("{}:{}", policy.id, until.as_second()),
-            };
-            self.engine.notices.send(&notice).await;
-            standing.no_creates = Some((until, why));
-        }
-        Ok(())
     }
 
     async fn rebuild_routing(&self) {
@@ -461,59 +280,6 @@ impl Lead {
         if let Some(task) = self.sweeping.take() {
             let _ = task.await;
         }
-    }
-}
-
-/// How a removal that a decision asked for is carried out.
-#[must_use]
-pub fn drain_settings(policy: &Policy) -> DownSettings {
-    let at_deadline: AtDeadline = policy.drain.at_deadline;
-    DownSettings {
-        drain_timeout_ms: policy
-            .drain
-            .timeout
-            .map(|timeout| i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX)),
-        at_deadline,
-        by_operator: false,
-    }
-}
-
-fn not_published(kept: Result<(), ActError>) {
-    if let Err(error) = kept {
-        tracing::warn!(error = %chain(&error), "dispatcher records not published; trying again");
-    }
-}
-
-fn row(evaluation: &Evaluation) -> DecisionRow {
-    let Evaluation { policy, decision, .. } = evaluation;
-    DecisionRow {
-        group_id: policy.id.clone(),
-        group_name: policy.name.clone(),
-        action: action_word(decision),
-        reason: decision.reason.as_str().to_owned(),
-        summary: decision.text.clone(),
-        details: serde_json::to_value(decision).unwrap_or_default(),
-    }
-}
-
-/// `hold`, `add` or `remove`.
-#[must_use]
-pub const fn action_word(decision: &Decision) -> &'static str {
-    match decision.action {
-        Action::Hold => "hold",
-        Action::Add { .. } => "add",
-        Action::Remove { .. } => "remove",
-    }
-}
-
-fn invalid_row(error: &PolicyError) -> DecisionRow {
-    DecisionRow {
-        group_id: error.group.clone(),
-        group_name: error.group.clone(),
-        action: "invalid",
-        reason: "invalid".to_owned(),
-        summary: error.to_string(),
-        details: serde_json::to_value(error).unwrap_or_default(),
     }
 }
 

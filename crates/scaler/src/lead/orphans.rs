@@ -27,11 +27,11 @@ const DELETIONS_MAX: u32 = 2;
 /// Orphans noted a sweep.
 const NOTED_MAX: usize = 500;
 
-/// Where servers may be: a provider, and the region of one of its groups.
-type Place = (String, Option<String>);
+/// Where servers may be: a provider and the region of one of its groups, each with the configuration of one such group.
+pub type Places = BTreeMap<(String, Option<String>), Map<String, Value>>;
 
-/// The places to list, each with the configuration of one of its groups.
-pub(super) fn places(snapshot: &Snapshot) -> BTreeMap<Place, Map<String, Value>> {
+/// The places to list.
+pub(super) fn places(snapshot: &Snapshot) -> Places {
     let of_groups = snapshot
         .policies
         .iter()
@@ -75,7 +75,7 @@ struct Sweep {
 type Seen = (Map<String, Value>, Vec<Listed>);
 
 impl Sweep {
-    async fn run(self, places: BTreeMap<Place, Map<String, Value>>) {
+    async fn run(self, places: Places) {
         let providers: BTreeSet<String> = places.keys().map(|(provider, _)| provider.clone()).collect();
         for provider in providers {
             if !self.engine.providers.has(&provider, ScriptKind::List) {

@@ -63,9 +63,8 @@ pub fn plan(
     snapshot: &Snapshot,
     providers: &Providers,
     environment: &str,
-    stale_after: jiff::SignedDuration,
 ) -> Vec<PlanView> {
-    let mut taken = snapshot.taken(stale_after);
+    let mut taken = snapshot.taken();
     let mut views: Vec<PlanView> = evaluations
         .into_iter()
         .map(|evaluation| {

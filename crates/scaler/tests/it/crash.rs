@@ -16,13 +16,14 @@ use crate::harness::{Stack, WITHIN};
 
 const COMMON: &str = r#"#!/bin/sh
 D=$(printf '%s' "$PROVIDER_CONFIG" | sed 's/.*"folder":"\([^"]*\)".*/\1/')
+op() { printf '%s' "$LABELS" | sed 's/.*"operation":"\([^"]*\)".*/\1/'; }
 pause() { case $PROVIDER_CONFIG in *'"slow":'*) touch "$D/../started"; sleep "$(printf '%s' "$PROVIDER_CONFIG" | sed 's/.*"slow":\([0-9]*\).*/\1/')";; esac; }
 say() { printf '{"id":"stub-%s","name":"%s","status":"%s","ip":"10.0.0.1"}\n' "$INSTANCE_NAME" "$INSTANCE_NAME" "$1"; }
 "#;
 
 /// A provider whose servers are folders, in place of `local`.
-struct Stub {
-    stack: Stack,
+pub(crate) struct Stub {
+    pub(crate) stack: Stack,
     beats: tokio::task::JoinHandle<()>,
 }
 
@@ -33,7 +34,7 @@ impl Drop for Stub {
 }
 
 impl Stub {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let mut stack = Stack::new().await;
         let scripts = stack.folder.path().join("providers/local");
         let servers = stack.folder.path().join("servers");
@@ -42,7 +43,7 @@ impl Stub {
         for (file, body) in [
             (
                 "scaleUp.sh",
-                r#"pause; mkdir "$D/$INSTANCE_NAME" 2>/dev/null && echo "$INSTANCE_NAME" >> "$D/../made"; say ready"#,
+                r#"pause; mkdir "$D/$INSTANCE_NAME" 2>/dev/null && echo "$INSTANCE_NAME $(op)" >> "$D/../made"; say ready"#,
             ),
             ("scalingStatus.sh", r#"[ -d "$D/$INSTANCE_NAME" ] || { say absent; exit 14; }; say ready"#),
             ("scaleDown.sh", r#"rmdir "$D/$INSTANCE_NAME" 2>/dev/null; say absent"#),
@@ -60,7 +61,7 @@ impl Stub {
         Self { stack, beats }
     }
 
-    async fn group(&self, min: i32, max: i32, change: serde_json::Value) {
+    pub(crate) async fn group(&self, min: i32, max: i32, change: serde_json::Value) {
         let mut config = json!({
             "folder": self.stack.folder.path().join("servers"), "routingSettleSeconds": 0,
             "maxCreatesPerHour": 100,
@@ -75,13 +76,29 @@ impl Stub {
         std::fs::read_dir(self.stack.folder.path().join("servers")).expect("a folder").count()
     }
 
-    /// Names in the order in which servers were really made.
-    fn made(&self) -> Vec<String> {
-        let text = std::fs::read_to_string(self.stack.folder.path().join("made")).unwrap_or_default();
-        text.lines().map(str::to_owned).collect()
+    /// Names of the servers that are there.
+    pub(crate) fn there(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.stack.folder.path().join("servers")).expect("a folder");
+        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
     }
 
-    async fn open(&self) -> i64 {
+    /// Names in the order in which servers were really made.
+    fn made(&self) -> Vec<String> {
+        self.made_lines().into_iter().map(|(name, _)| name).collect()
+    }
+
+    /// The operations by whose label servers were really made.
+    pub(crate) fn made_by(&self) -> Vec<String> {
+        self.made_lines().into_iter().map(|(_, operation)| operation).collect()
+    }
+
+    fn made_lines(&self) -> Vec<(String, String)> {
+        let text = std::fs::read_to_string(self.stack.folder.path().join("made")).unwrap_or_default();
+        let pair = |line: &str| line.split_once(' ').map(|(name, by)| (name.to_owned(), by.to_owned()));
+        text.lines().filter_map(pair).collect()
+    }
+
+    pub(crate) async fn open(&self) -> i64 {
         self.stack.number("SELECT count(*) FROM ops.operations WHERE finished_at IS NULL").await
     }
 
