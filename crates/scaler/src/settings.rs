@@ -14,6 +14,7 @@ use voiceai_runtime::Secret;
 
 use crate::cloud_init::CloudInit;
 use crate::failpoint;
+use crate::routing::proxies::ProxySettings;
 use crate::script::is_never_passed;
 
 /// What voiceai-scaler reads besides the settings of both services.
@@ -51,6 +52,8 @@ pub struct ScalerSettings {
     pub dispatcher_prefix: String,
     /// `DISPATCHER_REDIS_URL`, else database 1 of the main Redis.
     pub dispatcher: RedisSettings,
+    /// `KAMAILIO_RPC_URLS` and what belongs to it.
+    pub proxies: ProxySettings,
 }
 
 impl ScalerSettings {
@@ -77,7 +80,18 @@ impl ScalerSettings {
             fleet_max: reader.optional(&scaler::SCALING_FLEET_MAX),
             dispatcher_prefix: reader.get(&scaler::DISPATCHER_KEY_PREFIX),
             dispatcher: dispatcher(reader),
+            proxies: proxies(reader),
         }
+    }
+}
+
+fn proxies(reader: &Reader<'_>) -> ProxySettings {
+    let urls = reader.optional(&scaler::KAMAILIO_RPC_URLS);
+    let urls = urls.iter().flat_map(|urls| urls.expose().split(',')).map(|url| Secret::new(url.trim()));
+    ProxySettings {
+        urls: urls.collect(),
+        limit: reader.get(&scaler::KAMAILIO_RPC_TIMEOUT_MS),
+        profile: reader.get(&scaler::KAMAILIO_DIALOG_PROFILE),
     }
 }
 

@@ -14,7 +14,7 @@ call ends when the caller closes; a call that the server ends (SIGTERM, SIGKILL)
 Input by environment only, since it may hold a password:
   NAME SERVICE GROUP LABELS ID   who it is
   STATE_DIR                      where NAME.json is kept while it runs, and NAME.run is locked
-  REDIS_URL                      redis://, rediss:// or redis+unix://
+  REDIS_URL                      redis://, rediss://, redis-cluster:// or redis+unix://
   HEARTBEAT_KEY_PREFIX           default voiceai:heartbeat:
   HEARTBEAT_MS HEARTBEAT_TTL_MS  default 1000 and 5000
   CAPACITY                       default 100
@@ -55,12 +55,12 @@ class Redis:
 
     def __init__(self, url):
         parts = urlsplit(url)
-        if parts.scheme not in ("redis", "rediss", "redis+unix", "unix"):
-            raise ValueError(f"REDIS_URL has the scheme {parts.scheme!r}; expected redis, rediss or redis+unix")
+        if parts.scheme not in ("redis", "rediss", "redis-cluster", "rediss-cluster", "redis+unix", "unix"):
+            raise ValueError(f"REDIS_URL has the scheme {parts.scheme!r}; expected redis, rediss, redis-cluster or redis+unix")
         self.unix = parts.path if parts.scheme.endswith("unix") else None
         self.host = parts.hostname or "127.0.0.1"
         self.port = parts.port or 6379
-        self.tls = ssl.create_default_context() if parts.scheme == "rediss" else None
+        self.tls = ssl.create_default_context() if parts.scheme.startswith("rediss") else None
         self.user = unquote(parts.username or "")
         self.password = unquote(parts.password or "")
         database = "" if self.unix else parts.path.strip("/")
@@ -72,7 +72,17 @@ class Redis:
         try:
             if self.writer is None:
                 await self.connect()
-            return await self.exchange(words)
+            try:
+                return await self.exchange(words)
+            except RedisRefused as refusal:
+                # A node of a cluster says which one has the key; that one is kept, since there is only one key.
+                if not str(refusal).startswith("MOVED "):
+                    raise
+                host, _, port = str(refusal).split()[2].rpartition(":")
+                self.drop()
+                self.host, self.port = host or self.host, int(port)
+                await self.connect()
+                return await self.exchange(words)
         except RedisRefused:
             raise
         except (OSError, EOFError, asyncio.IncompleteReadError, asyncio.TimeoutError):

@@ -36,6 +36,9 @@ impl Engine {
             State::Unrouted => self.begin_drain(look, memory).await,
             State::Draining => self.await_calls(look, memory).await,
             State::Drained | State::Forced => {
+                if look.operation.operation.state == State::Forced {
+                    self.end_calls(look).await;
+                }
                 self.publish_and_write(look, memory, Step::event(Event::Unlisted)).await
             }
             State::Unlisted => {
@@ -144,7 +147,8 @@ impl Engine {
         self.write(look, memory, step).await
     }
 
-    /// Drained is a call count of zero in two heartbeats, both written after everybody had the time to stop routing here.
+    /// Drained is a call count of zero in two heartbeats, both written after everybody had the time to stop routing here, and
+    /// no proxy that answers sends calls here or knows of one.
     async fn await_calls(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
         let (name, group) = (&look.server.name, &look.server.group_name);
         let reading = self.heartbeats.one(name, group, look.now, self.patience.stale_after).await?;
@@ -155,7 +159,13 @@ impl Engine {
                 if beat.active > 0 || !settled {
                     memory.idle_since = None;
                 } else if memory.idle_since.is_some_and(|first| beat.at > first) {
-                    return self.write_event(look, memory, Event::CallsEnded).await;
+                    match self.calls_at_proxies(look, memory).await? {
+                        None => return self.write_event(look, memory, Event::CallsEnded).await,
+                        Some(next) if look.operation.deadline.is_none_or(|deadline| deadline > look.now) => {
+                            return Ok(next);
+                        }
+                        Some(_) => {}
+                    }
                 } else if memory.idle_since.is_none() {
                     memory.idle_since = Some(beat.at);
                 }

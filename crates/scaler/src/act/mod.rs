@@ -1,5 +1,6 @@
 //! Carrying operations out: each step looks at the world, acts, and writes only if the row is still as it was read.
 
+mod calls;
 mod delete;
 mod down;
 mod ledger;
@@ -22,6 +23,7 @@ use crate::dispatcher::{Dispatcher, DispatcherError};
 use crate::failpoint::{self, Side};
 use crate::heartbeats::HeartbeatReader;
 use crate::notices::Notices;
+use crate::routing::proxies::Proxies;
 use crate::script::Answer;
 use crate::store::{OperationRow, ServerRow, Step, StepOutcome, Store, StoreError};
 
@@ -59,6 +61,8 @@ pub struct Engine {
     pub heartbeats: HeartbeatReader,
     /// Routing records.
     pub dispatcher: Dispatcher,
+    /// The proxies that load them, as far as they have an address.
+    pub proxies: Arc<Proxies>,
     /// Provider scripts.
     pub providers: Providers,
     /// Start-up documents.
@@ -129,6 +133,8 @@ struct Memory {
     idle_since: Option<Timestamp>,
     /// When the heartbeat was first missing in a drain.
     silent_since: Option<Timestamp>,
+    /// How often in a row a proxy did not say whether it still has calls of a server without any.
+    unheard: u32,
     /// Looks at the provider since the last call to delete.
     looks: u32,
     /// Failed tries in a row, for the wait between them.

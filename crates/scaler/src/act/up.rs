@@ -382,6 +382,9 @@ impl Engine {
             if until > look.now {
                 return Ok(Next::Wait(super::until_then(look.now, until)));
             }
+            if !self.is_probed(look, until).await {
+                return Ok(self.poll());
+            }
         }
         let next = self.publish_and_write(look, memory, Step::event(Event::Finished)).await?;
         self.notify(look, "scaled", "the server is in service").await;

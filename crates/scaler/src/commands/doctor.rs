@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use voiceai_cli::ExitCode;
 use voiceai_cli::doctor::{Doctor, Finding};
-use voiceai_doctor::{BOUND, Stores, executables, program};
+use voiceai_doctor::{BOUND, Stores, executables, program, provider};
 use voiceai_redis::{Redis, Value};
 use voiceai_scaler_core::ServerStatus;
 use voiceai_service::failures;
@@ -19,6 +19,8 @@ use crate::heartbeats::HeartbeatReader;
 use crate::script::script;
 use crate::settings::ScalerSettings;
 use crate::store::Store;
+
+mod routing;
 
 const SCRIPTS: [&str; 3] = ["scaleUp.sh", "scalingStatus.sh", "scaleDown.sh"];
 const CONNECT_WITHIN: Duration = Duration::from_secs(4);
@@ -43,8 +45,16 @@ fn add(doctor: &mut Doctor, stores: &Stores, settings: &ScalerSettings) {
     }
     let (of, own) = (stores.clone(), settings.clone());
     doctor.check("providers.programs", BOUND, async move { check_programs(&of, &own).await });
+    let (of, own) = (stores.clone(), settings.clone());
+    doctor.check("providers.hetzner", BOUND, async move { check_hetzner(&of, &own).await });
+    let (of, own) = (stores.clone(), settings.clone());
+    doctor.check("providers.aws", BOUND, async move { check_aws(&of, &own).await });
     let own = settings.clone();
     doctor.check("dispatcher.redis", BOUND, async move { check_dispatcher(&own).await });
+    let own = settings.clone();
+    doctor.check("dispatcher.records", BOUND, async move { routing::check_records(&own).await });
+    let own = settings.clone();
+    doctor.check("dispatcher.proxies", BOUND, async move { routing::check_proxies(&own).await });
 }
 
 async fn snapshot(stores: &Stores, settings: &ScalerSettings) -> Result<Snapshot, Finding> {
@@ -130,6 +140,30 @@ async fn check_programs(stores: &Stores, settings: &ScalerSettings) -> Finding {
         return Finding::skipped("no provider in use needs one");
     }
     Finding::ok(seen.join(", "))
+}
+
+/// Whether a group or a living server needs the provider; otherwise what is said instead of looking.
+async fn needs(stores: &Stores, settings: &ScalerSettings, provider: &str) -> Result<(), Finding> {
+    let snapshot = snapshot(stores, settings).await?;
+    let skipped = || Finding::skipped(format!("no group is scaled at {provider}"));
+    providers(&snapshot).contains(provider).then_some(()).ok_or_else(skipped)
+}
+
+async fn check_hetzner(stores: &Stores, settings: &ScalerSettings) -> Finding {
+    if let Err(finding) = needs(stores, settings, "hetzner").await {
+        return finding;
+    }
+    let given = settings.credentials.get("hetzner").map(Vec::as_slice).unwrap_or_default();
+    let of = |name: &str| given.iter().find(|(have, _)| have == name).map(|(_, value)| value);
+    let endpoint = of("HCLOUD_ENDPOINT").map(voiceai_runtime::Secret::expose);
+    provider::hetzner(&settings.cloud_init.platform.way, endpoint, of("HETZNER_API_TOKEN")).await
+}
+
+async fn check_aws(stores: &Stores, settings: &ScalerSettings) -> Finding {
+    if let Err(finding) = needs(stores, settings, "aws").await {
+        return finding;
+    }
+    provider::aws(&settings.cloud_init.platform).await
 }
 
 fn judge_heartbeats(snapshot: &Snapshot, settings: &ScalerSettings) -> Finding {

@@ -1,15 +1,20 @@
 //! Commands that only read.
 
+use std::time::Duration;
+
 use jiff::{SignedDuration, Timestamp};
 use voiceai_cli::{Column, ExitCode, Failure, Output, human_duration};
 use voiceai_postgres::audit::{self, Recorded};
+use voiceai_redis::Redis;
 use voiceai_service::{Backends, Command, failures};
 
 use super::operate::store_failure;
 use super::{AuditArgs, HistoryArgs, PlanArgs};
 use crate::act::Providers;
+use crate::dispatcher::PROXIES_KEY;
 use crate::evaluate::{Evaluation, Recollection, Snapshot};
 use crate::heartbeats::HeartbeatReader;
+use crate::routing::proxies::{Proxies, ProxyView, read_note};
 use crate::script::{ScriptRunner, Surroundings};
 use crate::settings::ScalerSettings;
 use crate::store::{OrphanRow, Store};
@@ -104,9 +109,43 @@ pub(super) async fn status(command: Command<ScalerSettings>, output: Output) -> 
     let Look { store, snapshot, evaluations, lease_held } = look(&command).await?;
     let leader = store.leader(&command.shared.leader.key, lease_held).await.map_err(|e| store_failure(&e))?;
     let orphans = store.orphans().await.map_err(|e| store_failure(&e))?;
-    let view = views::status(&snapshot, &evaluations, leader, orphans, stale_after(&command));
+    let mut view = views::status(&snapshot, &evaluations, leader, orphans, stale_after(&command));
+    view.proxies = proxies(&command.settings).await;
     output.one(&view, |view| status_text(view, output))?;
     Ok(ExitCode::Done)
+}
+
+/// How long the dispatcher's Redis may take to answer: without it everything else is still worth showing.
+const DISPATCHER_WITHIN: Duration = Duration::from_secs(3);
+
+/// What the leader last heard of each proxy that is set here.
+async fn proxies(settings: &ScalerSettings) -> Vec<ProxyView> {
+    let Ok(known) = Proxies::new(&settings.proxies) else { return Vec::new() };
+    let mut views = known.views();
+    if views.is_empty() {
+        return views;
+    }
+    let mut redis = settings.dispatcher.clone();
+    redis.connect_deadline = DISPATCHER_WITHIN;
+    let asked = async { Redis::connect(&redis).await?.get(PROXIES_KEY).await };
+    let note = match tokio::time::timeout(DISPATCHER_WITHIN, asked).await {
+        Ok(Ok(note)) => {
+            note.as_deref().and_then(read_note).ok_or("no leader has told of it lately".to_owned())
+        }
+        Ok(Err(error)) => Err(format!("the dispatcher's Redis: {error}")),
+        Err(_) => Err("the dispatcher's Redis does not answer".to_owned()),
+    };
+    for view in &mut views {
+        let told = note.as_ref().map(|told| told.iter().find(|told| told.proxy == view.proxy));
+        match told {
+            Ok(Some(told)) => *view = told.clone(),
+            Ok(None) => {
+                view.error = Some("the leader does not know it: KAMAILIO_RPC_URLS differs there".to_owned());
+            }
+            Err(why) => view.error = Some(why.clone()),
+        }
+    }
+    views
 }
 
 fn status_text(view: &StatusView, output: Output) -> String {
@@ -180,6 +219,26 @@ fn status_text(view: &StatusView, output: Output) -> String {
                 }),
                 Column::new("BY", |operation: &OperationView| operation.actor.clone()),
                 Column::new("ERROR", |operation: &OperationView| operation.error.clone().unwrap_or_default()),
+            ],
+        ),
+    );
+    section(
+        "proxies",
+        table(
+            output,
+            &view.proxies,
+            &[
+                Column::new("PROXY", |proxy: &ProxyView| proxy.proxy.clone()),
+                Column::new("RECORDS", |proxy: &ProxyView| {
+                    if proxy.verified { "loaded".to_owned() } else { "NOT VERIFIED".to_owned() }
+                }),
+                Column::new("FOR", |proxy: &ProxyView| left(proxy.since, at)),
+                Column::new("DESTINATIONS", |proxy: &ProxyView| {
+                    proxy.destinations.map(|count| count.to_string()).unwrap_or_default()
+                }),
+                Column::new("WHY", |proxy: &ProxyView| {
+                    proxy.error.clone().unwrap_or_else(|| proxy.differences.join("; "))
+                }),
             ],
         ),
     );

@@ -15,6 +15,7 @@ use crate::dispatcher::{Dispatcher, TERM_KEY};
 use crate::heartbeats::HeartbeatReader;
 use crate::lead::{self, LeadSettings};
 use crate::notices::Notices;
+use crate::routing::proxies::Proxies;
 use crate::script::{ScriptRunner, Surroundings};
 use crate::settings::ScalerSettings;
 use crate::store::Store;
@@ -78,10 +79,18 @@ fn engine(context: &Context<ScalerSettings>, dispatcher: Redis) -> Result<Engine
         credentials: settings.credentials.clone(),
         secrets: Some(context.secrets.clone()),
     };
+    let proxies = Proxies::new(&settings.proxies).map_err(|error| {
+        Failure::refused(
+            "kamailio_rpc_urls",
+            format!("make a client for KAMAILIO_RPC_URLS: {error}"),
+            "Correct KAMAILIO_RPC_URLS.",
+        )
+    })?;
     Ok(Engine {
         store: Store::new(context.pool.clone()),
         heartbeats: HeartbeatReader::new(context.redis.clone(), &settings.heartbeat_prefix),
         dispatcher: Dispatcher::new(dispatcher, &settings.dispatcher_prefix),
+        proxies: Arc::new(proxies),
         providers: Providers::new(
             runner,
             settings.scripts_dir.clone(),

@@ -143,6 +143,7 @@ impl Lead {
         let bound = self.settings.evaluation_interval * 3 + Duration::from_secs(120);
         let pulse = vitals.register("evaluation", bound);
         let discovery = self.spawn_discovery();
+        self.spawn_proxies();
         let _ = tokio::time::timeout(DISCOVER_FIRST, self.engine.heartbeats.discover()).await;
         let mut evaluations = interval(self.settings.evaluation_interval);
         let mut operations = interval(OPERATIONS_EVERY);
@@ -174,6 +175,12 @@ impl Lead {
                 return;
             }
         }
+    }
+
+    fn spawn_proxies(&self) {
+        let proxies = Arc::clone(&self.engine.proxies);
+        let keep = proxies.keep(self.engine.dispatcher.clone(), self.tenure.clone(), self.stop.clone());
+        self.shutdown.spawn("proxies", keep);
     }
 
     fn spawn_discovery(&self) -> JoinHandle<()> {

@@ -4,8 +4,11 @@
 //! that writes whole records, counts the generation up and refuses a stale leader. A Redis that came back empty is thereby
 //! filled again before Kamailio reads it the next time.
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
+use tokio::sync::watch;
 use voiceai_postgres::{Tenure, term};
 use voiceai_redis::{Key, Redis, RedisError, RedisErrorKind, Script, Value};
 
@@ -17,8 +20,21 @@ pub const TERM_KEY: &str = "voiceai:dispatcher:term";
 /// What Kamailio polls.
 pub const GENERATION_KEY: &str = "voiceai:dispatcher:generation";
 
-static PUBLISH: LazyLock<Script> =
-    LazyLock::new(|| Script::new("dispatcher publish", include_str!("../lua/publish.lua")));
+/// What the leader last heard of the proxies, for `status`.
+pub const PROXIES_KEY: &str = "voiceai:dispatcher:proxies";
+/// Beginning of the keys to which records are moved that Kamailio could not load.
+pub const SHELF: &str = "voiceai:dispatcher:set-aside:";
+
+static PUBLISH: LazyLock<Script> = LazyLock::new(|| {
+    let source = concat!(include_str!("../lua/disarm.lua"), include_str!("../lua/publish.lua"));
+    Script::new("dispatcher publish", source)
+});
+static SNAPSHOT: LazyLock<Script> = LazyLock::new(|| {
+    let source = concat!(include_str!("../lua/disarm.lua"), include_str!("../lua/snapshot.lua"));
+    Script::new("dispatcher snapshot", source)
+});
+static NOTE: LazyLock<Script> =
+    LazyLock::new(|| Script::new("dispatcher note", include_str!("../lua/note.lua")));
 
 /// What a publication changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +43,40 @@ pub struct Published {
     pub written: i64,
     /// Records removed.
     pub removed: i64,
+    /// The generation that stands for them.
+    pub generation: i64,
+}
+
+/// A record as it stands in Redis.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// The tail of its key.
+    pub name: String,
+    /// The dispatcher set; what is no number counts as 0, as it does for Kamailio.
+    pub setid: u32,
+    /// The SIP URI.
+    pub destination: String,
+    /// Kamailio's flags.
+    pub flags: u32,
+    /// The name that its attributes give it, which Kamailio lists.
+    pub duid: Option<String>,
+}
+
+impl Stored {
+    /// True when Kamailio sends no new call there whatever its probes say.
+    #[must_use]
+    pub const fn is_disabled(&self) -> bool {
+        self.flags & 4 != 0
+    }
+}
+
+/// Everything that Kamailio would load.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DispatcherSet {
+    /// The generation that stands for it; 0 when it is lost.
+    pub generation: i64,
+    /// The records, those of others included.
+    pub records: Vec<Stored>,
 }
 
 /// The dispatcher's Redis database. Cheap to clone.
@@ -34,6 +84,10 @@ pub struct Published {
 pub struct Dispatcher {
     redis: Redis,
     prefix: Arc<str>,
+    /// The highest generation that this process has made.
+    made: Arc<AtomicI64>,
+    /// Tells the keepers of the proxies that something has changed.
+    changes: watch::Sender<i64>,
 }
 
 /// A publication that failed.
@@ -69,7 +123,13 @@ impl Dispatcher {
     /// On the Redis that Kamailio reads, its database included.
     #[must_use]
     pub fn new(redis: Redis, prefix: &str) -> Self {
-        Self { redis, prefix: Arc::from(prefix) }
+        Self { redis, prefix: Arc::from(prefix), made: Arc::default(), changes: watch::Sender::new(0) }
+    }
+
+    /// The generation of each publication of this process that changed something.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<i64> {
+        self.changes.subscribe()
     }
 
     /// The connection.
@@ -112,6 +172,9 @@ impl Dispatcher {
             term.number.into(),
             i64::try_from(records.put.len()).unwrap_or(i64::MAX).into(),
             scope.into(),
+            (&*self.prefix).into(),
+            SHELF.into(),
+            self.made.load(Ordering::Relaxed).into(),
         ];
         for record in &records.put {
             keys.push(format!("{}{}", self.prefix, record.name).into());
@@ -122,16 +185,146 @@ impl Dispatcher {
             args.push(format!("duid={}", record.name).into());
         }
         keys.extend(records.remove.iter().map(|name| Key::from(format!("{}{name}", self.prefix))));
-        let reply: Vec<i64> = self.redis.eval(&PUBLISH, keys, args).await?;
-        match reply[..] {
-            [1, written, removed] => Ok(Some(Published { written, removed })),
-            [0, _] => {
+        let (outcome, written, removed, generation, moved): (i64, i64, i64, i64, Vec<Value>) =
+            self.redis.eval(&PUBLISH, keys, args).await?;
+        tell_moved(&moved);
+        match outcome {
+            1 => {
+                if written + removed > 0 {
+                    self.made.fetch_max(generation, Ordering::Relaxed);
+                    self.changes.send_replace(generation);
+                }
+                Ok(Some(Published { written, removed, generation }))
+            }
+            0 => {
                 term::refused(term, "dispatcher.publish");
                 Err(DispatcherError::Fenced)
             }
-            [2, _] => Ok(None),
+            2 => Ok(None),
             _ => Err(bad_reply().into()),
         }
+    }
+
+    /// What Kamailio would load now. What it could not load is moved away first: it would end Kamailio, or fail the load.
+    ///
+    /// # Errors
+    /// As [`Dispatcher::publish`].
+    pub async fn snapshot(&self, tenure: &Tenure) -> Result<DispatcherSet, DispatcherError> {
+        self.look(tenure, "records").await
+    }
+
+    /// Moves away what Kamailio could not load.
+    ///
+    /// # Errors
+    /// As [`Dispatcher::publish`].
+    pub async fn disarm(&self, tenure: &Tenure) -> Result<(), DispatcherError> {
+        self.look(tenure, "nothing").await.map(|_| ())
+    }
+
+    async fn look(&self, tenure: &Tenure, what: &'static str) -> Result<DispatcherSet, DispatcherError> {
+        let term = tenure.check()?;
+        let keys: Vec<Key> = vec![TERM_KEY.into(), GENERATION_KEY.into()];
+        let args: Vec<Value> = vec![term.number.into(), (&*self.prefix).into(), SHELF.into(), what.into()];
+        let (outcome, generation, moved, values): (i64, i64, Vec<Value>, Vec<Value>) =
+            self.redis.eval(&SNAPSHOT, keys, args).await?;
+        tell_moved(&moved);
+        if outcome == 0 {
+            term::refused(term, "dispatcher.snapshot");
+            return Err(DispatcherError::Fenced);
+        }
+        let values: Vec<String> = values.iter().map(text).collect();
+        let (records, rest) = values.as_chunks::<5>();
+        if !rest.is_empty() {
+            return Err(bad_reply().into());
+        }
+        Ok(DispatcherSet { generation, records: records.iter().map(stored).collect() })
+    }
+
+    /// Reads what [`Dispatcher::snapshot`] would, record by record, and changes nothing: for `doctor`, which has no term.
+    ///
+    /// # Errors
+    /// As Redis says.
+    pub async fn read(&self) -> Result<DispatcherSet, RedisError> {
+        let generation =
+            self.redis.get(GENERATION_KEY).await?.and_then(|text| text.parse().ok()).unwrap_or(0);
+        let mut records = Vec::new();
+        for name in self.names(&self.prefix).await? {
+            let fields = ["setid", "destination", "flags", "attrs"].map(Key::from).to_vec();
+            let values = self.redis.hmget(format!("{}{name}", self.prefix), fields).await?;
+            let mut values = values.into_iter().map(Option::unwrap_or_default);
+            let mut next = || values.next().unwrap_or_default();
+            records.push(stored(&[name, next(), next(), next(), next()]));
+        }
+        Ok(DispatcherSet { generation, records })
+    }
+
+    /// Names of the records that were moved away.
+    ///
+    /// # Errors
+    /// As Redis says.
+    pub async fn set_aside(&self) -> Result<Vec<String>, RedisError> {
+        self.names(SHELF).await
+    }
+
+    async fn names(&self, prefix: &str) -> Result<Vec<String>, RedisError> {
+        let pattern = format!("{}*", crate::heartbeats::escape(prefix));
+        let (mut cursor, mut names) = ("0".to_owned(), std::collections::BTreeSet::new());
+        loop {
+            let args: Vec<Value> =
+                vec![cursor.into(), "MATCH".into(), pattern.as_str().into(), "COUNT".into(), 1000.into()];
+            let (next, keys): (String, Vec<Value>) = self.redis.command("SCAN", args).await?;
+            names.extend(keys.iter().map(text).filter_map(|key| key.strip_prefix(prefix).map(str::to_owned)));
+            if next == "0" {
+                return Ok(names.into_iter().collect());
+            }
+            cursor = next;
+        }
+    }
+
+    /// Leaves a note for `status`, which lives for `lifetime`.
+    ///
+    /// # Errors
+    /// As [`Dispatcher::publish`].
+    pub async fn note(&self, tenure: &Tenure, text: &str, lifetime: Duration) -> Result<(), DispatcherError> {
+        let term = tenure.check()?;
+        let lifetime = i64::try_from(lifetime.as_millis()).unwrap_or(i64::MAX);
+        let args: Vec<Value> = vec![term.number.into(), text.into(), lifetime.into()];
+        let written: i64 = self.redis.eval(&NOTE, vec![TERM_KEY.into(), PROXIES_KEY.into()], args).await?;
+        if written == 0 {
+            term::refused(term, "dispatcher.note");
+            return Err(DispatcherError::Fenced);
+        }
+        Ok(())
+    }
+}
+
+/// Others may have written anything there.
+fn text(value: &Value) -> String {
+    match value {
+        Value::Bytes(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        other => other.as_string().unwrap_or_default(),
+    }
+}
+
+fn stored([name, setid, destination, flags, attrs]: &[String; 5]) -> Stored {
+    let duid = attrs.split(';').find_map(|attribute| attribute.trim().strip_prefix("duid="));
+    Stored {
+        name: name.clone(),
+        setid: setid.parse().unwrap_or(0),
+        destination: destination.clone(),
+        flags: flags.parse().unwrap_or(0),
+        duid: duid.map(str::to_owned),
+    }
+}
+
+/// Whoever writes such records has to hear of it: the next one may come while no leader looks.
+fn tell_moved(moved: &[Value]) {
+    for name in moved.iter().map(text) {
+        tracing::error!(
+            record = name,
+            moved_to = format!("{SHELF}{name}"),
+            "a dispatcher record that Kamailio cannot load was moved away; find out who writes it"
+        );
     }
 }
 

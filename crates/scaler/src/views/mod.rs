@@ -16,6 +16,7 @@ use voiceai_scaler_core::{Action, Decision, PolicyError, Reading, State, Violati
 use crate::act::{Providers, ScriptKind};
 use crate::evaluate::{Evaluation, Snapshot};
 use crate::lead::action_word;
+use crate::routing::proxies::ProxyView;
 use crate::store::{FleetRow, OrphanRow, Store, StoreError};
 
 pub use history::{Cursor, HistoryQuery, HistoryView};
@@ -142,6 +143,8 @@ pub struct StatusView {
     pub operations: Vec<OperationView>,
     /// Everything that holds a group, with its end.
     pub timers: Vec<TimerView>,
+    /// The Kamailio proxies that have an address, as the leader last heard of them.
+    pub proxies: Vec<ProxyView>,
     /// Servers at a provider that bear our labels and that no row stands for.
     pub orphans: Vec<OrphanRow>,
 }
@@ -307,6 +310,7 @@ pub fn status(
         servers_by_state: by_state,
         operations: snapshot.fleet.iter().filter_map(operation).collect(),
         timers: timers(snapshot, evaluations),
+        proxies: Vec::new(),
         orphans,
     }
 }

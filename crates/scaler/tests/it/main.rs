@@ -8,6 +8,7 @@ mod dispatcher;
 mod evaluation;
 mod harness;
 mod orphans;
+mod proxies;
 mod schedules;
 mod scripts;
 mod store;

@@ -22,7 +22,11 @@ pub(crate) struct Platform {
 
 #[derive(Clone, Copy)]
 pub(crate) enum Kind {
+    /// Kamailio looks at the generation; the scaler does not know its address.
     Pull,
+    /// The scaler tells Kamailio; it does not look.
+    Push,
+    /// Both.
     Both,
 }
 
@@ -33,7 +37,7 @@ impl Platform {
         stack.set("DISPATCHER_REDIS_URL", &format!("redis://127.0.0.1:{}/1", records.port()));
         let kamailio = Kamailio::start(KamailioOptions {
             pull: matches!(kind, Kind::Pull | Kind::Both),
-            push: matches!(kind, Kind::Both),
+            push: matches!(kind, Kind::Push | Kind::Both),
             ..KamailioOptions::new(records.port(), 1)
         })
         .await;
@@ -72,9 +76,15 @@ impl Platform {
 
     /// Waits until so many servers are in service, all of them in routing, and nothing is going on.
     pub(crate) async fn wait_settled(&self, servers: usize) -> Vec<String> {
+        self.wait_settled_with(servers, &[]).await
+    }
+
+    /// The same beside records of others.
+    pub(crate) async fn wait_settled_with(&self, servers: usize, foreign: &[&str]) -> Vec<String> {
         wait_for(WITHIN, format!("{servers} servers in service"), async || {
             let rows = self.stack.servers().await;
-            let records = self.records().await;
+            let mut records = self.records().await;
+            records.retain(|(name, _)| !foreign.contains(&name.as_str()));
             let open =
                 self.stack.number("SELECT count(*) FROM ops.operations WHERE finished_at IS NULL").await;
             let active = rows.iter().all(|(_, status)| status == "active");
@@ -88,6 +98,13 @@ impl Platform {
             }
         })
         .await
+    }
+
+    /// The server that is being drained.
+    pub(crate) async fn draining(&self) -> String {
+        let servers = self.stack.servers().await;
+        let draining = servers.iter().find(|(_, status)| status == "draining");
+        draining.unwrap_or_else(|| panic!("none drains: {servers:?}")).0.clone()
     }
 
     /// Waits until Kamailio has these servers, by its own word, with flags that begin with these letters.
@@ -128,6 +145,7 @@ impl Platform {
             ("down", "draining") => {
                 "SELECT count(*) FROM ops.operations WHERE kind = 'down' AND state = 'draining'"
             }
+            ("down", "forced") => "SELECT count(*) FROM ops.operation_steps WHERE to_state = 'forced'",
             ("down", "done") => "SELECT count(*) FROM ops.operations WHERE kind = 'down' AND state = 'done'",
             _ => unreachable!("{kind} {state}"),
         };
@@ -233,6 +251,7 @@ async fn no_call_is_lost_while_the_fleet_grows_and_shrinks_and_leaders_die() {
 #[ignore = "long"]
 async fn no_call_is_lost_in_three_cycles_of_each_kind() {
     cycles(Kind::Pull, 3, 10, 500).await;
+    cycles(Kind::Push, 3, 10, 500).await;
     cycles(Kind::Both, 3, 10, 500).await;
 }
 
@@ -268,8 +287,7 @@ async fn a_drain_outlasts_reloads_restarts_and_the_loss_of_redis() {
     let calls = platform.call(5);
     platform.want(1).await;
     platform.wait_state("down", "draining", 1).await;
-    let draining = platform.stack.servers().await.into_iter().find(|(_, status)| status == "draining");
-    let (draining, _) = draining.expect("one drains");
+    let draining = platform.draining().await;
     let other = if draining == one { two } else { one };
     platform.wait_listed(&[(&draining, "D"), (other, "A")]).await;
 
