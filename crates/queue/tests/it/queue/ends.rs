@@ -156,3 +156,21 @@ async fn a_payload_that_does_not_parse_and_a_foreign_envelope_are_parked_as_bad(
     check(&s.client, &s.queue).await;
     worker.stop().await;
 }
+
+#[tokio::test]
+async fn a_job_whose_envelope_is_gone_is_counted_out_and_holds_up_nobody() {
+    let s = Setup::new().await;
+    let mut ids = Vec::new();
+    // More than come with their envelopes: the rest are read apart.
+    for i in 0..40 {
+        ids.push(s.enqueue(&Work::named(format!("{i}"))).await);
+    }
+    s.command("HDEL", &[&s.key("jobs"), &ids[7], &ids[30]]).await;
+    let worker = s.worker(50);
+    s.wait_empty(SOON).await;
+    until("the others ran", async || s.diary.runs().len() == 38).await;
+    let stats = s.stats().await;
+    assert_eq!((stats.completed, stats.active, stats.counters["removed"]), (38, 0, 2));
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
