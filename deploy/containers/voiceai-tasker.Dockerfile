@@ -63,8 +63,9 @@ COPY --from=postgresql /out/lib /usr/local/lib
 ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/lib/postgresql/${PG_MAJOR}/bin:/usr/sbin:/usr/bin:/sbin:/bin
 # A client of another version, or one that lacks a library, is found now and not at the first backup.
 RUN ldconfig \
-    && pg_dump --version | grep --quiet "(PostgreSQL) ${PG_MAJOR}\." \
-    && pg_restore --version | grep --quiet "(PostgreSQL) ${PG_MAJOR}\."
+    && for tool in pg_dump pg_restore; do \
+         case "$($tool --version)" in "$tool (PostgreSQL) ${PG_MAJOR}."*) ;; *) exit 1 ;; esac; \
+       done
 COPY LICENSE LICENSE-APACHE LICENSE-MIT /usr/share/doc/voiceai/
 COPY --from=binaries /out/voiceai-tasker /usr/local/bin/voiceai-tasker
 
