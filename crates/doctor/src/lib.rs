@@ -3,18 +3,23 @@
 //! A check never changes anything it looks at, and none needs another: a store that is away fails its own check and makes
 //! those that need it `skipped`.
 
+mod cloud;
 mod database;
 mod host;
 mod leadership;
+pub mod provider;
 mod proxy;
 mod redis;
+mod ses;
+mod smtp;
 mod stores;
+mod upkeep;
 
 use std::time::Duration;
 
 use voiceai_cli::doctor::{Diagnosis, Doctor, Finding, report};
 use voiceai_cli::{ExitCode, Output};
-use voiceai_config::{Reader, Resolved};
+use voiceai_config::{Binary, Reader, Resolved};
 use voiceai_service::{Identity, Shared};
 
 pub use host::{endpoint, executables, listening, program};
@@ -22,6 +27,26 @@ pub use stores::Stores;
 
 /// How long one check may take; all run at the same time.
 pub const BOUND: Duration = Duration::from_secs(10);
+
+/// What lies outside this host and its stores.
+#[derive(Debug)]
+struct Outside {
+    way: proxy::Way,
+    cloud: cloud::Cloud,
+    mail_server: Result<smtp::Server, smtp::Absent>,
+    sender: Option<ses::Sender>,
+}
+
+impl Outside {
+    fn read(reader: &Reader<'_>) -> Self {
+        Self {
+            way: proxy::Way::read(reader),
+            cloud: cloud::Cloud::read(reader),
+            mail_server: smtp::Server::read(reader),
+            sender: ses::Sender::read(reader),
+        }
+    }
+}
 
 /// Runs `doctor` on every layer of settings: see [`doctor`]. A layer that cannot be read is the one finding.
 pub async fn run<S>(
@@ -72,7 +97,7 @@ pub async fn examine<S>(
     // Another caller may have installed it; there is one for the whole process.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut doctor = Doctor::new();
-    match resolved.read_whole(|reader| (Shared::read(reader), proxy::Way::read(reader), read(reader))) {
+    match resolved.read_whole(|reader| (Shared::read(reader), Outside::read(reader), read(reader))) {
         Err(wrong) => {
             let names: Vec<_> = wrong.violations.iter().map(|violation| violation.name.as_str()).collect();
             let evidence = format!("wrong: {}; nothing else was looked at", names.join(", "));
@@ -80,7 +105,7 @@ pub async fn examine<S>(
             doctor.check("settings", BOUND, std::future::ready(finding));
         }
         Ok(loaded) => {
-            let (shared, way, own) = loaded.settings;
+            let (shared, outside, own) = loaded.settings;
             let finding = match loaded.warnings.as_slice() {
                 [] => Finding::ok("valid"),
                 warnings => {
@@ -94,10 +119,17 @@ pub async fn examine<S>(
             doctor.check("settings", BOUND, std::future::ready(finding));
             let stores = Stores::new(&shared);
             host::add(&mut doctor, resolved, &shared);
-            proxy::add(&mut doctor, way);
+            let rule = outside.way.rule.clone();
+            proxy::add(&mut doctor, outside.way);
+            cloud::add(&mut doctor, &outside.cloud);
             redis::add(&mut doctor, &stores);
             database::add(&mut doctor, &stores, identity.components);
             leadership::add(&mut doctor, &stores, &shared);
+            if identity.binary == Binary::Tasker {
+                smtp::add(&mut doctor, outside.mail_server);
+                ses::add(&mut doctor, outside.sender);
+                upkeep::add(&mut doctor, &stores, resolved, &rule);
+            }
             add(&mut doctor, &stores, &own);
         }
     }

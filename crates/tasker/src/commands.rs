@@ -4,6 +4,7 @@ mod audit;
 mod backup;
 mod cron;
 mod doctor;
+mod doctor_queues;
 mod enqueue;
 mod jobs;
 mod queue;

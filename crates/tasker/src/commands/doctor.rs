@@ -6,6 +6,7 @@ use voiceai_doctor::{BOUND, Stores};
 use voiceai_postgres::sqlx::{self, Row};
 use voiceai_queue::{Client, QueueStats, outbox};
 
+use super::doctor_queues;
 use crate::IDENTITY;
 use crate::jobs::backup;
 use crate::operate::queues;
@@ -24,6 +25,9 @@ pub(super) async fn run(json: bool) -> ExitCode {
 fn add(doctor: &mut Doctor, stores: &Stores, settings: &TaskerSettings) {
     doctor.check("queue.workers", BOUND, on_queues(stores, judge_workers));
     doctor.check("queue.backlog", BOUND, on_queues(stores, judge_backlog));
+    doctor.check("queue.concurrency", BOUND, on_queues(stores, doctor_queues::judge_concurrency));
+    doctor.check("queue.stalled", BOUND, on_queues(stores, doctor_queues::judge_stalled));
+    doctor.check("queue.finished_memory", BOUND, doctor_queues::finished_memory(stores.clone()));
     doctor.check("queue.dead", BOUND, on_queues(stores, judge_dead));
     doctor.check("outbox", BOUND, check_outbox(stores.clone()));
     doctor.check("schedules", BOUND, check_schedules(stores.clone()));
@@ -167,10 +171,22 @@ async fn check_schedules(stores: Stores) -> Finding {
 async fn check_bucket(settings: TaskerSettings) -> Finding {
     let Some(store) = &settings.store else { return Finding::skipped("S3_BUCKET is not set") };
     let store = voiceai_aws::ObjectStore::new(store).await;
-    match store.check().await {
-        Ok(()) => Finding::ok(format!("s3://{} answers", store.bucket())),
+    let tried = async {
+        store.check().await?;
+        // Only a write proves that one may write; it is taken away again.
+        let key = format!("{}.doctor-{}", prefix_of(&settings), uuid::Uuid::now_v7());
+        store.put_small(&key, "written by doctor".into(), "text/plain").await?;
+        store.delete(&key).await
+    };
+    match tried.await {
+        Ok(()) => Finding::ok(format!("s3://{} can be read and written", store.bucket())),
         Err(error) => Finding::failed(error.to_string(), error.kind().remedy()),
     }
+}
+
+fn prefix_of(settings: &TaskerSettings) -> String {
+    let prefix = settings.store.as_ref().map_or("", |store| store.prefix.as_str());
+    if prefix.is_empty() { String::new() } else { format!("{prefix}/") }
 }
 
 async fn check_tools(stores: Stores, has_bucket: bool) -> Finding {
