@@ -116,8 +116,8 @@ install_packages() {
   trap - EXIT
   # Nor at the next boot: only the programs are wanted here. Services of packages that were there before are left alone.
   for package in "${wanted[@]}"; do
-    if [[ $package == redis-server || $package == postgresql || $package == squid || $package == prometheus || $package == kamailio ]] && command -v systemctl >/dev/null; then
-      as_root systemctl disable --quiet "$package" >&2 2>/dev/null || true
+    if [[ $package == redis-server || $package == postgresql || $package == squid || $package == exim4-daemon-light || $package == prometheus || $package == kamailio ]] && command -v systemctl >/dev/null; then
+      as_root systemctl disable --quiet "${package%-daemon-light}" >&2 2>/dev/null || true
     fi
   done
 }
@@ -167,6 +167,8 @@ case ${1:-} in
     [[ $1 == build ]] || need faketime has faketime
     # The proxy that tests go out through.
     [[ $1 == build ]] || need squid has_squid
+    # The real mail server that mail is proved against.
+    [[ $1 == build ]] || need exim4-daemon-light test -x /usr/sbin/exim4
     if [[ $1 == test ]]; then
       # Calls: the proxy that reads our records, and callers.
       need kamailio has_kamailio

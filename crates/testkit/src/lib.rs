@@ -26,8 +26,10 @@
 )]
 
 mod aws;
+mod certificate;
 mod cluster;
 mod database;
+mod exim;
 mod http;
 mod imds;
 mod kamailio;
@@ -40,12 +42,15 @@ mod s3;
 mod sentinel;
 mod shared;
 mod sipp;
+mod smtp;
 mod squid;
 mod wait;
 
 pub use aws::{AwsFault, AwsFaults, Moto};
+pub use certificate::Certificate;
 pub use cluster::Cluster;
 pub use database::{Database, database, database_from, empty_database, postgres};
+pub use exim::Exim;
 pub use imds::{Imds, ImdsOptions};
 pub use kamailio::{Kamailio, KamailioOptions};
 pub use ports::Port;
@@ -57,5 +62,6 @@ pub use s3::{S3, s3};
 pub use sentinel::{Sentinel, SentinelOptions};
 pub use shared::{RedisDb, redis};
 pub use sipp::{Sipp, SippCounts, SippOptions};
+pub use smtp::{Act, Received, SinkOptions, SinkTls, SmtpSink, Step};
 pub use squid::{Squid, SquidOptions};
 pub use wait::{wait_for, wait_until};

@@ -4,7 +4,12 @@
 //! [`Outcome`]. The outcomes are told apart by whose fault it is ([`Axis`], [`Outcome::ProviderFault`]) and by whether the
 //! mail may be on its way although nobody said so ([`Outcome::Unknown`]).
 
+pub mod classify;
 mod outcome;
+mod reply;
+mod settings;
+pub mod smtp;
+mod stub;
 
 use std::fmt;
 
@@ -12,8 +17,13 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 pub use outcome::{Axis, Outcome, Phase, Reason, Summary};
+pub use reply::Reply;
+pub use settings::{Credentials, SmtpSettings, TlsMode};
+pub use smtp::SmtpTransport;
+pub use stub::StubTransport;
 
-use crate::Class;
+use crate::message::check;
+use crate::{Address, Class};
 
 /// Who a mail is from and for, as the envelope says it; the headers may say something else.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,4 +97,16 @@ pub trait Transport: Send + Sync {
 
     /// Makes one attempt.
     fn send<'a>(&'a self, mail: &'a Outgoing, stage: &'a dyn Stage) -> BoxFuture<'a, Outcome>;
+}
+
+/// Whether a mail may go out at all, asked before every attempt; the sender's and the recipient's address when it may.
+pub(crate) fn fit(mail: &Outgoing) -> Result<(Address, Address), (Axis, Phase, String)> {
+    let from = Address::parse(&mail.envelope.from)
+        .map_err(|error| (Axis::Message, Phase::Mail, format!("not sent: the sender: {error}")))?;
+    let to = Address::parse(&mail.envelope.to)
+        .map_err(|error| (Axis::Recipient, Phase::Rcpt, format!("not sent: the recipient: {error}")))?;
+    // Headers may name others beside the recipient, so ASCII is asked for only where a server could take nothing else.
+    check(&mail.bytes, &mail.message_id, true)
+        .map_err(|unfit| (Axis::Message, Phase::Data, format!("not sent: {unfit}")))?;
+    Ok((from, to))
 }

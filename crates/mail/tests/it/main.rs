@@ -4,3 +4,4 @@
 mod composition;
 mod core;
 mod templates;
+mod transport;
