@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use voiceai_redis::Value;
 use voiceai_runtime::boot_now;
 
+use super::log::Voice;
 use super::take::Incarnation;
 use crate::client::Client;
 use crate::library::{Fields, Library, QueueName, Unexpected};
@@ -223,11 +224,7 @@ impl Heart {
         let queue = &*self.queue.name;
         if returned > 0 {
             metrics::get().lost_jobs(queue, returned);
-            tracing::warn!(
-                queue,
-                jobs = returned,
-                "Job stalled: its worker is gone, it goes back to waiting"
-            );
+            Voice::of(queue).stalled(queue, returned);
         }
         for pair in cancelled.chunks_exact(2) {
             metrics::get().ended(queue, kind_of(&pair[1]), "cancelled", 1);

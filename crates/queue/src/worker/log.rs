@@ -73,6 +73,20 @@ impl Voice {
         }
     }
 
+    /// Jobs whose worker is gone wait again.
+    pub(super) fn stalled(self, queue: &str, jobs: u64) {
+        match self {
+            Self::Orchestration => tracing::warn!(
+                queue,
+                jobs,
+                "Orchestration job stalled: its worker is gone, it goes back to waiting"
+            ),
+            Self::Email | Self::Plain => {
+                tracing::warn!(queue, jobs, "Job stalled: its worker is gone, it goes back to waiting");
+            }
+        }
+    }
+
     pub(super) fn trouble(self, queue: &str, error: &dyn std::fmt::Display) {
         match self {
             Self::Email => tracing::warn!(queue, %error, "Email worker error"),

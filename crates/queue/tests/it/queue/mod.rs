@@ -11,6 +11,7 @@ mod loss;
 mod operate;
 mod order;
 mod records;
+mod signals;
 mod ties;
 mod topology;
 
