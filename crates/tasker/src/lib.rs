@@ -10,6 +10,7 @@ pub mod admin;
 pub mod cli;
 pub mod commands;
 pub mod jobs;
+pub mod mail;
 pub mod operate;
 pub mod run;
 pub mod settings;

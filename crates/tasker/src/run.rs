@@ -1,7 +1,8 @@
-//! What `run` does: composes workers, scheduler, outbox relay, history and the leader's chores.
+//! What `run` does: composes workers, scheduler, outbox relay, history, mail and the leader's chores.
 
 mod chores;
 mod http;
+mod mail;
 mod pools;
 
 use std::sync::Arc;
@@ -52,8 +53,9 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
     let backup = Box::pin(backup_context(&context)).await?;
     declare_schedules(&context, backup.is_some()).await?;
 
-    let tenure = context.elect(term_mirrors(&context.redis));
-    let contexts = Contexts { redis: context.redis.clone(), backup: backup.clone() };
+    let tenure = context.elect(term_mirrors(&context.redis, &settings));
+    let mail = mail::start(&context, &tenure, &stopping)?;
+    let contexts = Contexts { redis: context.redis.clone(), backup: backup.clone(), mail };
     let handlers = registry::handlers(&settings, &contexts);
     tracing::info!(kinds = handlers.kinds().join(","), "job kinds registered");
 
@@ -90,12 +92,14 @@ async fn backup_context(context: &Context<TaskerSettings>) -> Result<Option<Back
     registry::backup_context(&context.settings, &shared.general, &shared.postgres.url, pool).await
 }
 
-/// Copies of the term beside the data that the queues' scripts fence with it.
-fn term_mirrors(redis: &Redis) -> Vec<Arc<dyn TermMirror>> {
+/// Copies of the term beside the data that is fenced with it: the queues, and the offset of the mail stream.
+fn term_mirrors(redis: &Redis, settings: &TaskerSettings) -> Vec<Arc<dyn TermMirror>> {
     let mirror = |queue: &str| -> Arc<dyn TermMirror> {
         Arc::new(RedisTerm::new(redis.clone(), format!("voiceai:queue:{{{queue}}}:term")))
     };
-    BUILT_IN.map(mirror).into()
+    let mut mirrors: Vec<_> = BUILT_IN.map(mirror).into();
+    mirrors.push(Arc::new(mail::term_mirror(redis, settings)));
+    mirrors
 }
 
 /// The nightly backup. A schedule that an operator has set is left as it is.

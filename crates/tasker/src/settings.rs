@@ -6,7 +6,10 @@ use std::time::Duration;
 use voiceai_aws::S3Settings;
 use voiceai_config::catalogue::queue;
 use voiceai_config::{Rate, Reader};
+use voiceai_egress::Rule;
 use voiceai_listener::ListenerSettings;
+use voiceai_mail::settings::MailSettings;
+use voiceai_mail::transport::SmtpSettings;
 
 /// Queue of outgoing mail.
 pub const EMAIL_QUEUE: &str = "email-queue";
@@ -76,6 +79,12 @@ pub struct TaskerSettings {
     pub store: Option<S3Settings>,
     /// `…_HTTP_…`. The HTTP listeners; none unless an address is set.
     pub http: ListenerSettings,
+    /// `MAIL_…` and the sender. Intake, attempts, retention.
+    pub mail: MailSettings,
+    /// `SMTP_…`. The mail server; absent without `SMTP_HOST`.
+    pub smtp: Option<SmtpSettings>,
+    /// `HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY`. The way out.
+    pub egress: Rule,
     overrides: BTreeMap<String, Overrides>,
 }
 
@@ -127,6 +136,9 @@ impl TaskerSettings {
             history_notable: reader.get(&queue::JOB_HISTORY_NOTABLE_RETENTION),
             diagnostic_jobs: reader.get(&queue::DIAGNOSTIC_JOBS),
             store: S3Settings::read(reader),
+            mail: MailSettings::read(reader),
+            smtp: SmtpSettings::read(reader),
+            egress: Rule::read(reader),
             http: ListenerSettings::read(reader),
             overrides,
         }

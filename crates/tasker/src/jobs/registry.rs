@@ -3,6 +3,7 @@
 use voiceai_aws::ObjectStore;
 use voiceai_cli::Failure;
 use voiceai_config::General;
+use voiceai_mail::intake::Intake;
 use voiceai_postgres::PgPool;
 use voiceai_queue::probe::Probe;
 use voiceai_queue::{Job, Registry};
@@ -10,6 +11,7 @@ use voiceai_redis::Redis;
 use voiceai_runtime::Secret;
 
 use super::backup::{Address, BackupContext, BackupDatabase, Tools};
+use super::send_email::SendEmail;
 use crate::settings::{DEFAULT_QUEUE, TaskerSettings};
 
 /// What the handlers work with.
@@ -19,12 +21,14 @@ pub struct Contexts {
     pub redis: Redis,
     /// The backups; absent where no bucket is set.
     pub backup: Option<BackupContext>,
+    /// New mail.
+    pub mail: Intake,
 }
 
 /// The handlers of every kind that `settings` switch on.
 #[must_use]
 pub fn handlers(settings: &TaskerSettings, contexts: &Contexts) -> Registry {
-    let mut registry = Registry::new();
+    let mut registry = Registry::new().register::<SendEmail>(contexts.mail.clone());
     if settings.diagnostic_jobs {
         registry = registry.register::<Probe>(contexts.redis.clone());
     }
@@ -94,7 +98,7 @@ impl Kinds {
     /// Those that `settings` switch on.
     #[must_use]
     pub fn of(settings: &TaskerSettings) -> Self {
-        let mut kinds = Vec::new();
+        let mut kinds = vec![Kind::of::<SendEmail>()];
         if settings.diagnostic_jobs {
             kinds.push(Kind::of::<Probe>());
         }

@@ -117,7 +117,7 @@ fn queue_settings(name: &str, pool: &Pool) -> QueueSettings {
 }
 
 /// Of the time to stop, what running handlers may use: the rest is for handing back, resigning and flushing.
-fn drain_time(shutdown_timeout: Duration) -> Duration {
+pub(super) fn drain_time(shutdown_timeout: Duration) -> Duration {
     shutdown_timeout.saturating_sub(Duration::from_secs(9)).max(shutdown_timeout / 4)
 }
 
