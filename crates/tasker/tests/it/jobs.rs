@@ -175,3 +175,86 @@ async fn a_discarded_job_stays_readable() {
     );
     stage.ask("jobs discard x --yes --json").await.failure(3);
 }
+
+/// What `jobs show` says of why a job does not run, by word.
+async fn why_not(stage: &Stage, id: &str) -> Vec<Value> {
+    let shown = stage.ask_all(&["jobs", "show", id, "--json"]).await.json(0);
+    shown["why_not"].as_array().cloned().unwrap_or_default()
+}
+
+fn has(why: &[Value], reason: &str) -> Value {
+    let found = why.iter().find(|why| why["reason"] == reason);
+    found.unwrap_or_else(|| panic!("no `{reason}` in {why:?}")).clone()
+}
+
+#[tokio::test]
+async fn show_names_each_reason_for_which_a_job_does_not_run() {
+    let stage = Stage::new().await;
+    let prefix = "voiceai:queue:{default}:";
+    let submit = async |id: &str, payload: &str, options: &str| {
+        let args = ["FCALL", "voiceai_v1_submit", "1", prefix, id, "diagnostic.probe", payload, options];
+        let answer = stage.redis.cli(&args).await;
+        assert!(answer.starts_with('1'), "{answer}");
+    };
+    let _tasker = stage.tasker("one").await;
+    let sleeps = r#"{"sleep_ms":600000}"#;
+
+    // Not yet due; and in the words for people.
+    submit("later", "{}", r#"{"delay_ms":3600000}"#).await;
+    assert!(has(&why_not(&stage, "later").await, "delayed_until")["until"].is_string());
+    assert!(stage.ask("jobs show later").await.text(0).contains("delayed until 20"));
+
+    // The holder of its key runs.
+    let latest = r#"{"unique":"u","unique_mode":"latest"}"#;
+    submit("holder", sleeps, latest).await;
+    stage.wait_for_state("holder", "active").await;
+    submit("newest", "{}", latest).await;
+    assert_eq!(has(&why_not(&stage, "newest").await, "waiting_for_holder")["id"], "holder");
+
+    // Its limit key is used up.
+    stage.ask("queue set default --key-concurrency 1 --yes").await.text(0);
+    submit("first", sleeps, r#"{"key":"k"}"#).await;
+    stage.wait_for_state("first", "active").await;
+    submit("second", "{}", r#"{"key":"k"}"#).await;
+    let why = has(&why_not(&stage, "second").await, "key_concurrency");
+    assert_eq!((&why["key"], &why["limit"]), (&json!("k"), &json!(1)));
+
+    // Its children have not ended.
+    let add =
+        |id: &'static str, meta: &'static str| (id, format!("0||\ndiagnostic.probe\n1 {meta}\n{sleeps}"));
+    let (parent, child) = (add("parent", "c=1"), add("child", "p=parent f=w"));
+    let args = [
+        "FCALL",
+        "voiceai_v1_add",
+        "1",
+        prefix,
+        "2",
+        parent.0,
+        "0||",
+        "0",
+        &parent.1,
+        child.0,
+        "0||",
+        "0",
+        &child.1,
+    ];
+    stage.redis.cli(&args).await;
+    assert_eq!(has(&why_not(&stage, "parent").await, "waiting_for_children")["left"], 1);
+
+    // The queue's rate is used up.
+    stage.ask("queue set default --rate 1/h --yes").await.text(0);
+    submit("rated", "{}", "{}").await;
+    submit("rated-too", "{}", "{}").await;
+    let why = has(&why_not(&stage, "rated-too").await, "queue_rate");
+    assert_eq!((&why["limit"], &why["period_ms"]), (&json!(1), &json!(3_600_000)));
+
+    // Others come first, nobody has its handler, and all is paused.
+    stage.ask("queue pause default --yes").await.text(0);
+    let answer =
+        stage.redis.cli(&["FCALL", "voiceai_v1_submit", "1", prefix, "nobodys", "nobody", "{}"]).await;
+    assert!(answer.starts_with('1'), "{answer}");
+    let why = why_not(&stage, "nobodys").await;
+    has(&why, "paused");
+    has(&why, "no_handler");
+    assert!(has(&why, "behind")["jobs"].as_u64() >= Some(1), "{why:?}");
+}
