@@ -65,8 +65,8 @@ impl Blocking {
         count: u32,
         block: Duration,
     ) -> Result<Vec<StreamEntry>, RedisError> {
-        // The key stands behind `COUNT n BLOCK ms STREAMS`.
-        let command = CustomCommand::new_static("XREAD", ClusterHash::Offset(5), true);
+        // The key stands behind `COUNT n BLOCK ms STREAMS`: of a custom command fred takes no word but the slot itself.
+        let command = CustomCommand::new_static("XREAD", ClusterHash::from(key.as_bytes()), true);
         let millis = i64::try_from(block.as_millis()).unwrap_or(i64::MAX).max(1);
         let args: Vec<Value> = vec![
             "COUNT".into(),

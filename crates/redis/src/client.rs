@@ -29,9 +29,9 @@ pub struct CallOptions {
 /// A shared, multiplexed connection to Redis. Cheap to clone; commands of all clones are pipelined.
 #[derive(Clone)]
 pub struct Redis {
-    client: Client,
+    pub(crate) client: Client,
     settings: Arc<RedisSettings>,
-    options: Options,
+    pub(crate) options: Options,
 }
 
 impl fmt::Debug for Redis {
@@ -219,9 +219,11 @@ impl Redis {
         key: usize,
         args: Vec<Value>,
     ) -> Result<T, RedisError> {
+        // As the slot itself: see `run_script`.
+        let hash = args.get(key).and_then(Value::as_bytes).map_or(ClusterHash::Random, ClusterHash::from);
         self.client
             .with_options(&self.options)
-            .custom(CustomCommand::new_static(name, ClusterHash::Offset(key), false), args)
+            .custom(CustomCommand::new_static(name, hash, false), args)
             .await
             .map_err(|e| RedisError::from_fred(name, &e))
     }
@@ -256,8 +258,9 @@ impl Redis {
         keys: Vec<Key>,
         args: Vec<Value>,
     ) -> Result<Value, fred::error::Error> {
-        // The first key decides the node; all others must share its slot.
-        let hash = if keys.is_empty() { ClusterHash::Random } else { ClusterHash::Offset(2) };
+        // The first key decides the node; all others must share its slot. As the slot itself: of a custom command fred takes no
+        // other word, and would send it to a wrong node first, which a command that is tried once does not survive.
+        let hash = keys.first().map_or(ClusterHash::Random, |key| ClusterHash::from(key.as_bytes()));
         let mut all: Vec<Value> = Vec::with_capacity(2 + keys.len() + args.len());
         all.extend([Value::from(script), Value::from(i64::try_from(keys.len()).unwrap_or(i64::MAX))]);
         all.extend(keys.into_iter().map(Value::from));
@@ -318,9 +321,13 @@ impl Redis {
         for key in keys {
             let _: () = pipeline.get(key).await.map_err(|e| RedisError::from_fred("GET", &e))?;
         }
-        let replies: Result<Vec<Value>, _> = pipeline.all().await;
-        let replies = replies.map_err(|e| RedisError::from_fred("GET", &e))?;
-        replies.into_iter().map(|v| convert("GET", Ok(v))).collect()
+        let replies: Vec<Result<Value, _>> = pipeline.try_all().await;
+        // As MGET does: something else than text under one key says nothing about the others.
+        let text = |reply: Result<Value, fred::error::Error>| match reply {
+            Err(error) if error.details().starts_with("WRONGTYPE") => Ok(None),
+            reply => convert("GET", reply),
+        };
+        replies.into_iter().map(text).collect()
     }
 
     /// Removes `keys`; returns how many there were. In Cluster they must share one slot.

@@ -16,6 +16,7 @@ mod error;
 mod script;
 mod server;
 mod settings;
+mod walk;
 
 pub use blocking::{Blocking, StreamEntry, Subscriber};
 /// Argument and reply types, re-exported so that callers need no dependency of their own.
@@ -26,3 +27,4 @@ pub use fred::types::{FromValue, Key, Map, Value};
 pub use script::Script;
 pub use server::ServerInfo;
 pub use settings::{RedisSettings, SettingsError, Topology};
+pub use walk::Primary;

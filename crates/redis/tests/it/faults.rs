@@ -91,3 +91,26 @@ async fn a_cluster_serves_keys_of_all_slots() {
         assert_eq!(one, 1, "the library is on every primary");
     }
 }
+
+#[tokio::test]
+async fn on_a_cluster_scripts_that_are_tried_once_go_to_their_keys_node() {
+    let cluster = Cluster::start().await;
+    let redis = Redis::connect(&RedisSettings::from_url(cluster.url()).unwrap()).await.unwrap();
+    let once = redis.with(CallOptions {
+        attempts: Some(1),
+        timeout: Some(Duration::from_millis(400)),
+        fail_fast: true,
+    });
+    let script = Script::new("one", "return redis.call('INCR', KEYS[1])");
+    for round in 0..3 {
+        for name in ["voiceai:scaler:leader", "voiceai:tasker:leader", "a", "b", "c"] {
+            let keys = vec![name.into(), format!("{{{name}}}:term").into()];
+            let value: Result<i64, _> = once.eval(&script, keys, vec![]).await;
+            assert!(value.is_ok(), "{round} {name}: {value:?}");
+            let args = vec!["FREQ".into(), name.into()];
+            let exists: Result<Value, _> = once.keyed_command("OBJECT", 1, args).await;
+            // Refused by the node that has the key, since it counts no uses; another node would say MOVED.
+            assert!(exists.is_err_and(|error| error.detail().contains("LFU")), "{round} {name}");
+        }
+    }
+}
