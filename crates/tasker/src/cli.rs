@@ -4,6 +4,7 @@ mod backup;
 mod common;
 mod cron;
 mod jobs;
+mod mail;
 mod queue;
 
 use clap::{Args, Parser, Subcommand};
@@ -13,6 +14,7 @@ pub use backup::Backup;
 pub use common::{Page, PerSecond, When};
 pub use cron::{Cron, CronSet, Missed, Overlap};
 pub use jobs::{Discard, Enqueue, Jobs, ListJobs, Replay, Select, State};
+pub use mail::{ListMail, Mail, MailStatus, Part, PauseMail, Preview, ReplayMail, Subject, Suppressions};
 pub use queue::{Clean, OrNone, Purge, Queue, QueueSet};
 
 const AFTER_HELP: &str = "\
@@ -49,6 +51,9 @@ pub enum Command {
     /// Schedules of recurring jobs
     #[command(subcommand)]
     Cron(Cron),
+    /// Mail: look, send again, replay, preview, pause
+    #[command(subcommand)]
+    Mail(Mail),
     /// Who changed what, and why
     #[command(subcommand)]
     Audit(Audit),

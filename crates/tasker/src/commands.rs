@@ -7,6 +7,7 @@ mod doctor;
 mod doctor_queues;
 mod enqueue;
 mod jobs;
+mod mail;
 mod queue;
 mod release;
 mod replay;
@@ -73,6 +74,7 @@ async fn with_settings(command: Command, service: Service, output: Output) -> Re
     let done = match command {
         Command::Jobs(command) => Box::pin(jobs::run(command, &service, output)).await,
         Command::Queue(command) => Box::pin(queue::run(command, &service, output)).await,
+        Command::Mail(command) => Box::pin(mail::run(command, &service, output)).await,
         Command::Status => status::run(&service, output).await,
         Command::Cron(command) => Box::pin(cron::run(command, &service, output)).await,
         Command::Audit(command) => audit::run(command, &service, output).await,
@@ -114,6 +116,13 @@ async fn desk(service: &Service) -> Result<Desk, Failure> {
 /// The queues alone, for reading.
 async fn client(service: &Service) -> Result<Client, Failure> {
     Client::connect(service.redis().await?).await.map_err(|error| queue_failure(&error))
+}
+
+/// Ctrl-C leaves a replay that can be gone on with.
+fn stopping() -> Result<tokio_util::sync::CancellationToken, Failure> {
+    let shutdown = voiceai_runtime::Shutdown::on_signals()
+        .map_err(|error| Failure::failed("signals", error.to_string(), "Report this."))?;
+    Ok(shutdown.stopping())
 }
 
 /// Who does it and why.

@@ -3,6 +3,7 @@
 pub mod enqueue;
 pub mod jobs;
 pub mod limits;
+pub mod mail;
 pub mod queues;
 pub mod replay;
 pub mod schedules;

@@ -6,9 +6,8 @@ use serde::Serialize;
 use serde_json::json;
 use voiceai_cli::{Column, Failure, Output, Question, confirm};
 use voiceai_replay::{Candidate, Filter, Pace, Plan, Store};
-use voiceai_runtime::Shutdown;
 
-use super::{Service, act, desk};
+use super::{Service, act, desk, stopping};
 use crate::cli::Replay;
 use crate::jobs::registry::Kinds;
 use crate::operate::Desk;
@@ -67,13 +66,6 @@ async fn resume(
     confirm(&command.mutation, &Question { verb: "Go on with", object: &object, count: None })?;
     let carried = replay::resume(desk, store, id, pace, &act, &stopping()?).await?;
     show_carried(&carried, None, output)
-}
-
-/// Ctrl-C leaves a replay that can be gone on with.
-fn stopping() -> Result<tokio_util::sync::CancellationToken, Failure> {
-    let shutdown = Shutdown::on_signals()
-        .map_err(|error| Failure::failed("signals", error.to_string(), "Report this."))?;
-    Ok(shutdown.stopping())
 }
 
 fn wanted(command: &Replay) -> Result<Wanted, Failure> {

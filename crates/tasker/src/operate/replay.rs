@@ -256,7 +256,7 @@ pub async fn allow(desk: &Desk, store: &Store, filter: &Filter, limit: u32) -> R
     rule::judge_limit(limit, proof).map_err(|refused| limit_failure(&refused))
 }
 
-fn limit_failure(refused: &LimitRefused) -> Failure {
+pub(super) fn limit_failure(refused: &LimitRefused) -> Failure {
     match refused {
         LimitRefused::Zero => Failure::usage("invalid_limit", refused.to_string(), "Give at least 1."),
         LimitRefused::Unproved { .. } | LimitRefused::NotAllCompleted { .. } => Failure::refused(
@@ -400,11 +400,11 @@ pub fn judge(carried: &Carried) -> Option<Failure> {
 }
 
 /// Who carries it out: this very process.
-fn runner() -> String {
+pub(super) fn runner() -> String {
     format!("{}/{}", voiceai_config::HostName::read().0, std::process::id())
 }
 
-fn replay_failure(error: &ReplayError) -> Failure {
+pub(super) fn replay_failure(error: &ReplayError) -> Failure {
     match error {
         ReplayError::NotFound(_) => Failure::not_found(
             "replay_not_found",
