@@ -4,3 +4,4 @@
 
 pub mod backup;
 pub mod registry;
+pub mod send_email;
