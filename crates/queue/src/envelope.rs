@@ -27,7 +27,13 @@ pub(crate) fn lane(priority: u8, tenant: &str, key: &str) -> Cow<'static, str> {
     Cow::Owned(format!("{priority}|{}|{}", encode(tenant), encode(key)))
 }
 
-pub(crate) fn to_base36(mut value: u64) -> String {
+pub(crate) fn to_base36(value: u64) -> String {
+    let mut text = String::with_capacity(13);
+    push_base36(&mut text, value);
+    text
+}
+
+fn push_base36(text: &mut String, mut value: u64) {
     let mut digits = [0_u8; 13];
     let mut at = digits.len();
     loop {
@@ -35,7 +41,8 @@ pub(crate) fn to_base36(mut value: u64) -> String {
         digits[at] = b"0123456789abcdefghijklmnopqrstuvwxyz"[usize::try_from(value % 36).unwrap_or(0)];
         value /= 36;
         if value == 0 {
-            return digits[at..].iter().map(|b| char::from(*b)).collect();
+            text.push_str(std::str::from_utf8(&digits[at..]).unwrap_or_default());
+            return;
         }
     }
 }
@@ -74,7 +81,7 @@ pub(crate) fn write(lane: &str, kind: &str, enqueued_ms: u64, meta: &Meta, paylo
     text.push('\n');
     text.push_str(kind);
     text.push('\n');
-    text.push_str(&to_base36(enqueued_ms));
+    push_base36(&mut text, enqueued_ms);
     let mut pair = |name: char, value: &str| {
         text.push(' ');
         text.push(name);

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use tokio::sync::{Mutex, broadcast};
 use voiceai_redis::{CallOptions, FromValue, Redis, RedisError, RedisErrorKind, Str, Topology, Value};
 use voiceai_runtime::{Backoff, boot_now, random_unit};
@@ -116,7 +117,18 @@ impl Library {
         function: &'static str,
         args: Vec<Value>,
     ) -> Result<T, RedisError> {
-        self.call_counted(queue, function, args).await.map(|(reply, _)| reply)
+        self.call_made(queue, function, &|| args.clone()).await
+    }
+
+    /// The same for many arguments: `make` is asked for them at each sending, so that none are kept for a repetition
+    /// that hardly ever comes.
+    pub(crate) async fn call_made<T: FromValue>(
+        &self,
+        queue: &QueueName,
+        function: &'static str,
+        make: &(impl Fn() -> Vec<Value> + Sync),
+    ) -> Result<T, RedisError> {
+        self.call_counted(queue, function, make).await.map(|(reply, _)| reply)
     }
 
     /// The same; also says how many earlier sendings remained without an answer.
@@ -124,12 +136,12 @@ impl Library {
         &self,
         queue: &QueueName,
         function: &'static str,
-        args: Vec<Value>,
+        make: &(impl Fn() -> Vec<Value> + Sync),
     ) -> Result<(T, u32), RedisError> {
         let until = boot_now().saturating_add(REPEAT_LIMIT);
         let (mut tries, mut unanswered) = (0, 0);
         loop {
-            match self.call_once(queue, function, args.clone()).await {
+            match self.call_once_made(queue, function, make).await {
                 Ok(reply) => return Ok((reply, unanswered)),
                 Err(error) if may_repeat(&error) && boot_now() < until => {
                     tokio::time::sleep(Backoff::RECONNECT.delay(tries, random_unit())).await;
@@ -190,14 +202,24 @@ impl Library {
         function: &'static str,
         args: Vec<Value>,
     ) -> Result<T, RedisError> {
+        self.call_once_made(queue, function, &|| args.clone()).await
+    }
+
+    /// The same, with arguments that are made at each sending.
+    pub(crate) async fn call_once_made<T: FromValue>(
+        &self,
+        queue: &QueueName,
+        function: &'static str,
+        make: &(impl Fn() -> Vec<Value> + Sync),
+    ) -> Result<T, RedisError> {
         let line = self.line.lock().await;
         // The client's own limit covers a command that was written; this one also covers waiting for a connection.
         let limit = ANSWER_LIMIT + Duration::from_millis(500);
         let attempt = async {
-            match line.fcall(function, queue.keys(), args.clone()).await {
+            match line.fcall(function, queue.keys(), make()).await {
                 Err(error) if error.kind() == RedisErrorKind::NotLoaded => {
                     line.load_functions(SOURCE).await?;
-                    line.fcall(function, queue.keys(), args).await
+                    line.fcall(function, queue.keys(), make()).await
                 }
                 other => other,
             }
@@ -232,12 +254,22 @@ async fn read(
     };
     let mut args: Vec<Value> = Vec::with_capacity(ids.len() + 1);
     args.push(queue.key("jobs").into());
-    args.extend(ids.iter().map(|id| Value::from(id.as_str())));
+    extend_texts(&mut args, ids.iter().map(JobId::as_str));
     let found: Vec<Option<Str>> = reader.command("HMGET", args).await?;
     if found.len() == ids.len() {
         return Ok(found);
     }
     Err(RedisError::new(RedisErrorKind::BadReply, "HMGET", "the answer has another length than the question"))
+}
+
+/// Appends many short texts, which then share one buffer.
+pub(crate) fn extend_texts<'a>(args: &mut Vec<Value>, texts: impl Iterator<Item = &'a str> + Clone) {
+    let mut buffer = BytesMut::with_capacity(texts.clone().map(str::len).sum());
+    for text in texts.clone() {
+        buffer.extend_from_slice(text.as_bytes());
+    }
+    let mut buffer = buffer.freeze();
+    args.extend(texts.map(|text| Value::Bytes(buffer.split_to(text.len()))));
 }
 
 /// No answer came, or the server is a replica or loading for now.

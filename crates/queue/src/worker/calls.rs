@@ -10,7 +10,7 @@ use super::take::{Answer, Incarnation, Lot};
 use crate::attempt::Link;
 use crate::envelope::FailRecord;
 use crate::id::JobId;
-use crate::library::Unexpected;
+use crate::library::{Unexpected, extend_texts};
 
 /// A lot of up to this many jobs comes with its envelopes; for a larger one they are read apart, as every byte that
 /// passes through Lua costs time.
@@ -58,7 +58,7 @@ fn ack_args(args: &mut Vec<Value>, acks: &[Ended]) {
         let same = rest.iter().take_while(|e| Arc::ptr_eq(&e.lot, &first.lot)).count();
         args.push((&*first.lot.token).into());
         args.push(i64::try_from(same).unwrap_or(0).into());
-        args.extend(rest[..same].iter().map(|e| Value::from(e.id.as_str())));
+        extend_texts(args, rest[..same].iter().map(|e| e.id.as_str()));
         rest = &rest[same..];
     }
 }
@@ -74,16 +74,19 @@ pub(super) async fn take(
     let lot = incarnation.next_lot();
     // Neighbours of one lot share a group, so that a call carries few tokens.
     acks.sort_by(|a, b| a.lot.token.cmp(&b.lot.token));
-    let mut args: Vec<Value> = Vec::with_capacity(acks.len() + 16);
-    args.push((&*incarnation.name).into());
-    args.push(lease_ms.into());
-    args.push(i64::try_from(want).unwrap_or(0).into());
-    args.push((&*lot.token).into());
-    args.push(ENVELOPES_INSIDE.into());
-    args.push(i64::from(may_suspect).into());
-    ack_args(&mut args, &acks);
+    let make = || {
+        let mut args: Vec<Value> = Vec::with_capacity(acks.len() + 16);
+        args.push((&*incarnation.name).into());
+        args.push(lease_ms.into());
+        args.push(i64::try_from(want).unwrap_or(0).into());
+        args.push((&*lot.token).into());
+        args.push(ENVELOPES_INSIDE.into());
+        args.push(i64::from(may_suspect).into());
+        ack_args(&mut args, &acks);
+        args
+    };
     let sent = boot_now();
-    let reply: Result<Value, _> = link.library.call_once(&link.queue, "voiceai_v1_take", args).await;
+    let reply: Result<Value, _> = link.library.call_once_made(&link.queue, "voiceai_v1_take", &make).await;
     let result = reply.and_then(|reply| Answer::read(reply, &lot.token).map_err(|e| bad_reply(&e)));
     if matches!(&result, Err(e) if e.kind() == RedisErrorKind::BadReply) {
         link.library.distrust().await;
@@ -115,9 +118,12 @@ fn bad_reply(error: &Unexpected) -> RedisError {
 
 pub(super) async fn ack(link: Arc<Link>, mut acks: Vec<Ended>) -> Called {
     acks.sort_by(|a, b| a.lot.token.cmp(&b.lot.token));
-    let mut args = Vec::with_capacity(acks.len() + 8);
-    ack_args(&mut args, &acks);
-    let result = link.library.call(&link.queue, "voiceai_v1_ack", args).await;
+    let make = || {
+        let mut args = Vec::with_capacity(acks.len() + 8);
+        ack_args(&mut args, &acks);
+        args
+    };
+    let result = link.library.call_made(&link.queue, "voiceai_v1_ack", &make).await;
     Called::Acked { acks, result }
 }
 
@@ -135,6 +141,6 @@ pub(super) async fn settle(link: Arc<Link>, verbs: Vec<Ended>) -> Called {
         args.push(a.into());
         args.push(b.into());
     }
-    let result = link.library.call_counted(&link.queue, "voiceai_v1_settle", args).await;
+    let result = link.library.call_counted(&link.queue, "voiceai_v1_settle", &|| args.clone()).await;
     Called::Settled { verbs, result }
 }
