@@ -12,6 +12,7 @@ mod cron;
 mod enqueue;
 mod http;
 mod jobs;
+mod loss;
 mod process;
 mod queue;
 mod replay;
