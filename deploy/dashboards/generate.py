@@ -20,6 +20,8 @@ def prometheus_name(name: str, about: dict, part: str | None) -> str:
     flat = name.replace(".", "_")
     if about.get("unit") == "s" and not flat.endswith("_seconds"):
         flat += "_seconds"
+    if about.get("unit") == "ms":
+        flat += "_milliseconds"
     if about["kind"] == "counter" and not flat.endswith("_total"):
         flat += "_total"
     return f"{flat}_{part}" if part else flat

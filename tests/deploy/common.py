@@ -73,6 +73,12 @@ def metrics():
         for _, kind, name, rest in builder.findall(source.read_text()):
             unit = re.search(r"\.with_unit\(\s*\"([^\"]*)\"", rest)
             made[name] = (kind, unit.group(1) if unit else None)
+        # A file that makes many has a closure for each kind.
+        text = source.read_text()
+        for kind, body in re.findall(r"let (counter|gauge|histogram) = ?\n?\s*\|(.*?)(?=\n        let |\n        Self|\n        let this)", text, re.S):
+            unit = re.search(r"\.with_unit\(\s*\"([^\"]*)\"", body)
+            for name in re.findall(rf"\b{kind}\(\s*\"([a-z0-9_.]+)\"", text):
+                made[name] = (kind, unit.group(1) if unit else None)
     assert "queue.depth" in made and "voiceai.leader.is_leader" in made, "the code was not understood"
     return made
 

@@ -98,6 +98,14 @@ class Alerts(unittest.TestCase):
             for series in asked:
                 self.assertTrue(series in names or series in recorded, f"{series} of {rule.get('alert') or rule.get('record')} is made nowhere")
 
+    def test_every_label_value_is_one_that_the_code_gives(self):
+        code = "".join(path.read_text() for path in (ROOT / "crates").glob("*/src/**/*.rs"))
+        for rule in rules():
+            for label, _, values in re.findall(r'(\w+)(=~|=|!~|!=)"([^"]*)"', rule["expr"]):
+                if label not in ("job", "le"):
+                    for value in values.split("|"):
+                        self.assertIn(f'"{value}"', code, f"{rule.get('alert')}: {label}={value}")
+
     def test_a_series_that_does_not_exist_would_be_found(self):
         self.assertEqual(series_of('sum by (queue) (rate(queue_nonsense_total{a="b_c"}[5m])) > 0 and on (x_y) z_z'), {"queue_nonsense_total", "z_z"})
 
