@@ -107,9 +107,11 @@ def help_of(service, words):
 
 def invocations(text):
     """Every command line of ours in a page's code: (service, words)."""
-    code = re.findall(r"^```(?!text)[^\n]*\n(.*?)^```", text, re.M | re.S)
+    blocks = re.findall(r"^```([^\n]*)\n(.*?)^```", text, re.M | re.S)
+    code = [block for language, block in blocks if language != "text"]
     lines = [line for block in code for line in block.replace("\\\n", " ").splitlines()]
-    lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+    # A span may go on in the next line.
+    lines += [span.replace("\n", " ") for span in re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))]
     for line in lines:
         for found in re.finditer(r"(?<![\w./@-])voiceai-(scaler|tasker)((?: +voiceai-(?:scaler|tasker))?)((?: +[^\s|;&>#]+)*)", line):
             service = found.group(2).strip().removeprefix("voiceai-") or found.group(1)
