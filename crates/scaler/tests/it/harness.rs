@@ -207,6 +207,14 @@ impl Stack {
         .await;
     }
 
+    /// Sends a signal to a server's process.
+    pub(crate) fn signal(&self, name: &str, signal: nix::sys::signal::Signal) {
+        let file = std::fs::read(self.state().join(format!("{name}.json"))).expect("a running server");
+        let state: Value = serde_json::from_slice(&file).expect("its state");
+        let pid = i32::try_from(state["pid"].as_i64().expect("a pid")).expect("a pid");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("a signal");
+    }
+
     /// Opens a call to a server that runs.
     pub(crate) fn call(&self, name: &str) -> Call {
         let file = std::fs::read(self.state().join(format!("{name}.json"))).expect("a running server");

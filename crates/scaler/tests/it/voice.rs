@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use voiceai_testkit::{
     Kamailio, KamailioOptions, Process, RedisOptions, RedisServer, Sipp, SippCounts, SippOptions, wait_for,
@@ -320,4 +321,31 @@ async fn a_drain_outlasts_reloads_restarts_and_the_loss_of_redis() {
     drop(held);
     platform.wait_settled(1).await;
     end(&calls, 20).await;
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_costs_no_call_and_an_empty_set_is_told_at_once() {
+    let platform = Platform::new(Kind::Pull).await;
+    let one = SippOptions { rate: 5, calls: Some(1), ..SippOptions::default() };
+    let refused = Sipp::start(platform.kamailio.sip_port(), one);
+    assert_eq!(refused.wait(WITHIN).await.failed, 1);
+    assert!(refused.errors().contains("503 No Voice Server"), "{}", refused.errors());
+
+    platform.want(2).await;
+    let _scaler = platform.stack.scaler("a");
+    let names = platform.wait_settled(2).await;
+    let kamailio = &platform.kamailio;
+    let called = async |calls: u32| {
+        let options = SippOptions { rate: 5, calls: Some(calls), ..SippOptions::default() };
+        let calls = Sipp::start(kamailio.sip_port(), options);
+        let counts = calls.wait(WITHIN).await;
+        assert_eq!(counts.failed, 0, "{}", calls.errors());
+        counts.successful
+    };
+    assert_eq!(called(4).await, 4);
+    platform.stack.signal(&names[0], Signal::SIGSTOP);
+    // Some are sent there, wait two seconds, and go to the other one; soon the probes have found out.
+    assert_eq!(called(10).await, 10);
+    platform.stack.signal(&names[0], Signal::SIGCONT);
+    assert_eq!(called(10).await, 10);
 }
