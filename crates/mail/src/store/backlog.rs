@@ -11,7 +11,7 @@ pub struct Backlog {
     /// Attempts that are due and not claimed.
     pub due: u64,
     /// How long the oldest of them has been due.
-    #[serde(skip)]
+    #[serde(rename = "oldest_age_ms", serialize_with = "millis")]
     pub oldest: Duration,
     /// Attempts that are not due yet, put aside ones included.
     pub waiting: u64,
@@ -23,6 +23,10 @@ pub struct Backlog {
     pub unknown: u64,
     /// Providers, domains and tenants that are paused.
     pub paused: u64,
+}
+
+fn millis<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// How mail stands, over all processes.

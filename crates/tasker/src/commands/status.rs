@@ -34,6 +34,10 @@ fn text(status: &Status, output: Output) -> String {
             }
         }
     }
+    line("mail", &mail(status));
+    for pause in &status.mail.pauses {
+        line("", &format!("{} {} paused until {:.0}: {}", pause.scope, pause.subject, pause.until, pause.reason));
+    }
     line("schedules", &schedules(status));
     line("backups", &backups(status));
     for waiting in &status.outbox {
@@ -62,6 +66,17 @@ fn leader(status: &Status, now: Timestamp) -> String {
         (None, Some(problem)) => format!("none: {problem}"),
         (None, None) => "none".to_owned(),
     }
+}
+
+fn mail(status: &Status) -> String {
+    let backlog = &status.mail.backlog;
+    let mut text = format!("{} due", backlog.due);
+    if backlog.due > 0 {
+        let _ = write!(text, " since {}", human_duration(backlog.oldest));
+    }
+    let _ = write!(text, ", {} under way, {} waiting", backlog.in_progress, backlog.waiting);
+    let _ = write!(text, ", {} dead letters, {} unknown", backlog.dead_letters, backlog.unknown);
+    text
 }
 
 fn schedules(status: &Status) -> String {

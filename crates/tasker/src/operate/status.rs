@@ -10,6 +10,7 @@ use voiceai_postgres::{PgPool, term};
 use voiceai_queue::{Client, QueueStats, cron, outbox};
 use voiceai_service::failures;
 
+use super::mail::mail_failure;
 use super::queues::{self, Line};
 use super::schedules::schedule_failure;
 use super::{Desk, database_failure};
@@ -31,6 +32,8 @@ pub struct Status {
     pub queues: Vec<Line>,
     /// Jobs that wait in PostgreSQL because Redis could not take them.
     pub outbox: Vec<outbox::Waiting>,
+    /// Mail that is to be sent, and what stands in its way.
+    pub mail: Mail,
     /// Schedules.
     pub schedules: Schedules,
     /// Backups, as far as our own tables know.
@@ -73,6 +76,16 @@ pub struct WorkerProcess {
     pub queues: Vec<String>,
     /// Jobs that it runs at a time, all queues together.
     pub capacity: u64,
+}
+
+/// Mail in short.
+#[derive(Clone, Debug, Serialize)]
+pub struct Mail {
+    /// How much is to be sent.
+    #[serde(flatten)]
+    pub backlog: voiceai_mail::Backlog,
+    /// What it is kept from at present.
+    pub pauses: Vec<voiceai_mail::operate::Pause>,
 }
 
 /// Schedules in short.
@@ -119,6 +132,7 @@ pub async fn look(desk: &Desk, leader_key: &str) -> Result<Status, Failure> {
     let (leader, leader_problem) = leader(&desk.client, &desk.pool, leader_key).await?;
     let outbox = outbox::waiting(&desk.pool).await.map_err(|error| database_failure(&error))?;
     let schedules = schedules_in_short(&desk.pool).await?;
+    let mail = mail(&desk.pool).await?;
     tokio::time::sleep(WATCH).await;
     let later = queues::look(&desk.client, &names).await?;
     let at = Timestamp::now();
@@ -129,9 +143,16 @@ pub async fn look(desk: &Desk, leader_key: &str) -> Result<Status, Failure> {
         workers: processes(&later),
         queues: earlier.iter().zip(&later).map(|(earlier, later)| Line::of(earlier, later)).collect(),
         outbox,
+        mail,
         schedules,
         backups: backups(&desk.pool, at).await?,
     })
+}
+
+async fn mail(pool: &PgPool) -> Result<Mail, Failure> {
+    let backlog = voiceai_mail::backlog(pool).await.map_err(|error| mail_failure(&error))?;
+    let pauses = voiceai_mail::operate::pauses(pool).await.map_err(|error| mail_failure(&error))?;
+    Ok(Mail { backlog, pauses })
 }
 
 /// How long the pace of the queues is watched.
@@ -193,6 +214,16 @@ async fn backups(pool: &PgPool, now: Timestamp) -> Result<Backups, Failure> {
         newest_proved_age_seconds: age(newest.proved_at),
         last_failure_at: newest.failed_at,
     })
+}
+
+/// Mail in short.
+#[derive(Clone, Debug, Serialize)]
+pub struct Mail {
+    /// How much is to be sent.
+    #[serde(flatten)]
+    pub backlog: voiceai_mail::Backlog,
+    /// What it is kept from at present.
+    pub pauses: Vec<voiceai_mail::operate::Pause>,
 }
 
 /// Schedules in short.
