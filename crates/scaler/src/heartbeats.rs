@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use voiceai_redis::{Key, Redis, RedisError, Topology, Value};
+use voiceai_redis::{Key, Redis, RedisError};
 use voiceai_scaler_core::heartbeat::{self, Beat, Reading, Unknown};
 use voiceai_scaler_core::name::is_label_value;
 
@@ -153,35 +153,29 @@ impl HeartbeatReader {
         self.redis.del(vec![Key::from(self.key(name))]).await.map(|_| ())
     }
 
-    /// Walks the whole key space once for names that beat.
+    /// Walks the whole key space once for names that beat: every primary of a cluster.
     ///
     /// # Errors
     /// As Redis says.
     pub async fn discover(&self) -> Result<(), RedisError> {
-        if self.redis.settings().topology() == Topology::Cluster {
-            // SCAN sees one node only: unmanaged servers are then known by the keys of this node.
-            tracing::debug!("unmanaged servers are looked for on one node of the cluster");
-        }
         let pattern = format!("{}*", escape(&self.prefix));
-        let mut cursor = "0".to_owned();
-        loop {
-            for _ in 0..STEPS_PER_TURN {
-                let args: Vec<Value> = vec![
-                    cursor.as_str().into(),
-                    "MATCH".into(),
-                    pattern.as_str().into(),
-                    "COUNT".into(),
-                    SCAN_COUNT.into(),
-                ];
-                let (next, keys): (String, Vec<String>) = self.redis.command("SCAN", args).await?;
+        let mut steps = 0;
+        for primary in self.redis.primaries() {
+            let mut cursor = "0".to_owned();
+            loop {
+                let (next, keys) = self.redis.scan_step(&primary, &cursor, &pattern, SCAN_COUNT).await?;
                 self.remember(keys);
                 if next == "0" {
-                    return Ok(());
+                    break;
                 }
                 cursor = next;
+                steps += 1;
+                if steps % STEPS_PER_TURN == 0 {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
         }
+        Ok(())
     }
 
     fn remember(&self, keys: Vec<String>) {

@@ -80,6 +80,7 @@ pub async fn run(
             kill: kill.clone(),
             shutdown: shutdown.clone(),
             tasks: HashMap::new(),
+            evaluations: 0,
             evaluator: Evaluator::new(Arc::clone(&engine), settings.clone(), tenure.clone()),
             absent: HashMap::new(),
             left: Vec::new(),
@@ -126,6 +127,8 @@ struct Lead {
     shutdown: Shutdown,
     tasks: HashMap<Uuid, JoinHandle<()>>,
     evaluator: Evaluator,
+    /// Evaluations made in this tenure.
+    evaluations: u64,
     /// How often in a row the provider said of a silent server that it has none such.
     absent: HashMap<String, u32>,
     /// Servers that are left to a person, by the last evaluation.
@@ -231,7 +234,9 @@ impl Lead {
         match self.evaluator.evaluate().await {
             Ok(seen) => {
                 let took_ms = began.elapsed().as_millis();
-                tracing::debug!(groups = seen.groups, servers = seen.servers, took_ms, "evaluation made");
+                self.evaluations += 1;
+                let (number, groups, servers) = (self.evaluations, seen.groups, seen.servers);
+                tracing::debug!(number, groups, servers, took_ms, "evaluation made");
                 let first = self.places.is_empty();
                 (self.places, self.left) = (seen.places, seen.left_to_a_person);
                 if first {

@@ -276,3 +276,27 @@ async fn a_start_up_document_reaches_the_script_checked_and_leaves_nothing_behin
         .count();
     assert_eq!(left, 0);
 }
+
+#[tokio::test]
+async fn servers_of_others_are_found_on_every_primary_of_a_cluster() {
+    let cluster = voiceai_testkit::Cluster::start().await;
+    let mut stack = Stack::new().await;
+    stack.set("REDIS_URL", &cluster.url());
+    stack.group("eu", 1, 9, &stack.config()).await;
+    let settings = voiceai_redis::RedisSettings::from_url(cluster.url()).expect("an address");
+    let redis = voiceai_redis::Redis::connect(&settings).await.expect("a connection");
+    let at_ms = jiff::Timestamp::now().as_millisecond();
+    let beat =
+        json!({"service": "voice", "group": "eu", "active": 1, "capacity": 10, "atMs": at_ms}).to_string();
+    // Enough names for every primary to have some.
+    for number in 0..12 {
+        let args = vec![format!("voiceai:heartbeat:hand-made-{number}"), beat.clone()];
+        let _: voiceai_redis::Value = redis.command("SET", args).await.expect("written");
+    }
+    // One that is no text must not hide the others.
+    let args = ["voiceai:heartbeat:odd", "active", "1"].map(str::to_owned).to_vec();
+    let _: voiceai_redis::Value = redis.command("HSET", args).await.expect("written");
+    let plan = group_plan(&stack).await;
+    assert_eq!(plan["decision"]["inputs"]["unmanaged"], 12, "{plan}");
+    assert_eq!(plan["decision"]["inputs"]["load"], 12);
+}
