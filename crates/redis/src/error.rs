@@ -97,6 +97,10 @@ fn classify(kind: &ErrorKind, detail: &str) -> RedisErrorKind {
     if detail.contains("Function not found") {
         return K::NotLoaded;
     }
+    // fred's word, of kind `Unknown`, for a connection that is being made anew: nothing was written.
+    if detail == "Failed to route command." {
+        return K::Unreachable;
+    }
     // A script's inner OOM arrives behind the script's own words.
     if detail.contains("OOM command not allowed") || detail.contains("OOM allow-oom") {
         return K::OutOfMemory;
@@ -133,6 +137,7 @@ mod tests {
         assert_eq!(of(ErrorKind::Unknown, "MISCONF Errors writing to the AOF file"), K::CannotPersist);
         assert_eq!(of(ErrorKind::Unknown, "ERR Function not found"), K::NotLoaded);
         assert_eq!(of(ErrorKind::IO, "Connection reset by peer"), K::Unreachable);
+        assert_eq!(of(ErrorKind::Unknown, "Failed to route command."), K::Unreachable);
         assert_eq!(of(ErrorKind::Timeout, "Request timed out."), K::TimedOut);
         assert_eq!(of(ErrorKind::InvalidArgument, "WRONGTYPE Operation against a key"), K::WrongType);
     }
