@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn what_is_no_command_is_named() {
-        let rows: [(&[Change], &str); 14] = [
+        let rows: [(&[Change<'_>], &str); 14] = [
             (&[("delivery_id", None)], "missing_field"),
             (&[("idempotency_key", Some(""))], "missing_field"),
             (&[("payload_json", None)], "missing_field"),

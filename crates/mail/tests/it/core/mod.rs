@@ -1,5 +1,7 @@
 //! Intake, claims, attempts and what follows from them, on a real PostgreSQL and a scripted provider.
 
 mod intake;
+mod operate;
 mod sending;
+mod stream;
 mod support;
