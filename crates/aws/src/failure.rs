@@ -42,7 +42,10 @@ fn remedy(call: &str, code: &str, reason: &str) -> String {
         format!("Grant the role of this host {call}.")
     } else if code.contains("Throttl") || code.contains("TooManyRequests") {
         "Start again in a moment; if it stays, look who else calls this service.".to_owned()
-    } else if CREDENTIALS.contains(&code) || lower.contains("credentials") {
+    } else if lower.contains("communicate with imds") && lower.contains("time") {
+        "Set the instance's metadata hop limit 2 (its answer does not reach a container with 1), or give AWS_ keys."
+            .to_owned()
+    } else if CREDENTIALS.contains(&code) || lower.contains("credential") {
         "Check the credentials of this host: its role and hop limit 2, or the AWS_ variables.".to_owned()
     } else if code.contains("Decrypt") || code.contains("KMS") {
         "Grant the role of this host kms:Decrypt on the key.".to_owned()
@@ -102,6 +105,10 @@ mod tests {
         assert!(
             remedy("ssm:GetParametersByPath", "InvalidSignatureException", wrong).contains("credentials")
         );
+        let lost = "the credential provider was not enabled: could not communicate with IMDS: timeout: HTTP read timeout occurred after 1s";
+        assert!(remedy("x", "", lost).contains("hop limit 2"));
+        let none = "no providers in chain provided credentials";
+        assert!(remedy("x", "", none).contains("Check the credentials"));
         assert!(remedy("x", "", "dispatch failure: through the proxy squid:3128: 403").contains("proxy"));
     }
 }

@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper of tests fails the test by panicking")]
 
+mod configuration;
 mod providers;
 mod running;
+mod shipping;
 mod starting;
 mod stopping;
 

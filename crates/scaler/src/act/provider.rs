@@ -230,9 +230,24 @@ impl Providers {
             server: call.server.clone(),
             limit: self.0.limit,
         };
-        let ran = self.0.runner.run(run, kill.clone()).await;
+        let mut ran = self.0.runner.run(run, kill.clone()).await;
+        // What it says is logged and written down: a script that repeats its token must not spread it.
+        self.mask(&mut ran.outcome);
         self.tell(kind, call, &ran);
         ran.outcome
+    }
+
+    fn mask(&self, outcome: &mut Outcome) {
+        let mask = |text: &mut String| *text = self.0.surroundings.mask(text);
+        match outcome {
+            Outcome::Unknown(why, _) | Outcome::NotStarted(why) => mask(why),
+            Outcome::Said(_, answer) => {
+                if let Some(error) = &mut answer.error {
+                    mask(&mut error.code);
+                    mask(&mut error.message);
+                }
+            }
+        }
     }
 
     fn describe(&self, kind: ScriptKind, server: &ServerRow, operation: Uuid, candidate: usize) -> Call {
