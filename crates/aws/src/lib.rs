@@ -12,6 +12,7 @@ mod failure;
 mod identity;
 mod platform;
 mod secret_value;
+mod ses;
 mod ses_account;
 mod settings;
 mod store;
@@ -27,6 +28,7 @@ pub use platform::{
     ParameterLayer, PlatformSettings, ResolveError, SecretLayer, platform_layers, resolve, resolve_from,
 };
 pub use secret_value::{SecretValueError, secret_value};
+pub use ses::{SesClient, SesError, SesErrorKind, SesMail};
 pub use ses_account::{SesAccount, SesIdentity, ses_account, ses_identity};
 pub use settings::S3Settings;
 pub use store::{Object, ObjectStore, OpenUpload};

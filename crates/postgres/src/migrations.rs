@@ -26,7 +26,7 @@ pub const TASKER: Component = component!(
 );
 
 /// Outgoing mail.
-pub const MAIL: Component = component!("mail", "mail", ["0001_deliveries"]);
+pub const MAIL: Component = component!("mail", "mail", ["0001_deliveries", "0002_feedback"]);
 
 /// Every component, in the order in which they are run.
 pub const ALL: &[Component] = &[COMMON, SCALER, TASKER, MAIL];

@@ -7,6 +7,7 @@
 pub mod classify;
 mod outcome;
 mod reply;
+pub mod ses;
 mod settings;
 pub mod smtp;
 mod stub;

@@ -3,5 +3,7 @@
 
 mod composition;
 mod core;
+mod feedback;
 mod templates;
 mod transport;
+mod unsubscribe;
