@@ -13,7 +13,8 @@
 //! # Servers of one's own: to be killed
 //!
 //! [`RedisServer`], [`PostgresServer`], [`Sentinel`], [`Cluster`], [`Kamailio`] and [`TcpProxy`] belong to the test that starts
-//! them. [`Sipp`] places real calls. [`Process`] runs our own binaries. All of them are ended on drop, and by the kernel if the test itself is killed.
+//! them. [`Sipp`] places real calls. [`Process`] runs our own binaries. All of them are ended on drop, and by the kernel if the
+//! test itself is killed.
 //!
 //! # Failure
 //!
