@@ -216,16 +216,6 @@ async fn backups(pool: &PgPool, now: Timestamp) -> Result<Backups, Failure> {
     })
 }
 
-/// Mail in short.
-#[derive(Clone, Debug, Serialize)]
-pub struct Mail {
-    /// How much is to be sent.
-    #[serde(flatten)]
-    pub backlog: voiceai_mail::Backlog,
-    /// What it is kept from at present.
-    pub pauses: Vec<voiceai_mail::operate::Pause>,
-}
-
 /// Schedules in short.
 ///
 /// # Errors
