@@ -13,6 +13,7 @@ pub mod jobs;
 pub mod mail;
 pub mod operate;
 pub mod run;
+pub mod ses;
 pub mod settings;
 
 use voiceai_config::Binary;

@@ -66,7 +66,7 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
     start_workers(&context, pools, writer, &stopping);
     start_leader_chores(&context, client, tenure.clone(), &stopping);
     let internal = internal_routes(&context, &http, backup, tenure).await?;
-    http.serve(&context, internal, Router::new());
+    http.serve(&context, internal, crate::mail::public_routes(&context.pool, &context.settings)?);
     Ok(context)
 }
 

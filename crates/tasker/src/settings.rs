@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use voiceai_aws::S3Settings;
+use voiceai_aws::{AwsAccess, S3Settings};
 use voiceai_config::catalogue::queue;
+use voiceai_config::catalogue::transport::SES_FEEDBACK_TOPIC_ARNS;
 use voiceai_config::{Rate, Reader};
 use voiceai_egress::Rule;
 use voiceai_listener::ListenerSettings;
 use voiceai_mail::settings::MailSettings;
-use voiceai_mail::transport::SmtpSettings;
+use voiceai_mail::transport::{SesSettings, SmtpSettings};
 
 /// Queue of outgoing mail.
 pub const EMAIL_QUEUE: &str = "email-queue";
@@ -83,6 +84,12 @@ pub struct TaskerSettings {
     pub mail: MailSettings,
     /// `SMTP_…`. The mail server; absent without `SMTP_HOST`.
     pub smtp: Option<SmtpSettings>,
+    /// `SES_…`. How mail is handed to Amazon SES.
+    pub ses: SesSettings,
+    /// `SES_FEEDBACK_TOPIC_ARNS`. Topics whose reports about mail are believed; without one none is listened to.
+    pub feedback_topics: Vec<String>,
+    /// `AWS_…`. Where and as whom AWS is spoken to.
+    pub aws: AwsAccess,
     /// `HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY`. The way out.
     pub egress: Rule,
     overrides: BTreeMap<String, Overrides>,
@@ -138,6 +145,9 @@ impl TaskerSettings {
             store: S3Settings::read(reader),
             mail: MailSettings::read(reader),
             smtp: SmtpSettings::read(reader),
+            ses: SesSettings::read(reader),
+            feedback_topics: reader.optional(&SES_FEEDBACK_TOPIC_ARNS).unwrap_or_default(),
+            aws: AwsAccess::read(reader),
             egress: Rule::read(reader),
             http: ListenerSettings::read(reader),
             overrides,

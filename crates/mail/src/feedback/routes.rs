@@ -84,12 +84,7 @@ impl Desk {
         match taken {
             Ok(Taken::New { suppressed }) => {
                 self.reports.add(1, &[KeyValue::new("kind", label(&kind))]);
-                tracing::info!(
-                    kind,
-                    provider_id,
-                    suppressed,
-                    "feedback taken in"
-                );
+                tracing::info!(kind, provider_id, suppressed, "feedback taken in");
                 StatusCode::OK
             }
             Ok(Taken::Known) => StatusCode::OK,

@@ -19,6 +19,7 @@ use futures_util::future::BoxFuture;
 
 pub use outcome::{Axis, Outcome, Phase, Reason, Summary};
 pub use reply::Reply;
+pub use ses::{SesSettings, SesTransport};
 pub use settings::{Credentials, SmtpSettings, TlsMode};
 pub use smtp::SmtpTransport;
 pub use stub::StubTransport;

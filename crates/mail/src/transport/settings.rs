@@ -110,10 +110,11 @@ impl SmtpSettings {
         })
     }
 
-    /// The longest that one attempt takes: every phase, twice for the ones that a fresh connection repeats.
+    /// The longest that one attempt takes: a kept connection that proves dead (2 phases), a fresh one, made again where a
+    /// password has just changed (6 each), and the mail (4 and its content).
     #[must_use]
     pub fn attempt_limit(&self) -> Duration {
-        self.phase_limit * 9 + self.final_limit
+        self.phase_limit * (18 + super::smtp::CONTENT_PHASES) + self.final_limit
     }
 }
 

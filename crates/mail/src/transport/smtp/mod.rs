@@ -18,6 +18,7 @@ use lettre::transport::smtp::extension::ClientId;
 use tokio::time::Instant;
 use voiceai_egress::{Purpose, Rule};
 
+pub(super) use session::CONTENT_PHASES;
 pub use tls::TlsError;
 
 use super::classify::{Rules, RulesError, Verdict};
@@ -32,6 +33,10 @@ use session::Session;
 /// Gives the credentials as they stand now; asked before each connection is opened or used again, so that a password which
 /// rotates is used from the next mail on.
 pub type CredentialSource = Arc<dyn Fn() -> Option<Credentials> + Send + Sync>;
+
+/// Told when a login was refused: reads the credentials anew, where they come from a place that can be asked. Waited for no
+/// longer than a phase.
+pub type Refresh = Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// The transport cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +73,7 @@ struct Inner {
     pool: Pool,
     rules: Rules,
     credentials: CredentialSource,
+    refresh: Option<Refresh>,
     phase_limit: Duration,
     final_limit: Duration,
 }
@@ -108,7 +114,26 @@ impl SmtpTransport {
         );
         let pool = Pool::new(settings.connections_max, settings.idle, settings.messages_max);
         let (phase_limit, final_limit) = (settings.phase_limit, settings.final_limit);
-        Ok(Self { inner: Arc::new(Inner { dialler, pool, rules, credentials, phase_limit, final_limit }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                dialler,
+                pool,
+                rules,
+                credentials,
+                refresh: None,
+                phase_limit,
+                final_limit,
+            }),
+        })
+    }
+
+    /// The same, and asks `refresh` when a login is refused: a password that was just changed costs no mail its attempt.
+    #[must_use]
+    pub fn refreshing(mut self, refresh: Refresh) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+            inner.refresh = Some(refresh);
+        }
+        self
     }
 
     /// Opens a connection as far as the login and takes leave: what a check of the installation wants to know.
@@ -118,7 +143,7 @@ impl SmtpTransport {
     pub async fn probe(&self) -> Result<Summary, Outcome> {
         let started = Instant::now();
         let credentials = (self.inner.credentials)();
-        match self.inner.dialler.dial(credentials.as_ref()).await {
+        match self.inner.dial(credentials).await {
             Ok(session) => {
                 let tls = session.tls.clone();
                 session.quit().await;
@@ -166,7 +191,7 @@ impl Inner {
         loop {
             let (mut session, used_before) = match pooled.take() {
                 Some(session) => (session, true),
-                None => match self.dialler.dial(credentials.as_ref()).await {
+                None => match self.dial(credentials.clone()).await {
                     Ok(session) => (session, false),
                     Err(fault) => return self.judge(fault, None, started),
                 },
@@ -181,6 +206,19 @@ impl Inner {
                 Err(fault) => return self.judge(fault, Some(tls), started),
             }
         }
+    }
+
+    /// A fresh connection. A login that is refused is tried once more where the credentials have changed meanwhile.
+    async fn dial(&self, credentials: Option<Credentials>) -> Result<Session, Fault> {
+        let fault = match self.dialler.dial(credentials.as_ref()).await {
+            Ok(session) => return Ok(session),
+            Err(fault) => fault,
+        };
+        let refused = fault.phase == Phase::Auth && matches!(fault.kind, Kind::Reply(_));
+        let Some(refresh) = self.refresh.as_ref().filter(|_| refused) else { return Err(fault) };
+        let _ = tokio::time::timeout(self.phase_limit, refresh()).await;
+        let now = (self.credentials)();
+        if now == credentials { Err(fault) } else { self.dialler.dial(now.as_ref()).await }
     }
 
     async fn deliver(

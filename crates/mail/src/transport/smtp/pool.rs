@@ -47,12 +47,17 @@ impl Pool {
     pub(super) async fn take(&self, credentials: Option<&Credentials>, limit: Duration) -> Option<Session> {
         loop {
             let (mut session, since) = self.idle().pop()?;
-            let is_ours = session.credentials.as_ref() == credentials;
-            if is_ours
-                && since.elapsed() < self.inner.keep
-                && (since.elapsed() < FRESH || session.is_alive(limit).await)
-            {
+            let is_ours = session.credentials.as_ref() == credentials && since.elapsed() < self.inner.keep;
+            if is_ours && since.elapsed() < FRESH {
                 return Some(session);
+            }
+            if is_ours {
+                if session.is_alive(limit).await {
+                    return Some(session);
+                }
+                // The others have lain there for longer: asking each would add up.
+                let others = std::mem::take(&mut *self.idle());
+                others.into_iter().for_each(|(other, _)| drop(tokio::spawn(other.quit())));
             }
             tokio::spawn(session.quit());
         }

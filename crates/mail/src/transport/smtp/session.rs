@@ -15,6 +15,9 @@ use crate::Address;
 use crate::transport::settings::Credentials;
 use crate::transport::{Outgoing, Phase, Reason, Reply, Stage};
 
+/// A content that moves may take this many times the limit of a phase: one that creeps would outlast its claim.
+pub(in crate::transport) const CONTENT_PHASES: u32 = 10;
+
 /// What a server offers in its answer to EHLO.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Offers {
@@ -230,7 +233,10 @@ impl Session {
             (Err(None), _) if dot_sent => {
                 Err(Fault::timed_out(phase, format!("no reply to the final dot within {final_limit:?}")))
             }
-            (Err(None), _) => Err(Fault::timed_out(phase, format!("the content did not move for {limit:?}"))),
+            (Err(None), _) => Err(Fault::timed_out(
+                phase,
+                format!("the content did not move for {limit:?}, or took ten times as long"),
+            )),
         }
     }
 
@@ -327,9 +333,10 @@ async fn guarded<T, E>(
     final_limit: Duration,
 ) -> Result<T, Option<E>> {
     tokio::pin!(writing);
+    let latest = Instant::now() + limit * CONTENT_PHASES;
     let deadline = || {
         let seen = look(seen);
-        seen.progress + if seen.dot_sent { final_limit } else { limit }
+        if seen.dot_sent { seen.progress + final_limit } else { (seen.progress + limit).min(latest) }
     };
     // Which of the two limits holds may change while it is waited for.
     let step = limit.min(final_limit);

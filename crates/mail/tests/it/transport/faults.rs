@@ -493,6 +493,31 @@ async fn a_password_that_rotates_is_used_from_the_next_mail_on() {
     );
 }
 
+#[tokio::test]
+async fn a_login_that_is_refused_asks_for_newer_credentials_and_costs_no_attempt() {
+    let sink = guarded(&["PLAIN"]).await;
+    sink.login("mailer", "second");
+    let current = Arc::new(Mutex::new(login("mailer", "first")));
+    let (source, store) = (Arc::clone(&current), Arc::clone(&current));
+    let smtp = SmtpTransport::new(
+        &settings(sink.port()),
+        Rule::default(),
+        Arc::new(move || source.lock().expect("no panic").clone()),
+    )
+    .expect("sound")
+    .refreshing(Arc::new(move || {
+        *store.lock().expect("no panic") = login("mailer", "second");
+        Box::pin(std::future::ready(()))
+    }));
+    accepted(&send(&smtp, &mail()).await);
+    assert_eq!(sink.connections(), 2);
+    // What is refused still is a fault of the provider, at once.
+    sink.login("mailer", "third");
+    smtp.close().await;
+    assert_eq!(provider_fault(&send(&smtp, &mail()).await).code, Some(535));
+    assert_eq!(sink.connections(), 3);
+}
+
 // ---- the pool
 
 #[tokio::test]
