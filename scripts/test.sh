@@ -32,6 +32,8 @@ install_all() {
   # Now rather than within a test's time limit.
   ensure_venv
   bash "$ROOT/scripts/stack/tool.sh" all >/dev/null
+  bash "$ROOT/scripts/test-deploy.sh" --tools
+  if [[ $long == yes ]] && ((EUID == 0)); then bash "$ROOT/scripts/install.sh" containers; fi
 }
 
 # In one go, so that both are made of the same builds of the dependencies: tests ask them for more features. The
