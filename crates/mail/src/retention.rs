@@ -128,7 +128,8 @@ impl Retention {
             }
         }
         sqlx::query(
-            "WITH over AS (DELETE FROM mail.pauses WHERE until < now() - interval '1 day') \
+            "WITH over AS (DELETE FROM mail.pauses WHERE until < now() - interval '1 day'), \
+             settled AS (DELETE FROM mail.soft_bounces WHERE last_at < now() - interval '60 days') \
              DELETE FROM mail.suppressions WHERE expires_at < now() - interval '1 day'",
         )
         .execute(&self.pool)

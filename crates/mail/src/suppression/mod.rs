@@ -8,4 +8,4 @@ mod store;
 
 pub use links::{LinkError, Links, Unsubscribe};
 pub use page::routes;
-pub use store::{Entry, Reason, hard_bounce, record};
+pub use store::{Entry, Reason, record};

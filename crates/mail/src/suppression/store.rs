@@ -4,7 +4,6 @@ use voiceai_postgres::sqlx::{self, PgExecutor};
 
 use crate::Class;
 use crate::error::MailError;
-use crate::transport::{self, Axis, Outcome};
 
 /// Why somebody is not written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,13 +81,4 @@ pub async fn record(database: impl PgExecutor<'_>, entry: &Entry<'_>) -> Result<
     .await
     .map(drop)
     .map_err(MailError::database("suppress an address"))
-}
-
-/// True when an attempt's outcome proves that the mailbox does not exist: the recipient was refused for good, with an enhanced
-/// code that says just that. A refusal without one may mean anything.
-#[must_use]
-pub fn hard_bounce(outcome: &Outcome) -> bool {
-    let Outcome::Refused { axis: Axis::Recipient, summary } = outcome else { return false };
-    let proves = |code: &str| matches!(code, "5.1.1" | "5.1.2" | "5.1.3" | "5.1.6" | "5.1.10");
-    summary.reason == transport::Reason::Mailbox && summary.enhanced.as_deref().is_some_and(proves)
 }
