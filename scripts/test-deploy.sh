@@ -4,7 +4,7 @@
 #
 #   scripts/test-deploy.sh                every suite
 #   scripts/test-deploy.sh SUITE...       Compose, Kubernetes, Systemd, Squid, Collector, Alerts, Dashboards, Terraform, Workflows,
-#                                         Dockerfiles, Book, Commands, Install
+#                                         Dockerfiles, Book, Commands, Install, Rights
 #   scripts/test-deploy.sh --tools        none: installs the tools
 #   UPDATE=1 scripts/test-deploy.sh Kubernetes    writes what is made from the chart
 set -euo pipefail
@@ -12,10 +12,10 @@ set -euo pipefail
 . "$(dirname "$0")/stack/lib.sh"
 
 declare -A module=([Compose]=compose [Kubernetes]=kubernetes [Systemd]=hosts [Squid]=hosts [Collector]=telemetry [Alerts]=telemetry
-  [Dashboards]=telemetry [Terraform]=cloud [Workflows]=cloud [Dockerfiles]=cloud [Book]=docs [Commands]=docs [Install]=install)
+  [Dashboards]=telemetry [Terraform]=cloud [Workflows]=cloud [Dockerfiles]=cloud [Book]=docs [Commands]=docs [Install]=install [Rights]=install)
 suites=("$@")
 case ${1:-} in
-  '') suites=(Compose Kubernetes Systemd Squid Collector Alerts Dashboards Terraform Workflows Dockerfiles Book Commands Install) ;;
+  '') suites=(Compose Kubernetes Systemd Squid Collector Alerts Dashboards Terraform Workflows Dockerfiles Book Commands Install Rights) ;;
   --tools) suites=() ;;
 esac
 parts=()

@@ -118,3 +118,52 @@ class Install(unittest.TestCase):
             file.write(values)
             file.flush()
             run(os.environ["HELM"], "template", "voiceai", ROOT / "deploy/kubernetes/chart", "--values", file.name, env={**os.environ, "HOME": tempfile.gettempdir()})
+
+
+class Rights(unittest.TestCase):
+    """The accounts of docs/security.md are enough: both services run, lead and work with just them."""
+
+    def test_the_accounts_of_the_security_page_are_enough(self):
+        page = (DOCS / "security.md").read_text()
+        account = re.search(r"^ACL SETUSER voiceai on >PASSWORD (.*)$", page, re.M).group(1).split()
+        roles = re.search(r"```sql\n(.*?)```", page, re.S).group(1)
+        home = Path(tempfile.mkdtemp(prefix="vr"))
+        stack = {**os.environ, "VOICEAI_STACK_DIR": str(home / "stack")}
+        self.addCleanup(shutil.rmtree, home, ignore_errors=True)
+        self.addCleanup(run, "bash", "scripts/stack/stack-down.sh", env=stack, code=None)
+        lines = run("bash", "scripts/stack/stack-up.sh", env=stack, timeout=180).stdout
+        exports = {name: value.strip("'\"") for name, value in re.findall(r"^export (\w+)=(.*)$", lines, re.M)}
+        url, owner = exports["REDIS_URL"], exports["DATABASE_URL"]
+        run("redis-cli", "-u", url, "ACL", "SETUSER", "voiceai", "on", ">secret-of-ours", *account)
+        # The stack's superuser has the same password; the platform's table is there, as the page takes it to be.
+        admin = owner.replace("//voiceai:", "//postgres:")
+        platform = 'CREATE TABLE "ServerGroup" (id text PRIMARY KEY, name text UNIQUE);\n'
+        run("psql", admin, "-q", "-v", "ON_ERROR_STOP=1", stdin=platform + roles.replace("from your vault", "secret-of-ours"))
+        database = re.sub(r"//[^@]*@", "//voiceai_ops:secret-of-ours@", owner)
+        env = {"PATH": os.environ["PATH"], "RUNTIME_DIR": str(home), "REDIS_URL": url.replace("//", "//voiceai:secret-of-ours@", 1), "DATABASE_URL": database, "ENVIRONMENT": "rights"}
+        logs, running = {}, []
+        for service in ("scaler", "tasker"):
+            logs[service] = open(home / f"{service}.log", "w+b")
+            running.append(subprocess.Popen([binary(service), "run"], env=env, stdout=logs[service], stderr=logs[service]))
+        try:
+            deadline = time.monotonic() + 60
+            for service in ("scaler", "tasker"):
+                while run("redis-cli", "-u", url, "EXISTS", f"voiceai:{service}:leader").stdout.strip() != "1":
+                    self.assertLess(time.monotonic(), deadline, (home / f"{service}.log").read_text()[-2000:])
+                    time.sleep(0.1)
+            # A job goes through, and the leaders have held for some renewals.
+            run(binary("tasker"), "jobs", "enqueue", "rights.unknown", "--payload", "{}", "--id", "r1", env=env)
+            while "no_handler" not in run(binary("tasker"), "jobs", "show", "r1", env=env, code=None).stdout:
+                self.assertLess(time.monotonic(), deadline)
+                time.sleep(0.1)
+            for service in ("scaler", "tasker"):
+                told = run(binary(service), "doctor", env=env, code=None).stdout
+                self.assertNotRegex(told, r"(?m)^(redis|postgres|leader|dispatcher)\S* +FAILED")
+        finally:
+            for process in running:
+                process.terminate()
+            for process in running:
+                process.wait(40)
+        for service in ("scaler", "tasker"):
+            self.assertNotIn("NOPERM", (home / f"{service}.log").read_text())
+        self.assertEqual(run("redis-cli", "-u", url, "ACL", "LOG").stdout.strip(), "", "Redis refused something")

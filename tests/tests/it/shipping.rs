@@ -13,7 +13,7 @@ fn binaries() -> PathBuf {
 fn runs(script: &str, argument: &str, proof: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts").join(script);
     let mut command = Command::new("bash");
-    if ["Compose", "Kubernetes", "Systemd", "Commands", "Install"].contains(&argument) {
+    if ["Compose", "Kubernetes", "Systemd", "Commands", "Install", "Rights"].contains(&argument) {
         command.env("BINARIES", binaries());
     }
     let output = command.arg(path).arg(argument).output().expect("run a script");
@@ -42,6 +42,7 @@ suites! {
     the_book_builds_and_its_links_lead_somewhere => "Book",
     commands_in_the_book_are_known => "Commands",
     the_install_page_does_what_it_says => "Install",
+    the_accounts_of_the_security_page_are_enough => "Rights",
 }
 
 #[test]
