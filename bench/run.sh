@@ -18,6 +18,8 @@ say "building our side (release, thin LTO: some minutes the first time)"
 # The same versions as the product's.
 cp Cargo.lock bench/queue/Cargo.lock
 cargo build --quiet --release --manifest-path bench/queue/Cargo.toml --target-dir "$TARGET/bench-build"
+cp Cargo.lock bench/mail/Cargo.lock
+cargo build --quiet --release --manifest-path bench/mail/Cargo.toml --target-dir "$TARGET/bench-build"
 
 if command -v npm >/dev/null && (cd bench/queue/peers/bullmq && npm install --silent --no-package-lock --no-fund --no-audit); then
   export BENCH_BULLMQ=$ROOT/bench/queue/peers/bullmq
@@ -33,6 +35,7 @@ fi
 WORK=$(mktemp -d "$STATE/bench.XXXXXX")
 cleanup() {
   end_process "$WORK/redis.pid" KILL 5 || true
+  end_process "$WORK/postgres/postgres.pid" KILL 5 || true
   rm -rf "$WORK"
 }
 trap cleanup EXIT
@@ -42,3 +45,8 @@ trap 'exit 143' TERM HUP
 LAUNCH=(setpriv --pdeathsig KILL)
 start_redis "$WORK" --save '' --appendonly no
 REDIS_URL=redis://127.0.0.1:$REDIS_PORT/0 BENCH_DIR=$RESULTS "$TARGET/bench-build/release/bench-queue" direct
+
+# Mail stands on PostgreSQL, which commits as it does in production: every commit is on the disk.
+init_postgres "$WORK/postgres" voiceai trust
+start_postgres "$WORK/postgres" voiceai '' -c max_connections=100 -c shared_buffers=256MB
+DATABASE_URL=postgres://voiceai@127.0.0.1:$POSTGRES_PORT/postgres BENCH_DIR=$RESULTS "$TARGET/bench-build/release/bench-mail"
