@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::dispatcher::{Record, Records, wanted};
+use crate::dispatcher::{Record, Records, is_unaddressed, wanted};
 use crate::store::FleetRow;
 
 /// Unchanged records that are compared with Redis at a time.
@@ -70,7 +70,8 @@ impl Ledger {
         let newer = |name: &str| touched.get(name).is_some_and(|count| *count > mark.0);
         let mut known = HashMap::with_capacity(rest);
         let gone = resting.iter().map(|name| (name, None));
-        let there = fleet.iter().map(|row| (&row.server.name, wanted(row)));
+        let there = fleet.iter().filter(|row| !is_unaddressed(row));
+        let there = there.map(|row| (&row.server.name, wanted(row)));
         for (place, (name, record)) in gone.chain(there).enumerate() {
             let before = self.known.remove_entry(name);
             if newer(name) {

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use voiceai_postgres::{Tenure, term};
 use voiceai_redis::{Key, Redis, RedisError, RedisErrorKind, Script, Value};
 
-pub use super::records::{Flags, Record, Records, flags, record, records, wanted};
+pub use super::records::{Flags, Record, Records, flags, is_unaddressed, record, records, wanted};
 use crate::store::StoreError;
 
 /// Where the newest term is kept beside the records.

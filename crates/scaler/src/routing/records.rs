@@ -96,12 +96,22 @@ pub fn record(server: &ServerRow, flags: Flags) -> Option<Record> {
 /// The record that a row asks for; `None`: there must be none.
 #[must_use]
 pub fn wanted(row: &FleetRow) -> Option<Record> {
-    // A server without an operation that is not in service is kept for a person, out of routing.
-    let flags = match row.state() {
+    record(&row.server, wanted_flags(row)?)
+}
+
+/// True for a server that should have a record and whose address is not known: the record that it may have is left as it is,
+/// since nothing says that its calls should go elsewhere.
+#[must_use]
+pub fn is_unaddressed(row: &FleetRow) -> bool {
+    row.server.service == Service::Voice && wanted_flags(row).is_some() && wanted(row).is_none()
+}
+
+fn wanted_flags(row: &FleetRow) -> Option<Flags> {
+    match row.state() {
+        // A server without an operation that is not in service is kept for a person, out of routing.
         None if row.server.status != ServerStatus::Active => None,
         state => flags(state),
-    };
-    record(&row.server, flags?)
+    }
 }
 
 /// What the rows say should be in Redis: a record for each voice server in or on its way out of service, none for the
@@ -114,6 +124,12 @@ pub fn records(fleet: &[FleetRow], gone: impl IntoIterator<Item = String>) -> Re
     for row in fleet {
         match wanted(row) {
             Some(record) => records.put.push(record),
+            None if is_unaddressed(row) => {
+                tracing::warn!(
+                    server = row.server.name,
+                    "in service without an address; its routing record is left as it is"
+                );
+            }
             None => records.remove.push(row.server.name.clone()),
         }
     }

@@ -186,6 +186,7 @@ async fn cycles(kind: Kind, cycles: u32, rate: u32, at_least: u64) {
         let counts = calls.counts();
         assert_eq!(counts.failed, 0, "cycle {cycle}: {counts:?}\n{}", calls.errors());
     }
+    wait_until(WITHIN, "enough calls", async || calls.counts().created >= at_least).await;
     let counts = end(&calls, at_least).await;
     let removed =
         platform.stack.number("SELECT count(*) FROM ops.operations WHERE kind = 'down' AND state = 'done'");
@@ -251,9 +252,9 @@ async fn no_call_is_lost_while_the_fleet_grows_and_shrinks_and_leaders_die() {
 #[tokio::test]
 #[ignore = "long"]
 async fn no_call_is_lost_in_three_cycles_of_each_kind() {
-    cycles(Kind::Pull, 3, 10, 500).await;
-    cycles(Kind::Push, 3, 10, 500).await;
-    cycles(Kind::Both, 3, 10, 500).await;
+    cycles(Kind::Pull, 3, 20, 500).await;
+    cycles(Kind::Push, 3, 20, 500).await;
+    cycles(Kind::Both, 3, 20, 500).await;
 }
 
 #[tokio::test]
