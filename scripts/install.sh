@@ -197,6 +197,8 @@ case ${1:-} in
     need prometheus has promtool
     need squid has_squid
     need docker-compose has docker-compose
+    need kamailio has_kamailio
+    need kamailio-redis-modules has_kamailio_redis
     need systemd has systemd-analyze
     need npm has npm
     need unzip has unzip

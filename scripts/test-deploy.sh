@@ -3,7 +3,7 @@
 # installed, no container is started (scripts/test-containers.sh does that).
 #
 #   scripts/test-deploy.sh                every suite
-#   scripts/test-deploy.sh SUITE...       Compose, Kubernetes, Systemd, Squid, Collector, Alerts, Dashboards, Terraform, Workflows,
+#   scripts/test-deploy.sh SUITE...       Compose, Kubernetes, Systemd, Squid, Kamailio, Collector, Alerts, Dashboards, Terraform, Workflows,
 #                                         Dockerfiles, Book, Commands, Install, Rights
 #   scripts/test-deploy.sh --tools        none: installs the tools
 #   UPDATE=1 scripts/test-deploy.sh Kubernetes    writes what is made from the chart
@@ -11,11 +11,11 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=stack/lib.sh
 . "$(dirname "$0")/stack/lib.sh"
 
-declare -A module=([Compose]=compose [Kubernetes]=kubernetes [Systemd]=hosts [Squid]=hosts [Collector]=telemetry [Alerts]=telemetry
+declare -A module=([Compose]=compose [Kubernetes]=kubernetes [Systemd]=hosts [Squid]=hosts [Kamailio]=hosts [Collector]=telemetry [Alerts]=telemetry
   [Dashboards]=telemetry [Terraform]=cloud [Workflows]=cloud [Dockerfiles]=cloud [Book]=docs [Commands]=docs [Install]=install [Rights]=install)
 suites=("$@")
 case ${1:-} in
-  '') suites=(Compose Kubernetes Systemd Squid Collector Alerts Dashboards Terraform Workflows Dockerfiles Book Commands Install Rights) ;;
+  '') suites=(Compose Kubernetes Systemd Squid Kamailio Collector Alerts Dashboards Terraform Workflows Dockerfiles Book Commands Install Rights) ;;
   --tools) suites=() ;;
 esac
 parts=()

@@ -164,3 +164,23 @@ def wait_for(attempt, seconds=20):
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
+
+
+class Kamailio(unittest.TestCase):
+    """deploy/kamailio is run with real calls elsewhere (crates/scaler/tests); here, that it is accepted as it is shipped."""
+
+    def test_kamailio_accepts_the_site_as_it_is_shipped(self):
+        told = run("kamailio", "-c", "-f", DEPLOY / "kamailio/site.cfg", code=None)
+        self.assertEqual(told.returncode, 0, told.stdout + told.stderr)
+        self.assertIn("config file ok", told.stdout + told.stderr)
+
+    def test_both_ways_of_telling_it_are_accepted(self):
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copytree(DEPLOY / "kamailio", folder, dirs_exist_ok=True)
+            site = Path(folder, "site.cfg")
+            text = site.read_text()
+            self.assertIn("\n##!define WITH_PUSH\n", text)
+            for ways in (("#!define WITH_PULL", "#!define WITH_PUSH"), ("##!define WITH_PULL", "#!define WITH_PUSH")):
+                site.write_text(text.replace("#!define WITH_PULL", ways[0]).replace("##!define WITH_PUSH", ways[1]))
+                told = run("kamailio", "-c", "-f", site, code=None)
+                self.assertEqual(told.returncode, 0, told.stdout + told.stderr)

@@ -33,6 +33,7 @@ suites! {
     the_chart_and_the_base_fit_kubernetes => "Kubernetes",
     systemd_accepts_the_units => "Systemd",
     the_proxy_lets_out_what_it_should => "Squid",
+    kamailio_accepts_its_configuration => "Kamailio",
     the_collector_is_whole => "Collector",
     alerts_fire_when_they_should => "Alerts",
     dashboards_show_metrics_that_exist => "Dashboards",
