@@ -160,3 +160,8 @@ class Dockerfiles(unittest.TestCase):
             for path in re.findall(r'include_(?:str|bytes)!\(\s*"((?:\.\./)+[^"]+)"', source.read_text()):
                 inside = (source.parent / path).resolve().relative_to(ROOT).as_posix()
                 self.assertTrue(any(inside == keep or inside.startswith(keep + "/") for keep in kept), f"{source}: {inside} is not in the build's context")
+        # What a crate's build script reads.
+        for source in (ROOT / "crates").glob("*/build.rs"):
+            for path in re.findall(r'"(?:\.\./)+([\w./-]+)"', source.read_text()):
+                if path != ".git" and not path.startswith(".git/"):
+                    self.assertIn(path.split("/")[0], kept, f"{source}: {path} is not in the build's context")
