@@ -3,8 +3,12 @@
 //! A reading that is missing, stale, from the future, negative or not a number is *unknown*, never zero: a fleet whose
 //! metrics are gone must not look like a fleet without calls.
 
+use std::borrow::Cow;
+use std::fmt;
+
 use jiff::{SignedDuration, Timestamp};
-use serde::{Deserialize, Serialize};
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 /// How far an instance's clock may be ahead of ours before its reading counts as from the future.
@@ -112,29 +116,77 @@ pub fn parse(raw: &[u8]) -> Result<Beat, String> {
     if raw.len() > HEARTBEAT_BYTES_MAX {
         return Err(format!("{} bytes; at most {HEARTBEAT_BYTES_MAX} are read", raw.len()));
     }
-    let value: Value = serde_json::from_slice(raw).map_err(|error| format!("not JSON: {error}"))?;
-    let Value::Object(fields) = value else {
-        return Err("not a JSON object".to_owned());
+    let fields: Fields = serde_json::from_slice(raw).map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => "not a JSON object".to_owned(),
+        _ => format!("not JSON: {error}"),
+    })?;
+    let text = |value: Option<Value>| match value {
+        Some(Value::String(text)) => Some(text),
+        _ => None,
     };
-    let text = |name: &str| fields.get(name).and_then(Value::as_str).map(str::to_owned);
-    let active = count(fields.get("active"), "active")?.ok_or("active: missing")?;
-    let capacity = count(fields.get("capacity"), "capacity")?;
+    let active = count(fields.active.as_ref(), "active")?.ok_or("active: missing")?;
+    let capacity = count(fields.capacity.as_ref(), "capacity")?;
     if capacity == Some(0) {
         return Err("capacity: 0".to_owned());
     }
-    let at_ms = count(fields.get("atMs"), "atMs")?.ok_or("atMs: missing")?;
+    let at_ms = count(fields.at_ms.as_ref(), "atMs")?.ok_or("atMs: missing")?;
     let at = i64::try_from(at_ms)
         .ok()
         .and_then(|ms| Timestamp::from_millisecond(ms).ok())
         .ok_or_else(|| format!("atMs: {at_ms} is no time"))?;
     Ok(Beat {
-        service: text("service"),
-        group: text("group"),
+        service: text(fields.service),
+        group: text(fields.group),
         active,
         capacity,
         at,
-        version: text("version"),
+        version: text(fields.version),
     })
+}
+
+/// The fields that count, of whatever type: a fleet's heartbeats are read by the ten thousand.
+#[derive(Default)]
+struct Fields {
+    service: Option<Value>,
+    group: Option<Value>,
+    active: Option<Value>,
+    capacity: Option<Value>,
+    at_ms: Option<Value>,
+    version: Option<Value>,
+}
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OfObject;
+        impl<'de> Visitor<'de> for OfObject {
+            type Value = Fields;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+                let mut fields = Fields::default();
+                while let Some(name) = map.next_key::<Cow<'de, str>>()? {
+                    let place = match &*name {
+                        "service" => &mut fields.service,
+                        "group" => &mut fields.group,
+                        "active" => &mut fields.active,
+                        "capacity" => &mut fields.capacity,
+                        "atMs" => &mut fields.at_ms,
+                        "version" => &mut fields.version,
+                        _ => {
+                            map.next_value::<IgnoredAny>()?;
+                            continue;
+                        }
+                    };
+                    *place = Some(map.next_value()?);
+                }
+                Ok(fields)
+            }
+        }
+        deserializer.deserialize_any(OfObject)
+    }
 }
 
 /// A whole number that is not negative; `null` and absent are `None`.

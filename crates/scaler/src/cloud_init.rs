@@ -184,65 +184,74 @@ fn check(document: &[u8], most: usize) -> Result<(), String> {
         let line = body[..at].matches('\n').count() + 2;
         return Err(format!("an unresolved variable in line {line}"));
     }
-    if body.trim_start().starts_with('{') {
-        return check_json(body);
-    }
-    check_lines(body)
-}
-
-/// A document written as JSON, which is YAML as well: every type can be seen.
-fn check_json(body: &str) -> Result<(), String> {
-    let map: Map<String, Value> =
-        serde_json::from_str(body).map_err(|error| format!("line {} of it is not JSON", error.line() + 1))?;
-    for (key, value) in &map {
+    let document: Value = yaml_serde::from_str(body).map_err(|error| match error.location() {
+        // An error's text would quote the document, which holds secrets.
+        Some(at) => format!("line {} of it is not YAML", at.line() + 1),
+        None => "it is not YAML".to_owned(),
+    })?;
+    let map = document.as_object().filter(|map| !map.is_empty()).ok_or("it says nothing")?;
+    for (key, value) in map {
         known(key)?;
-        let fits = match key.as_str() {
-            "runcmd"
-            | "bootcmd"
-            | "packages"
-            | "write_files"
-            | "ssh_authorized_keys"
-            | "users"
-            | "mounts" => value.is_array(),
-            "package_update" | "package_upgrade" | "preserve_hostname" | "disable_root" => value.is_boolean(),
-            "hostname" | "fqdn" | "final_message" | "locale" => value.is_string(),
-            _ => true,
-        };
-        if !fits {
-            return Err(format!("`{key}` has the wrong type"));
+        if let Some(wanted) = wrong_type(key, value) {
+            return Err(format!("`{key}` is not {wanted}"));
         }
     }
+    check_files(map)
+}
+
+/// What the value of a key has to be, where it is not: as cloud-init's own schema has it for the keys we know.
+fn wrong_type(key: &str, value: &Value) -> Option<&'static str> {
+    let texts = |value: &Value| value.as_array().is_some_and(|all| all.iter().all(Value::is_string));
+    let command = |value: &Value| value.is_string() || value.is_null() || texts(value);
+    let commands =
+        |value: &Value| value.as_array().is_some_and(|all| !all.is_empty() && all.iter().all(command));
+    let (fits, wanted) = match key {
+        "runcmd" | "bootcmd" => (commands(value), "a list of commands, each a text or a list of texts"),
+        "ssh_authorized_keys" => (texts(value) && value != &Value::Array(Vec::new()), "a list of texts"),
+        "packages" => {
+            let package = |one: &Value| one.is_string() || texts(one);
+            let fits = value.as_array().is_some_and(|all| !all.is_empty() && all.iter().all(package));
+            (fits, "a list of packages")
+        }
+        "write_files" | "mounts" | "fs_setup" => {
+            (value.as_array().is_some_and(|all| !all.is_empty()), "a list that is not empty")
+        }
+        "users" => (value.is_array() || value.is_object() || value.is_string(), "a list of users"),
+        "package_update"
+        | "package_upgrade"
+        | "package_reboot_if_required"
+        | "preserve_hostname"
+        | "disable_root" => (value.is_boolean(), "true or false"),
+        "hostname" | "fqdn" | "final_message" => (value.is_string(), "a text"),
+        "locale" => (value.is_string() || value.is_boolean(), "a text"),
+        "apt" | "chpasswd" | "disk_setup" | "power_state" | "output" => (value.is_object(), "a map"),
+        "ntp" => (value.is_object() || value.is_null(), "a map"),
+        _ => (true, ""),
+    };
+    (!fits).then_some(wanted)
+}
+
+/// Each file has a path, and texts for what cloud-init takes as texts: permissions without quotes are a number.
+fn check_files(map: &Map<String, Value>) -> Result<(), String> {
+    const TEXTS: [&str; 5] = ["path", "content", "permissions", "encoding", "owner"];
+    const OTHERS: [&str; 3] = ["append", "defer", "source"];
     for (index, file) in map.get("write_files").and_then(Value::as_array).into_iter().flatten().enumerate() {
-        let text = |name: &str| file.get(name).is_none_or(Value::is_string);
-        if !file.get("path").is_some_and(Value::is_string)
-            || !text("content")
-            || !text("permissions")
-            || !text("encoding")
-        {
-            return Err(format!(
-                "`write_files[{index}]` needs a path, and texts for content, permissions and encoding"
-            ));
+        let of = |what: &str| format!("`write_files[{index}]` {what}");
+        let file = file.as_object().ok_or_else(|| of("is not a map"))?;
+        if !file.contains_key("path") {
+            return Err(of("has no path"));
+        }
+        for (key, value) in file {
+            if TEXTS.contains(&key.as_str()) {
+                if !value.is_string() {
+                    return Err(of(&format!("has something else than a text as {key}")));
+                }
+            } else if !OTHERS.contains(&key.as_str()) {
+                return Err(of("has a key that cloud-init does not know"));
+            }
         }
     }
     Ok(())
-}
-
-/// A document written as YAML in blocks: the top level can be seen.
-fn check_lines(body: &str) -> Result<(), String> {
-    let mut any = false;
-    for (number, line) in body.lines().enumerate() {
-        let number = number + 2;
-        if line.starts_with('\t') || line.trim_start_matches(' ').starts_with('\t') {
-            return Err(format!("a tab before the text of line {number}"));
-        }
-        if line.trim().is_empty() || line.starts_with(['#', ' ', '-']) {
-            continue;
-        }
-        let (key, _) = line.split_once(':').ok_or_else(|| format!("line {number} is no `key:`"))?;
-        known(key)?;
-        any = true;
-    }
-    if any { Ok(()) } else { Err("it says nothing".to_owned()) }
 }
 
 fn known(key: &str) -> Result<(), String> {
@@ -257,37 +266,119 @@ fn known(key: &str) -> Result<(), String> {
 mod tests {
     use super::*;
 
+    fn ok(text: &str) -> Result<(), String> {
+        check(text.as_bytes(), BYTES_MAX)
+    }
+
     #[test]
     fn what_cloud_init_would_pass_over_in_silence_is_refused() {
-        let ok = |text: &str| check(text.as_bytes(), BYTES_MAX);
-        assert_eq!(ok("#cloud-config\npackage_update: true\nruncmd:\n  - [ls]\n- x\n"), Ok(()));
-        assert_eq!(
-            ok("#cloud-config\n{\"runcmd\": [[\"ls\"]], \"write_files\": [{\"path\": \"/x\"}]}\n"),
-            Ok(())
-        );
         for (document, part) in [
             ("", "first line"),
             ("package_update: true", "first line"),
             ("#cloud-config\n", "says nothing"),
             ("#cloud-config\nwrite_filez: []\n", "`write_filez`"),
             ("#cloud-config\n{\"write_filez\": []}\n", "`write_filez`"),
-            ("#cloud-config\n{\"runcmd\": 5}\n", "`runcmd`"),
-            ("#cloud-config\n{\"write_files\": [{\"content\": \"x\"}]}\n", "write_files[0]"),
-            (
-                "#cloud-config\n{\"write_files\": [{\"path\": \"/x\", \"permissions\": 600}]}\n",
-                "write_files[0]",
-            ),
-            ("#cloud-config\n{\"runcmd\": [\n", "not JSON"),
             ("#cloud-config\nhostname: x\nfqdn: ${NAME}\n", "line 3"),
-            ("#cloud-config\n\truncmd: []\n", "tab"),
-            ("#cloud-config\nruncmd\n", "line 2"),
+            ("#cloud-config\n{\"runcmd\": [\n", "not YAML"),
+            ("#cloud-config\nhostname: secret: canary\n", "line 2"),
         ] {
             let why = ok(document).expect_err(document);
-            assert!(why.contains(part), "{document:?}: {why}");
+            assert!(why.contains(part) && !why.contains("canary"), "{document:?}: {why}");
         }
         let long = format!("#cloud-config\nhostname: {}\n", "x".repeat(BYTES_MAX_AWS));
         assert_eq!(check(long.as_bytes(), BYTES_MAX), Ok(()));
         assert!(check(long.as_bytes(), BYTES_MAX_AWS).is_err(), "AWS takes half");
+    }
+
+    /// Documents in both notations, and whether cloud-init itself calls them valid.
+    const JUDGED: [(&str, bool); 26] = [
+        ("package_update: true\nruncmd:\n  - [ls]\n  - ls -l\n", true),
+        ("{\"runcmd\": [[\"ls\"]], \"write_files\": [{\"path\": \"/x\"}]}\n", true),
+        ("hostname: x\npackages: [a, [b, '1.0']]\n", true),
+        ("ssh_authorized_keys: [ssh-ed25519 AAAA]\nfinal_message: done\n", true),
+        (
+            "write_files:\n- {path: /x, content: y, permissions: '0600', encoding: b64, owner: root, append: true}\n",
+            true,
+        ),
+        ("users: [default]\n", true),
+        ("power_state: {mode: reboot}\n", true),
+        ("bootcmd: [ls]\n", true),
+        ("runcmd: 5\n", false),
+        ("{\"runcmd\": 5}\n", false),
+        ("runcmd: []\n", false),
+        ("runcmd: [5]\n", false),
+        ("bootcmd: ls\n", false),
+        ("packages: bash\n", false),
+        ("packages: []\n", false),
+        ("package_update: 1\n", false),
+        ("hostname: [x]\n", false),
+        ("final_message: 7\n", false),
+        ("ssh_authorized_keys: ssh-ed25519\n", false),
+        ("write_files: {path: /x}\n", false),
+        ("write_files: []\n", false),
+        ("write_files:\n- content: x\n", false),
+        ("write_files:\n- {path: /x, permissions: 600}\n", false),
+        ("write_files:\n- {path: /x, contents: y}\n", false),
+        ("{\"write_files\": [{\"path\": 7}]}\n", false),
+        ("runcmd: [ls\n", false),
+    ];
+
+    #[test]
+    fn a_document_is_valid_when_cloud_init_calls_it_so() {
+        for (body, valid) in JUDGED {
+            let said = ok(&format!("#cloud-config\n{body}"));
+            assert_eq!(said.is_ok(), valid, "{body}: {said:?}");
+        }
+    }
+
+    /// The table above, and what our own generator prints, held to `cloud-init schema`.
+    #[test]
+    fn cloud_init_itself_agrees() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let run = |command: &mut std::process::Command| {
+            let output = command.output().expect("it runs");
+            let told = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "{command:?}: {told}");
+            output.stdout
+        };
+        let tool =
+            run(std::process::Command::new("bash").arg(root.join("scripts/stack/tool.sh")).arg("cloud-init"));
+        let tool = String::from_utf8_lossy(&tool).trim().to_owned();
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut documents: Vec<(String, bool)> =
+            JUDGED.iter().map(|(body, valid)| (format!("#cloud-config\n{body}"), *valid)).collect();
+        let generated = run(std::process::Command::new(root.join("scripts/generate-cloud-init.sh"))
+            .env_clear()
+            .env("PATH", PATH)
+            .envs(
+                ["INSTANCE_NAME", "SERVICE", "ENVIRONMENT", "NAMESPACE", "ECR_REGISTRY", "ECR_TAG"]
+                    .map(|name| (name, "x")),
+            )
+            .envs(
+                ["CONFIG_BUCKET", "CONFIG_REF", "AWS_REGION", "HTTP_PROXY"]
+                    .map(|name| (name, "a'b$(id)\"`x`")),
+            )
+            .env("BASTION_PUBLIC_KEY", "ssh-ed25519 AAAA"));
+        let generated = String::from_utf8(generated).expect("text");
+        assert_eq!(ok(&generated), Ok(()));
+        documents.push((generated, true));
+        // One process judges them all: each start of cloud-init takes most of a second.
+        let files: Vec<_> = documents
+            .iter()
+            .enumerate()
+            .map(|(number, (document, _))| {
+                let file = folder.path().join(number.to_string());
+                std::fs::write(&file, document).expect("a file");
+                file
+            })
+            .collect();
+        let said = run(std::process::Command::new(tool).args(&files));
+        let said = String::from_utf8_lossy(&said);
+        let said: Vec<&str> = said.lines().collect();
+        assert_eq!(said.len(), documents.len(), "{said:?}");
+        for ((document, valid), said) in documents.iter().zip(said) {
+            assert_eq!(said == "valid", *valid, "{document}: {said}");
+        }
     }
 
     #[test]

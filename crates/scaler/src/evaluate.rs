@@ -15,6 +15,8 @@ use crate::store::{FleetRow, GroupStanding, HoldKind, Pause, ProviderHold, Store
 
 /// How far back an evaluation remembers at most.
 pub const MEMORY: SignedDuration = SignedDuration::from_hours(2);
+/// How long the first look for servers of others may hold up the first evaluation.
+const WALK_WITHIN: std::time::Duration = std::time::Duration::from_millis(500);
 /// Most past evaluations remembered of one group.
 const SAMPLES_MAX: usize = 2_000;
 
@@ -75,6 +77,8 @@ impl Snapshot {
             store.provider_holds(),
             store.resting_names(),
         )?;
+        // The walk goes on beside the reading of the rows.
+        heartbeats.after_a_walk(WALK_WITHIN).await;
         let names = fleet.iter().map(|row| row.server.name.clone());
         let heartbeats = match heartbeats.read(names).await {
             Ok(read) => read,

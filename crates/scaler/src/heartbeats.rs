@@ -4,11 +4,12 @@
 //! task of its own walks the key space with SCAN, a bounded number of steps at a time, and remembers what it found, so that
 //! no evaluation ever waits for a walk over a key space that it shares with queues.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use tokio::sync::watch;
 use voiceai_redis::{Key, Redis, RedisError};
 use voiceai_scaler_core::heartbeat::{self, Beat, Reading, Unknown};
 use voiceai_scaler_core::name::is_label_value;
@@ -88,13 +89,15 @@ pub struct HeartbeatReader {
     redis: Redis,
     prefix: Arc<str>,
     found: Arc<Mutex<BTreeSet<String>>>,
+    /// True once a walk has been made to its end.
+    walked: Arc<watch::Sender<bool>>,
 }
 
 impl HeartbeatReader {
     /// Of keys that begin with `prefix`.
     #[must_use]
     pub fn new(redis: Redis, prefix: &str) -> Self {
-        Self { redis, prefix: Arc::from(prefix), found: Arc::default() }
+        Self { redis, prefix: Arc::from(prefix), found: Arc::default(), walked: Arc::default() }
     }
 
     fn key(&self, name: &str) -> String {
@@ -106,9 +109,11 @@ impl HeartbeatReader {
     /// # Errors
     /// As Redis says.
     pub async fn read(&self, known: impl IntoIterator<Item = String>) -> Result<Heartbeats, RedisError> {
-        let mut names: BTreeSet<String> = known.into_iter().collect();
-        names.extend(self.found().iter().cloned());
-        let names: Vec<String> = names.into_iter().collect();
+        let mut names: Vec<String> = known.into_iter().collect();
+        let ours: HashSet<&str> = names.iter().map(String::as_str).collect();
+        let others: Vec<String> =
+            self.found().iter().filter(|name| !ours.contains(name.as_str())).cloned().collect();
+        names.extend(others);
         let keys = names.iter().map(|name| Key::from(self.key(name))).collect();
         let values = self.redis.get_many(keys).await?;
         let beats: HashMap<String, Result<Beat, String>> = names
@@ -175,7 +180,14 @@ impl HeartbeatReader {
                 }
             }
         }
+        self.walked.send_replace(true);
         Ok(())
+    }
+
+    /// Waits until a walk has been made, at most this long: before it, servers of others are not known.
+    pub async fn after_a_walk(&self, within: Duration) {
+        let mut walked = self.walked.subscribe();
+        let _ = tokio::time::timeout(within, walked.wait_for(|walked| *walked)).await;
     }
 
     fn remember(&self, keys: Vec<String>) {

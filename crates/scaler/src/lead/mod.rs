@@ -25,8 +25,6 @@ pub use orphans::Places;
 const OPERATIONS_EVERY: Duration = Duration::from_millis(500);
 /// How often names that beat are looked for in the key space.
 const DISCOVER_EVERY: Duration = Duration::from_secs(10);
-/// How long the first look for such names may hold up the first evaluation.
-const DISCOVER_FIRST: Duration = Duration::from_millis(500);
 /// How often old rows are removed.
 const PRUNE_EVERY: Duration = Duration::from_secs(300);
 /// What the loops need besides the engine.
@@ -147,7 +145,6 @@ impl Lead {
         let pulse = vitals.register("evaluation", bound);
         let discovery = self.spawn_discovery();
         self.spawn_proxies();
-        let _ = tokio::time::timeout(DISCOVER_FIRST, self.engine.heartbeats.discover()).await;
         let mut evaluations = interval(self.settings.evaluation_interval);
         let mut operations = interval(OPERATIONS_EVERY);
         let mut prunes = interval(PRUNE_EVERY);

@@ -1,5 +1,8 @@
 //! Rows as types.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -104,8 +107,8 @@ pub struct ServerRow {
     pub ip: Option<String>,
     /// Its private address.
     pub private_ip: Option<String>,
-    /// The policy of its making.
-    pub spec: ServerSpec,
+    /// The policy of its making. The servers of a group share it as a rule.
+    pub spec: Arc<ServerSpec>,
     /// Not to be removed before.
     pub protected_until: Option<Timestamp>,
     /// When it was asked for.
@@ -189,12 +192,38 @@ fn unreadable(what: &'static str, row: &str, why: impl ToString) -> StoreError {
     StoreError::Unreadable { what, row: row.to_owned(), why: why.to_string() }
 }
 
+/// Policies that were read already, by their text: in a fleet of thousands there are few.
+#[derive(Debug, Default)]
+pub(super) struct Specs(HashMap<Vec<u8>, Arc<ServerSpec>>);
+
+impl Specs {
+    fn read(&mut self, row: &PgRow, at: usize, name: &str) -> Result<Arc<ServerSpec>, StoreError> {
+        let raw = row
+            .try_get_raw(at)
+            .map_err(StoreError::database("read a column"))?
+            .as_bytes()
+            .map_err(|error| unreadable("spec", name, error))?;
+        if let Some(known) = self.0.get(raw) {
+            return Ok(Arc::clone(known));
+        }
+        let spec: Value = get(row, at)?;
+        let spec = serde_json::from_value(spec).map_err(|error| unreadable("spec", name, error))?;
+        let spec = Arc::new(spec);
+        self.0.insert(raw.to_vec(), Arc::clone(&spec));
+        Ok(spec)
+    }
+}
+
 /// Reads [`SERVER`] from column `at` on.
 pub(super) fn server(row: &PgRow, at: usize) -> Result<ServerRow, StoreError> {
+    server_with(row, at, &mut Specs::default())
+}
+
+/// The same for many rows.
+pub(super) fn server_with(row: &PgRow, at: usize, specs: &mut Specs) -> Result<ServerRow, StoreError> {
     let name: String = get(row, at + 1)?;
     let service: String = get(row, at + 4)?;
     let status: String = get(row, at + 5)?;
-    let spec: Value = get(row, at + 11)?;
     Ok(ServerRow {
         id: get(row, at)?,
         group_id: get(row, at + 2)?,
@@ -206,7 +235,7 @@ pub(super) fn server(row: &PgRow, at: usize) -> Result<ServerRow, StoreError> {
         provider_id: get(row, at + 8)?,
         ip: get(row, at + 9)?,
         private_ip: get(row, at + 10)?,
-        spec: serde_json::from_value(spec).map_err(|error| unreadable("spec", &name, error))?,
+        spec: specs.read(row, at + 11, &name)?,
         protected_until: time_if_any(row, at + 12)?,
         created_at: time(row, at + 13)?,
         in_service_at: time_if_any(row, at + 14)?,

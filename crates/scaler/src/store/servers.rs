@@ -72,10 +72,11 @@ impl Store {
             .fetch_all(&self.pool)
             .await
             .map_err(StoreError::database("read the servers"))?;
+        let mut specs = rows::Specs::default();
         rows.iter()
             .map(|row| {
                 Ok(FleetRow {
-                    server: rows::server(row, 0)?,
+                    server: rows::server_with(row, 0, &mut specs)?,
                     operation: rows::operation(row, SERVER_COLUMNS)?,
                 })
             })

@@ -178,7 +178,7 @@ fn fleet(count: usize) -> Vec<FleetRow> {
                 provider_id: None,
                 ip: Some("10.0.0.1".to_owned()),
                 private_ip: None,
-                spec: ServerSpec::of(&policy),
+                spec: Arc::new(ServerSpec::of(&policy)),
                 protected_until: None,
                 created_at: Timestamp::UNIX_EPOCH,
                 in_service_at: None,
