@@ -13,6 +13,8 @@ mod enqueue;
 mod http;
 mod jobs;
 mod loss;
+mod mail;
+mod mail_loss;
 mod process;
 mod queue;
 mod replay;
