@@ -16,6 +16,7 @@ pub mod scaler;
 pub mod storage;
 pub mod telemetry;
 pub mod transport;
+pub mod webhook;
 
 use crate::setting::{Declaration, Section};
 
@@ -31,6 +32,7 @@ pub static SECTIONS: &[&Section] = &[
     &http::SECTION,
     &mail::SECTION,
     &transport::SECTION,
+    &webhook::SECTION,
     &storage::SECTION,
     &telemetry::SECTION,
     &proxy::SECTION,
@@ -61,6 +63,7 @@ pub(crate) const PREFIXES: &[&str] = &[
     "SMTP_",
     "TASKER_",
     "VOICEAI_",
+    "WEBHOOK_",
     "WORKER_",
 ];
 

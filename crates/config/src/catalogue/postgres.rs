@@ -58,6 +58,6 @@ settings! {
     DATABASE_STATEMENT_TIMEOUT: Duration = duration().default("8s").between(100, 600_000);
 }
 
-fn is_postgres(raw: &str) -> bool {
+pub(super) fn is_postgres(raw: &str) -> bool {
     ["postgres://", "postgresql://"].iter().any(|scheme| raw.len() > scheme.len() && raw.starts_with(scheme))
 }
