@@ -350,3 +350,19 @@ async fn a_server_that_does_not_answer_costs_no_call_and_an_empty_set_is_told_at
     platform.stack.signal(&names[0], Signal::SIGCONT);
     assert_eq!(called(10).await, 10);
 }
+
+#[tokio::test]
+async fn a_server_whose_address_is_lost_keeps_its_record() {
+    let stack = Stack::new().await;
+    stack.group("eu", 1, 1, &stack.config()).await;
+    let _scaler = stack.scaler("a");
+    stack.wait_settled(&["test-voice-01"]).await;
+    stack.database.execute("UPDATE ops.servers SET ip = NULL, private_ip = NULL").await;
+    let decisions = stack.number("SELECT count(*) FROM ops.decisions").await;
+    wait_for(WITHIN, "some more evaluations", async || {
+        let made = stack.number("SELECT count(*) FROM ops.decisions").await;
+        if made > decisions + 5 { Ok(()) } else { Err(format!("{made}")) }
+    })
+    .await;
+    assert_eq!(stack.records().await, [("test-voice-01".to_owned(), "8".to_owned())]);
+}
