@@ -3,7 +3,7 @@
 # stand-in for the command line, and with the real one against moto. No account and no network beyond this machine is used.
 #
 #   scripts/test-providers.sh                 every suite
-#   scripts/test-providers.sh SUITE...        hetzner, aws, moto, custom
+#   scripts/test-providers.sh SUITE...        hetzner, aws, moto, custom, or one part such as test_hetzner.Creating
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=stack/lib.sh
 . "$(dirname "$0")/stack/lib.sh"
@@ -21,6 +21,7 @@ for suite in "${suites[@]}"; do
     aws) parts+=(test_aws.StandIn) ;;
     moto) parts+=(test_aws.Moto) ;;
     custom) parts+=(test_custom) ;;
+    test_*) parts+=("$suite") ;;
     *)
       sed -n '2,6s/^# \{0,1\}//p' "$0" >&2
       exit 2
