@@ -5,7 +5,9 @@ use serde::{Deserialize, Serialize};
 
 /// What a mail is for. It decides which suppressions bind it, whether it carries `List-Unsubscribe`, and what is done when
 /// nobody can tell whether it arrived.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
     /// Login codes, password set-up: worthless when late, never a list.

@@ -13,6 +13,7 @@ pub mod malformed;
 pub mod message;
 mod metrics;
 pub mod operate;
+pub mod rest;
 pub mod retention;
 pub mod sending;
 pub mod settings;

@@ -16,7 +16,7 @@ const FIELD_LONGEST: usize = 4096;
 const FIELDS_MAX: usize = 64;
 
 /// One rejected command.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct Malformed {
     /// Rises with time.
     pub id: i64,

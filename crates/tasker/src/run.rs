@@ -13,6 +13,8 @@ use tokio_util::sync::CancellationToken;
 use voiceai_cli::Failure;
 use voiceai_leader::{RedisTerm, TermMirror};
 use voiceai_listener::axum::Router;
+use voiceai_mail::intake::Intake;
+use voiceai_mail::rest::Rest;
 use voiceai_postgres::Tenure;
 use voiceai_queue::cron::{self, Definition, Scheduler, SchedulerSettings};
 use voiceai_queue::history::{History, HistorySettings, Retention, RetentionSettings, Writer};
@@ -28,6 +30,7 @@ use crate::jobs::registry::{self, Contexts, Kinds};
 use crate::operate::queue_failure;
 use crate::operate::queues::BUILT_IN;
 use crate::operate::schedules::schedule_failure;
+use crate::operate::trail;
 use crate::settings::TaskerSettings;
 use chores::Chores;
 use http::Http;
@@ -55,7 +58,7 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
 
     let tenure = context.elect(term_mirrors(&context.redis, &settings));
     let mail = mail::start(&context, &tenure, &stopping)?;
-    let contexts = Contexts { redis: context.redis.clone(), backup: backup.clone(), mail };
+    let contexts = Contexts { redis: context.redis.clone(), backup: backup.clone(), mail: mail.clone() };
     let handlers = registry::handlers(&settings, &contexts);
     tracing::info!(kinds = handlers.kinds().join(","), "job kinds registered");
 
@@ -65,7 +68,7 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
     let pools = Pools::new(client.clone(), handlers, &context);
     start_workers(&context, pools, writer, &stopping);
     start_leader_chores(&context, client, tenure.clone(), &stopping);
-    let internal = internal_routes(&context, &http, backup, tenure).await?;
+    let internal = internal_routes(&context, &http, backup, mail, tenure).await?;
     http.serve(&context, internal, crate::mail::public_routes(&context.pool, &context.settings)?);
     Ok(context)
 }
@@ -75,6 +78,7 @@ async fn internal_routes(
     context: &Context<TaskerSettings>,
     http: &Http,
     backup: Option<BackupContext>,
+    intake: Intake,
     tenure: watch::Receiver<Option<Tenure>>,
 ) -> Result<Router, Failure> {
     if !http.is_internal_open() {
@@ -83,7 +87,9 @@ async fn internal_routes(
     let kinds = Kinds::of(&context.settings);
     let admin = Admin::new(&context.redis, &context.pool, kinds, backup).await?;
     let metrics = if context.settings.http.metrics { admin.metrics(tenure) } else { Router::new() };
-    Ok(admin.routes().merge(metrics))
+    let catalogue = Arc::new(crate::mail::catalogue(&context.settings.mail)?);
+    let mail = Rest::new(intake, catalogue, trail::SERVICE).routes();
+    Ok(admin.routes().merge(metrics).merge(mail))
 }
 
 async fn backup_context(context: &Context<TaskerSettings>) -> Result<Option<BackupContext>, Failure> {

@@ -30,7 +30,7 @@ pub struct Filter {
 }
 
 /// One delivery of a list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct DeliveryRow {
     /// The caller's id.
     pub delivery_id: String,

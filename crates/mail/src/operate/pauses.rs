@@ -23,7 +23,7 @@ words! {
 }
 
 /// A pause that is not over.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Pause {
     /// What it keeps mail from.
     pub scope: String,

@@ -8,7 +8,7 @@ use super::list::{COLUMNS, DeliveryRow, read};
 use crate::error::MailError;
 
 /// A delivery with everything that is known of it, its content apart.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct Delivery {
     /// As in a list.
     #[serde(flatten)]
@@ -36,7 +36,7 @@ pub struct Delivery {
 }
 
 /// One recipient.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct RecipientRow {
     /// Its number in the delivery.
     pub position: i16,
@@ -55,7 +55,7 @@ pub struct RecipientRow {
 }
 
 /// One attempt.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct AttemptRow {
     /// Its recipient's number.
     pub position: i16,

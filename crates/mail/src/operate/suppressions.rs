@@ -10,7 +10,7 @@ use crate::error::MailError;
 use crate::{Address, Class};
 
 /// One entry of the list of those who must not be written to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Suppression {
     /// Rises with time.
     pub id: i64,

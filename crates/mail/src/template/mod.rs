@@ -50,7 +50,7 @@ pub struct Catalogue {
 }
 
 /// One template, as far as it can be told without rendering it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct Template {
     /// Its name, such as `auth.login_code`: the name of its folder.
     pub id: String,
@@ -63,8 +63,10 @@ pub struct Template {
     /// The locales it has.
     pub locales: Vec<String>,
     /// What its texts use.
+    #[schema(value_type = BTreeMap<String, Object>)]
     pub variables: BTreeMap<String, Variable>,
     /// The values that a preview is made of.
+    #[schema(value_type = Object)]
     pub sample: Map<String, Value>,
     /// The first 12 hexadecimal digits of a SHA-256 over its files: changes when it changes.
     pub version: String,
@@ -82,7 +84,7 @@ impl Template {
 }
 
 /// A mail's texts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Rendered {
     /// The template's name.
     pub template: String,

@@ -8,13 +8,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
-use voiceai_listener::axum::extract::rejection::PathRejection;
-use voiceai_listener::axum::extract::{FromRequest, FromRequestParts, Path, Request, State};
-use voiceai_listener::axum::http::HeaderMap;
-use voiceai_listener::axum::http::request::Parts;
+use voiceai_listener::axum::extract::State;
 use voiceai_listener::axum::routing::{get, post};
 use voiceai_listener::axum::{Json, Router};
-use voiceai_listener::{Caller, Problem, StrictJson};
+use voiceai_listener::{MaybeJson, Operator, Problem, StrictPath};
 use voiceai_queue::{DeadReason, JobView, ListFilter, QueueStats, State as JobState};
 use voiceai_replay::{ItemState, Pace};
 
@@ -30,8 +27,6 @@ const FAILED_SHOWN: u64 = 10;
 const LOOK_MAX: Duration = Duration::from_secs(5);
 /// Longest time for a retry, which has both stores to ask.
 const RETRY_MAX: Duration = Duration::from_secs(10);
-/// Names an operator may have in the audit trail.
-const OPERATOR_MAX: usize = 128;
 
 pub(super) fn routes(admin: Arc<Admin>) -> Router {
     let mut router = Router::new()
@@ -40,8 +35,11 @@ pub(super) fn routes(admin: Arc<Admin>) -> Router {
     // The two queues that the platform's screens know by a path of their own.
     for (part, queue) in [("email", EMAIL_QUEUE), ("orchestration", ORCHESTRATION_QUEUE)] {
         let look = move |State(admin): State<Arc<Admin>>| async move { show(&admin, queue).await };
-        let again = move |State(admin): State<Arc<Admin>>, JobId(id): JobId, asked: Asked| async move {
-            retry(admin, queue.to_owned(), id, asked).await
+        let again = move |State(admin): State<Arc<Admin>>,
+                          StrictPath(id),
+                          operator: Operator,
+                          why: MaybeJson<Why>| async move {
+            retry(admin, queue.to_owned(), id, Asked::new(operator, why)?).await
         };
         router = router
             .route(&format!("/api/v1/admin/{part}/queue"), get(look))
@@ -118,7 +116,7 @@ impl FailedJob {
 
 async fn show_named(
     State(admin): State<Arc<Admin>>,
-    QueuePath(queue): QueuePath,
+    StrictPath(queue): StrictPath<String>,
 ) -> Result<Json<Reply<Overview>>, Problem> {
     let queue = known(&admin, &queue).await?;
     show(&admin, &queue).await
@@ -167,49 +165,21 @@ struct Asked {
     reason_is: Option<DeadReason>,
 }
 
-impl<S: Send + Sync> FromRequest<S> for Asked {
-    type Rejection = Problem;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        let (mut parts, body) = request.into_parts();
-        let Ok(caller) = Caller::from_request_parts(&mut parts, state).await;
-        let actor = operator(&parts.headers, caller)?;
-        let has_body =
-            parts.headers.contains_key("content-length") || parts.headers.contains_key("transfer-encoding");
-        let is_empty = parts.headers.get("content-length").is_some_and(|length| length == "0");
-        let why = if has_body && !is_empty {
-            let StrictJson(why) =
-                StrictJson::<Why>::from_request(Request::from_parts(parts, body), state).await?;
-            why
-        } else {
-            Why::default()
-        };
+impl Asked {
+    fn new(Operator(actor): Operator, MaybeJson(why): MaybeJson<Why>) -> Result<Self, Problem> {
         let reason_is = why.reason_is.as_deref().map(replay::reason).transpose().map_err(problem)?;
         Ok(Self { act: Act { actor, reason: why.reason }, reason_is })
     }
 }
 
-/// The name in the audit trail: the caller's word for the person, who has shown the token, or where the request came from.
-fn operator(headers: &HeaderMap, caller: Caller) -> Result<String, Problem> {
-    let Some(name) = headers.get("x-operator") else { return Ok(format!("http {}", caller.address.ip())) };
-    let name = name.to_str().unwrap_or_default().trim();
-    let sound = !name.is_empty() && name.len() <= OPERATOR_MAX && !name.chars().any(char::is_control);
-    let wrong = || {
-        let problem = Problem::bad_request("invalid_operator", "X-Operator is no name");
-        unsuccessful(
-            problem.remedy(format!("Send at most {OPERATOR_MAX} visible ASCII characters, or leave it out.")),
-        )
-    };
-    sound.then(|| name.to_owned()).ok_or_else(wrong)
-}
-
 async fn retry_named(
     State(admin): State<Arc<Admin>>,
-    QueueAndJob { queue, job_id }: QueueAndJob,
-    asked: Asked,
+    StrictPath((queue, id)): StrictPath<(String, String)>,
+    operator: Operator,
+    why: MaybeJson<Why>,
 ) -> Result<Json<Reply<Retried>>, Problem> {
     let queue = known(&admin, &queue).await?;
-    retry(admin, queue, job_id, asked).await
+    retry(admin, queue, id, Asked::new(operator, why)?).await
 }
 
 /// A job that is tried again.
@@ -287,49 +257,5 @@ async fn again(admin: &Admin, queue: String, id: String, asked: Asked) -> Result
             ))
         }
         _ => Ok(Retried { job_id: id, queue, replay_id: carried.replay.id.to_string() }),
-    }
-}
-
-/// `{queue}`. A path that cannot be read names nothing that is there.
-struct QueuePath(String);
-
-/// `{job_id}`.
-struct JobId(String);
-
-/// `{queue}` and `{job_id}`.
-#[derive(Deserialize)]
-struct QueueAndJob {
-    queue: String,
-    job_id: String,
-}
-
-fn unreadable(_: PathRejection) -> Problem {
-    unsuccessful(Problem::not_found(
-        "not_found",
-        "the path is no text in UTF-8, so it names nothing that is there",
-    ))
-}
-
-impl<S: Send + Sync> FromRequestParts<S> for QueuePath {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        Path::from_request_parts(parts, state).await.map(|Path(queue)| Self(queue)).map_err(unreadable)
-    }
-}
-
-impl<S: Send + Sync> FromRequestParts<S> for JobId {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        Path::from_request_parts(parts, state).await.map(|Path(id)| Self(id)).map_err(unreadable)
-    }
-}
-
-impl<S: Send + Sync> FromRequestParts<S> for QueueAndJob {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        Path::<Self>::from_request_parts(parts, state).await.map(|Path(both)| both).map_err(unreadable)
     }
 }

@@ -10,17 +10,17 @@ use voiceai_testkit::{Exit, Port, Process, RedisOptions, RedisServer, TcpProxy, 
 
 use crate::stage::{PATIENCE, Stage, answer};
 
-const TOKEN: &str = "an-internal-token-of-32-bytes-at-least";
+pub(crate) const TOKEN: &str = "an-internal-token-of-32-bytes-at-least";
 const EMAIL: &str = "/api/v1/admin/email/queue";
 
 /// A tasker with an internal listener.
-struct Listening {
+pub(crate) struct Listening {
     port: Port,
-    process: Process,
+    pub(crate) process: Process,
 }
 
 impl Listening {
-    async fn start(stage: &Stage, variables: &[(&str, &str)]) -> Self {
+    pub(crate) async fn start(stage: &Stage, variables: &[(&str, &str)]) -> Self {
         let port = Port::reserve();
         let address = format!(":{}", port.number());
         let program =
@@ -31,7 +31,7 @@ impl Listening {
     }
 
     /// Asks by curl, as an operator would.
-    fn curl(&self, path: &str, arguments: &[&str]) -> Reply {
+    pub(crate) fn curl(&self, path: &str, arguments: &[&str]) -> Reply {
         let url = format!("http://127.0.0.1:{}{path}", self.port.number());
         let output = Command::new("curl")
             .args(["--silent", "--show-error", "--include", "--max-time", "30"])
@@ -46,33 +46,33 @@ impl Listening {
         Reply { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
     }
 
-    fn get(&self, path: &str) -> Reply {
+    pub(crate) fn get(&self, path: &str) -> Reply {
         self.curl(path, &["-H", &format!("Authorization: Bearer {TOKEN}")])
     }
 
-    fn post(&self, path: &str, arguments: &[&str]) -> Reply {
+    pub(crate) fn post(&self, path: &str, arguments: &[&str]) -> Reply {
         let authorization = format!("Authorization: Bearer {TOKEN}");
         self.curl(path, &[&["-X", "POST", "-H", &authorization], arguments].concat())
     }
 }
 
 #[derive(Debug)]
-struct Reply {
-    status: u16,
-    head: String,
-    body: String,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
 }
 
 impl Reply {
     #[track_caller]
-    fn json(&self, status: u16) -> Value {
+    pub(crate) fn json(&self, status: u16) -> Value {
         assert_eq!(self.status, status, "{self:?}");
         serde_json::from_str(&self.body).unwrap()
     }
 
     /// A problem with this status and code.
     #[track_caller]
-    fn problem(&self, status: u16, code: &str) -> Value {
+    pub(crate) fn problem(&self, status: u16, code: &str) -> Value {
         let problem = self.json(status);
         assert!(self.head.contains("application/problem+json"), "{self:?}");
         assert_eq!(problem["code"], code, "{problem}");

@@ -15,6 +15,7 @@ mod jobs;
 mod loss;
 mod mail;
 mod mail_loss;
+mod mail_rest;
 mod process;
 mod queue;
 mod replay;
