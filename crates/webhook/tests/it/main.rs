@@ -1,0 +1,8 @@
+//! Webhooks on a real PostgreSQL, against a receiver that misbehaves on command.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod delivery;
+mod faults;
+mod oracle;
+mod receiver;
+mod stage;
