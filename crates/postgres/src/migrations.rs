@@ -30,8 +30,7 @@ pub const TASKER: Component = component!(
         "0020_replays",
         "0021_queue_settings",
         "0030_webhooks",
-        "0040_backup_series",
-        "0050_notices"
+        "0040_backup_series"
     ]
 );
 

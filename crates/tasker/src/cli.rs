@@ -10,7 +10,7 @@ mod queue;
 use clap::{Args, Parser, Subcommand};
 use voiceai_cli::{Completions, ConfigCommand, Healthcheck, Mutation, OutputArgs};
 
-pub use backup::Backup;
+pub use backup::{Backup, Identity, Series};
 pub use common::{Page, PerSecond, When};
 pub use cron::{Cron, CronSet, Missed, Overlap};
 pub use jobs::{Discard, Enqueue, Jobs, ListJobs, Replay, Select, State};
@@ -164,6 +164,8 @@ mod tests {
             "audit list --limit 5",
             "release --restored --reason r --yes",
             "backup run",
+            "backup run --database billing --schema a --schema b",
+            "backup verify --schema a --identity key.txt",
             "backup list",
             "backup verify",
             "backup restore latest --into postgres://localhost/x",

@@ -25,7 +25,7 @@ use voiceai_runtime::Vitals;
 use voiceai_service::Context;
 
 use crate::admin::Admin;
-use crate::jobs::backup::{BackupContext, BackupDatabase};
+use crate::jobs::backup::{self, BackupContext, BackupDatabase, BackupVerify};
 use crate::jobs::registry::{self, Contexts, Kinds};
 use crate::operate::queue_failure;
 use crate::operate::queues::BUILT_IN;
@@ -38,6 +38,9 @@ use pools::Pools;
 
 /// Name of the schedule that every installation has.
 pub const BACKUP_SCHEDULE: &str = "database-backup";
+
+/// Name of the schedule that proves the newest backup.
+pub const VERIFY_SCHEDULE: &str = "backup-verify";
 
 /// Longest time for which a loop that talks to a store may be silent, beside its own interval: several calls at their limit.
 const STORE_BOUND: Duration = Duration::from_secs(120);
@@ -68,6 +71,9 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
     let pools = Pools::new(client.clone(), handlers, &context);
     start_workers(&context, pools, writer, &stopping);
     start_leader_chores(&context, client, tenure.clone(), &stopping);
+    if backup.is_some() {
+        start_backup_watch(&context, tenure.clone(), &stopping);
+    }
     let internal = internal_routes(&context, &http, backup, mail, tenure).await?;
     http.serve(&context, internal, crate::mail::public_routes(&context.pool, &context.settings)?);
     Ok(context)
@@ -108,16 +114,23 @@ fn term_mirrors(redis: &Redis, settings: &TaskerSettings) -> Vec<Arc<dyn TermMir
     mirrors
 }
 
-/// The nightly backup. A schedule that an operator has set is left as it is.
+/// The nightly backup and its proof. A schedule that an operator has set is left as it is.
 async fn declare_schedules(context: &Context<TaskerSettings>, has_bucket: bool) -> Result<(), Failure> {
     let nightly = Definition {
         queue: BackupDatabase::QUEUE.to_owned(),
         enabled: has_bucket,
         ..Definition::new(BACKUP_SCHEDULE, BackupDatabase::KIND, "0 2 * * *")
     };
-    let created = cron::declare(&context.pool, &nightly).await.map_err(|error| schedule_failure(&error))?;
-    if created {
-        tracing::info!(schedule = BACKUP_SCHEDULE, enabled = has_bucket, "schedule created");
+    let proof = Definition {
+        queue: BackupVerify::QUEUE.to_owned(),
+        enabled: has_bucket,
+        ..Definition::new(VERIFY_SCHEDULE, BackupVerify::KIND, "0 5 * * *")
+    };
+    for schedule in [nightly, proof] {
+        let created = cron::declare(&context.pool, &schedule).await;
+        if created.map_err(|error| schedule_failure(&error))? {
+            tracing::info!(schedule = schedule.name, enabled = has_bucket, "schedule created");
+        }
     }
     Ok(())
 }
@@ -189,6 +202,18 @@ fn start_leader_chores(
     let pulse = context.vitals.register("leader chores", STORE_BOUND);
     context.shutdown.spawn("leader chores", chores.run(tenure.clone(), stopping.clone(), pulse));
     context.shutdown.spawn("status line", tell_status(tenure, context.vitals.clone(), stopping.clone()));
+}
+
+/// Tells people when no backup was proved for too long.
+fn start_backup_watch(
+    context: &Context<TaskerSettings>,
+    tenure: watch::Receiver<Option<Tenure>>,
+    stopping: &CancellationToken,
+) {
+    let further = context.settings.backup_databases.keys().cloned();
+    let watch = backup::Watch::new(context.pool.clone(), context.settings.backup.proved_max_age, further);
+    let pulse = context.vitals.register("backup watch", backup::WATCH_EVERY + STORE_BOUND);
+    context.shutdown.spawn("backup watch", watch.run(tenure, stopping.clone(), pulse));
 }
 
 /// Keeps the line that `healthcheck` shows.

@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use voiceai_aws::{AwsAccess, S3Settings};
-use voiceai_config::catalogue::queue;
 use voiceai_config::catalogue::transport::SES_FEEDBACK_TOPIC_ARNS;
+use voiceai_config::catalogue::{queue, storage};
 use voiceai_config::{Rate, Reader};
 use voiceai_egress::Rule;
 use voiceai_listener::ListenerSettings;
 use voiceai_mail::settings::MailSettings;
 use voiceai_mail::transport::{SesSettings, SmtpSettings};
+use voiceai_runtime::Secret;
+
+use crate::jobs::backup::{BackupPolicy, Keep, check_recipients};
 
 /// Queue of outgoing mail.
 pub const EMAIL_QUEUE: &str = "email-queue";
@@ -78,6 +81,10 @@ pub struct TaskerSettings {
     pub diagnostic_jobs: bool,
     /// `S3_…`. Where backups go; absent without `S3_BUCKET`.
     pub store: Option<S3Settings>,
+    /// `BACKUP_…`. What stays, how it is compressed and encrypted, and when its age is an alarm.
+    pub backup: BackupPolicy,
+    /// `BACKUP_DATABASE_<NAME>_URL`. Further databases, by name in small letters.
+    pub backup_databases: BTreeMap<String, Secret>,
     /// `…_HTTP_…`. The HTTP listeners; none unless an address is set.
     pub http: ListenerSettings,
     /// `MAIL_…` and the sender. Intake, attempts, retention.
@@ -143,6 +150,12 @@ impl TaskerSettings {
             history_notable: reader.get(&queue::JOB_HISTORY_NOTABLE_RETENTION),
             diagnostic_jobs: reader.get(&queue::DIAGNOSTIC_JOBS),
             store: S3Settings::read(reader),
+            backup: backup_policy(reader),
+            backup_databases: reader
+                .each(&storage::BACKUP_DATABASE_URL)
+                .into_iter()
+                .map(|(name, url)| (name.to_ascii_lowercase(), url))
+                .collect(),
             mail: MailSettings::read(reader),
             smtp: SmtpSettings::read(reader),
             ses: SesSettings::read(reader),
@@ -191,6 +204,29 @@ impl TaskerSettings {
             keep_completed_count: long.keep_completed_count.or(short.keep_completed_count),
             keep_dead: long.keep_dead.or(short.keep_dead),
         }
+    }
+}
+
+fn backup_policy(reader: &Reader<'_>) -> BackupPolicy {
+    let recipients = reader.optional(&storage::BACKUP_AGE_RECIPIENTS).unwrap_or_default();
+    if let Err(error) = check_recipients(&recipients) {
+        reader.violation(
+            &storage::BACKUP_AGE_RECIPIENTS,
+            "a comma list of age1… public keys",
+            error.to_string(),
+        );
+    }
+    BackupPolicy {
+        keep: Keep {
+            last: reader.get(&storage::BACKUP_KEEP_LAST),
+            daily: reader.get(&storage::BACKUP_KEEP_DAILY),
+            weekly: reader.get(&storage::BACKUP_KEEP_WEEKLY),
+            monthly: reader.get(&storage::BACKUP_KEEP_MONTHLY),
+        },
+        compression: reader.get(&storage::BACKUP_COMPRESSION),
+        recipients,
+        identity_file: reader.optional(&storage::BACKUP_AGE_IDENTITY_FILE),
+        proved_max_age: reader.get(&storage::BACKUP_PROVED_MAX_AGE),
     }
 }
 

@@ -1,21 +1,45 @@
 //! `backup …`
 
-use clap::Subcommand;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
 
 use voiceai_cli::Mutation;
 
 use super::common::Page;
+
+/// A series of backups.
+#[derive(Debug, Args)]
+pub struct Series {
+    /// A further database, by the name of its BACKUP_DATABASE_<NAME>_URL in small letters
+    #[arg(long, value_name = "NAME")]
+    pub database: Option<String>,
+    /// Only this schema; may be given several times
+    #[arg(long = "schema", value_name = "SCHEMA")]
+    pub schemas: Vec<String>,
+}
+
+/// A key.
+#[derive(Debug, Args)]
+pub struct Identity {
+    /// File with the age identity that opens an encrypted backup; without it BACKUP_AGE_IDENTITY_FILE
+    #[arg(long = "identity", value_name = "FILE")]
+    pub file: Option<PathBuf>,
+}
 
 /// `backup …`
 #[derive(Debug, Subcommand)]
 pub enum Backup {
     /// Take a backup now, in this process
     Run {
+        /// Which series.
+        #[command(flatten)]
+        series: Series,
         /// Whether, why and by whom.
         #[command(flatten)]
         mutation: Mutation,
     },
-    /// Backups in the bucket, newest first
+    /// Backups of every series in the bucket, newest first
     List {
         /// Which part of the list.
         #[command(flatten)]
@@ -26,6 +50,12 @@ pub enum Backup {
         /// The backup's id; `latest` is the newest
         #[arg(default_value = "latest")]
         id: String,
+        /// Which series `latest` is of.
+        #[command(flatten)]
+        series: Series,
+        /// What an encrypted backup is opened with.
+        #[command(flatten)]
+        identity: Identity,
     },
     /// Restore a backup into an empty database
     Restore {
@@ -35,6 +65,12 @@ pub enum Backup {
         /// PGPASSWORD than here
         #[arg(long, value_name = "DATABASE_URL")]
         into: String,
+        /// Which series `latest` is of.
+        #[command(flatten)]
+        series: Series,
+        /// What an encrypted backup is opened with.
+        #[command(flatten)]
+        identity: Identity,
         /// Whether, why and by whom.
         #[command(flatten)]
         mutation: Mutation,

@@ -14,7 +14,7 @@ use voiceai_service::{bare_command, failures};
 
 use super::{Service, act, warn};
 use crate::IDENTITY;
-use crate::cli::{Backup, Page};
+use crate::cli::{Backup, Identity, Page, Series};
 use crate::jobs::backup::{self, Address, BackupContext, Entry, Manifest, Proof};
 use crate::jobs::registry;
 use crate::operate::{Act, trail};
@@ -41,10 +41,32 @@ pub(super) async fn dispatch(command: Backup, json: bool) -> ExitCode {
 
 async fn run(command: Backup, ground: &Ground, output: Output) -> Result<(), Failure> {
     match command {
-        Backup::Run { mutation } => take(&mutation, ground, output).await,
+        Backup::Run { series, mutation } => take(&series, &mutation, ground, output).await,
         Backup::List { page } => list(&page, ground, output).await,
-        Backup::Verify { id } => verify(&id, ground, output).await,
-        Backup::Restore { id, into, mutation } => restore(&id, into, &mutation, ground, output).await,
+        Backup::Verify { id, series, identity } => {
+            let asked = Asked { id, series, identity };
+            verify(asked, ground, output).await
+        }
+        Backup::Restore { id, into, series, identity, mutation } => {
+            let asked = Asked { id, series, identity };
+            restore(asked, into, &mutation, ground, output).await
+        }
+    }
+}
+
+/// A backup as a command names it.
+struct Asked {
+    id: String,
+    series: Series,
+    identity: Identity,
+}
+
+impl Asked {
+    fn apply(&self, mut context: BackupContext) -> Result<BackupContext, Failure> {
+        if let Some(file) = &self.identity.file {
+            context.policy.identity_file = Some(file.clone());
+        }
+        Ok(context.series(self.series.database.as_deref(), &self.series.schemas)?)
     }
 }
 
@@ -92,17 +114,19 @@ fn cancellable() -> Result<CancellationToken, Failure> {
     Ok(shutdown.stopping())
 }
 
-async fn take(mutation: &Mutation, ground: &Ground, output: Output) -> Result<(), Failure> {
+async fn take(series: &Series, mutation: &Mutation, ground: &Ground, output: Output) -> Result<(), Failure> {
     let act = act(mutation)?;
     if mutation.dry_run {
-        let context = ground.context(None).await?;
+        let context = ground.context(None).await?.series(series.database.as_deref(), &series.schemas)?;
         let place = format!("s3://{}/{}", context.store.bucket(), context.prefix);
         return output
             .one(&json!({ "dry_run": true, "to": place }), |_| format!("would take a backup to {place}\n"));
     }
     let pool = ground.pool().await?;
     let context = ground.context(Some(pool.clone())).await?;
-    trail::record(&pool, &act, "backup.run", context.database.place(), json!({})).await?;
+    let context = context.series(series.database.as_deref(), &series.schemas)?;
+    let details = json!({ "schemas": context.schemas });
+    trail::record(&pool, &act, "backup.run", context.database.place(), details).await?;
     let taken = backup::run(&context, None, &cancellable()?).await?;
     let shown = Shown::of(&taken.manifest, taken.proof.as_ref());
     output.one(&shown, |shown| format!("{}\n", shown.id))
@@ -120,6 +144,9 @@ struct Shown {
     finished_at: Option<jiff::Timestamp>,
     size_bytes: Option<u64>,
     sha256: Option<String>,
+    /// The only schemas it holds; empty for the whole database.
+    schemas: Vec<String>,
+    encrypted: bool,
     tables: Option<usize>,
     rows: Option<u64>,
     server_version: Option<String>,
@@ -141,6 +168,8 @@ impl Shown {
             finished_at: Some(manifest.finished_at),
             size_bytes: Some(manifest.bytes),
             sha256: Some(manifest.sha256.clone()),
+            schemas: manifest.only_schemas.clone(),
+            encrypted: manifest.encryption.is_some(),
             tables: Some(manifest.content.tables.len()),
             rows: Some(manifest.content.rows()),
             server_version: Some(manifest.database.server_version.clone()),
@@ -166,6 +195,8 @@ impl Shown {
                 finished_at: None,
                 size_bytes: None,
                 sha256: None,
+                schemas: Vec::new(),
+                encrypted: false,
                 tables: None,
                 rows: None,
                 server_version: None,
@@ -193,6 +224,12 @@ async fn list(page: &Page, ground: &Ground, output: Output) -> Result<(), Failur
             row.snapshot_at.map(|at| format!("{at:.0}")).unwrap_or_default()
         }),
         Column::new("DATABASE", |row: &Shown| row.database.clone()),
+        Column::new(
+            "SCHEMAS",
+            |row: &Shown| {
+                if row.schemas.is_empty() { "all".to_owned() } else { row.schemas.join(",") }
+            },
+        ),
         Column::new("BYTES", |row: &Shown| row.size_bytes.map(|bytes| bytes.to_string()).unwrap_or_default()),
         Column::new("ROWS", |row: &Shown| row.rows.map(|rows| rows.to_string()).unwrap_or_default()),
         Column::new("STATE", |row: &Shown| row.state.to_owned()),
@@ -202,12 +239,12 @@ async fn list(page: &Page, ground: &Ground, output: Output) -> Result<(), Failur
     output.list("backups", &rows, listing.next.as_deref(), &columns)
 }
 
-async fn verify(id: &str, ground: &Ground, output: Output) -> Result<(), Failure> {
+async fn verify(asked: Asked, ground: &Ground, output: Output) -> Result<(), Failure> {
     // The row beside the bucket's proof is written where our tables are there, and not missed where they are not.
     ground.database_url()?;
     let pool = ground.pool().await.ok();
-    let context = ground.context(pool).await?;
-    let proof = backup::verify(&context, id, &cancellable()?).await?;
+    let context = asked.apply(ground.context(pool).await?)?;
+    let proof = backup::verify(&context, &asked.id, &cancellable()?).await?;
     let text = |proof: &Proof| {
         let took = human_duration(std::time::Duration::from_millis(proof.duration_ms));
         let word = if proof.proved { "proved" } else { "NOT PROVED" };
@@ -229,21 +266,25 @@ async fn verify(id: &str, ground: &Ground, output: Output) -> Result<(), Failure
 }
 
 async fn restore(
-    id: &str,
+    asked: Asked,
     into: String,
     mutation: &Mutation,
     ground: &Ground,
     output: Output,
 ) -> Result<(), Failure> {
     let act = act(mutation)?;
-    let context = ground.context(None).await?;
+    let own = ground.context(None).await?;
+    let mut context = asked.apply(own.clone())?;
     let target = Address::parse("--into", &Secret::new(into))?;
     if mutation.dry_run {
-        let (_, manifest) = backup::find(&context, id).await?;
+        let (_, manifest) = backup::find(&context, &asked.id).await?;
         let document = json!({ "dry_run": true, "id": manifest.id, "into": target.place() });
         return output.one(&document, |_| format!("would restore {} into {}\n", manifest.id, target.place()));
     }
-    let restored = backup::restore(&context, id, &target, &cancellable()?).await?;
+    // The series finds the backup; what must not be restored into is the service's own database.
+    let (keys, _) = backup::find(&context, &asked.id).await?;
+    context.database = own.database;
+    let restored = backup::restore(&context, keys.id(), &target, &cancellable()?).await?;
     note_restore(ground, &act, &restored.manifest.id, &restored.into).await;
     output.one(&restored, |restored| {
         format!(

@@ -36,7 +36,10 @@ fn text(status: &Status, output: Output) -> String {
     }
     line("mail", &mail(status));
     for pause in &status.mail.pauses {
-        line("", &format!("{} {} paused until {:.0}: {}", pause.scope, pause.subject, pause.until, pause.reason));
+        line(
+            "",
+            &format!("{} {} paused until {:.0}: {}", pause.scope, pause.subject, pause.until, pause.reason),
+        );
     }
     line("schedules", &schedules(status));
     line("backups", &backups(status));

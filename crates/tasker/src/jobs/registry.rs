@@ -1,5 +1,7 @@
 //! Which kinds there are: their handlers for a worker, and what the command line must know without running any.
 
+use std::collections::BTreeMap;
+
 use voiceai_aws::ObjectStore;
 use voiceai_cli::Failure;
 use voiceai_config::General;
@@ -10,7 +12,7 @@ use voiceai_queue::{Job, Registry};
 use voiceai_redis::Redis;
 use voiceai_runtime::Secret;
 
-use super::backup::{Address, BackupContext, BackupDatabase, Tools};
+use super::backup::{Address, BackupContext, BackupDatabase, BackupVerify, Tools};
 use super::send_email::SendEmail;
 use crate::settings::{DEFAULT_QUEUE, TaskerSettings};
 
@@ -33,7 +35,8 @@ pub fn handlers(settings: &TaskerSettings, contexts: &Contexts) -> Registry {
         registry = registry.register::<Probe>(contexts.redis.clone());
     }
     if let Some(backup) = &contexts.backup {
-        registry = registry.register::<BackupDatabase>(backup.clone());
+        registry =
+            registry.register::<BackupDatabase>(backup.clone()).register::<BackupVerify>(backup.clone());
     }
     registry
 }
@@ -41,7 +44,7 @@ pub fn handlers(settings: &TaskerSettings, contexts: &Contexts) -> Registry {
 /// What backups work with; `None` where no bucket is set.
 ///
 /// # Errors
-/// Refused (4) when `database_url` is no address.
+/// Refused (4) when `database_url`, or a further database's, is no address.
 pub async fn backup_context(
     settings: &TaskerSettings,
     general: &General,
@@ -49,6 +52,10 @@ pub async fn backup_context(
     pool: Option<PgPool>,
 ) -> Result<Option<BackupContext>, Failure> {
     let Some(store) = &settings.store else { return Ok(None) };
+    let mut others = BTreeMap::new();
+    for (name, url) in &settings.backup_databases {
+        others.insert(name.clone(), Address::parse("BACKUP_DATABASE_<NAME>_URL", url)?);
+    }
     Ok(Some(BackupContext {
         store: ObjectStore::new(store).await,
         prefix: store.prefix.clone(),
@@ -57,6 +64,10 @@ pub async fn backup_context(
         environment: general.environment.clone(),
         instance: general.instance_id.clone(),
         tools: Tools::default(),
+        policy: settings.backup.clone(),
+        others,
+        target: None,
+        schemas: Vec::new(),
     }))
 }
 
@@ -104,6 +115,7 @@ impl Kinds {
         }
         if settings.store.is_some() {
             kinds.push(Kind::of::<BackupDatabase>());
+            kinds.push(Kind::of::<BackupVerify>());
         }
         Self(kinds)
     }

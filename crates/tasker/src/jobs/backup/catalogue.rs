@@ -139,6 +139,15 @@ pub async fn find(ctx: &BackupContext, id: &str) -> Result<(Keys, Manifest), Bac
     Ok((keys, manifest))
 }
 
+/// Every backup of this series.
+pub(super) async fn series(ctx: &BackupContext) -> Result<Vec<Entry>, BackupError> {
+    let objects = ctx.store.list(&folder(&ctx.prefix)).await?;
+    let mark = ctx.mark();
+    let manifests = objects.iter().map(|object| object.key.as_str()).filter(|key| is_manifest(key));
+    let ours = manifests.filter_map(Keys::of).filter(|keys| keys.id().starts_with(&mark)).collect();
+    read(ctx, ours, &objects).await
+}
+
 /// The backup that this very request has already taken, among the newest of this database.
 pub(super) async fn taken_for(ctx: &BackupContext, request: &str) -> Result<Option<Entry>, BackupError> {
     const LOOKED_AT: usize = 20;

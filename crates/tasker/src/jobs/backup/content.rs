@@ -38,13 +38,18 @@ pub(super) struct Listed {
     quoted: String,
 }
 
-/// The tables to be dumped.
-pub(super) async fn tables(session: &mut PgConnection, place: &str) -> Result<Vec<Listed>, BackupError> {
+/// The tables to be dumped: those of the schemas `only`, or all where it is empty.
+pub(super) async fn tables(
+    session: &mut PgConnection,
+    place: &str,
+    only: &[String],
+) -> Result<Vec<Listed>, BackupError> {
     let rows = sqlx::query(TABLES)
         .fetch_all(session)
         .await
         .map_err(BackupError::database("list of tables", place))?;
-    Ok(rows.iter().map(|row| Listed { schema: row.get(0), name: row.get(1), quoted: row.get(2) }).collect())
+    let listed = rows.iter().map(|row| Listed { schema: row.get(0), name: row.get(1), quoted: row.get(2) });
+    Ok(listed.filter(|table| only.is_empty() || only.contains(&table.schema)).collect())
 }
 
 /// Keeps the tables as they are defined until the transaction ends: one that is dropped meanwhile would make dump and
@@ -69,15 +74,24 @@ pub(super) async fn content(
     session: &mut PgConnection,
     place: &str,
     tables: Vec<Listed>,
+    only: &[String],
 ) -> Result<Content, BackupError> {
     let failed = || BackupError::database("count", place);
     let schemas = sqlx::query(SCHEMAS).fetch_all(&mut *session).await.map_err(failed())?;
     let objects = "SELECT count(*) FROM pg_catalog.pg_largeobject_metadata";
     let objects: i64 = sqlx::query_scalar(objects).fetch_one(&mut *session).await.map_err(failed())?;
+    let mut schemas: Vec<String> = schemas.iter().map(|row| row.get(0)).collect();
+    if !only.is_empty() {
+        if let Some(schema) = only.iter().find(|schema| !schemas.contains(schema)) {
+            return Err(BackupError::NoSchema { database: place.to_owned(), schema: schema.clone() });
+        }
+        schemas.retain(|schema| only.contains(schema));
+    }
     let mut content = Content {
-        schemas: schemas.iter().map(|row| row.get(0)).collect(),
+        schemas,
         tables: Vec::with_capacity(tables.len()),
-        large_objects: objects.unsigned_abs(),
+        // They belong to no schema, and so to no dump of some.
+        large_objects: if only.is_empty() { objects.unsigned_abs() } else { 0 },
     };
     for table in tables {
         let (rows, digest) = match count_and_digest(session, &table).await {
@@ -160,10 +174,14 @@ pub(super) async fn begin_snapshot(session: &mut PgConnection, place: &str) -> R
 }
 
 /// The content of a database that nobody else writes to.
-pub(super) async fn content_now(session: &mut PgConnection, place: &str) -> Result<Content, BackupError> {
+pub(super) async fn content_now(
+    session: &mut PgConnection,
+    place: &str,
+    only: &[String],
+) -> Result<Content, BackupError> {
     begin_snapshot(session, place).await?;
-    let tables = tables(session, place).await?;
-    let content = content(session, place, tables).await?;
+    let tables = tables(session, place, only).await?;
+    let content = content(session, place, tables, only).await?;
     session.execute("COMMIT").await.map_err(BackupError::database("count", place))?;
     Ok(content)
 }

@@ -44,6 +44,28 @@ pub enum BackupError {
         /// The last of what it wrote to stderr.
         said: String,
     },
+    /// No further database of that name.
+    #[error("no further database is called `{name}`{}", others(.known))]
+    UnknownDatabase {
+        /// What was asked for.
+        name: String,
+        /// Those that there are, with commas.
+        known: String,
+    },
+    /// A schema to be dumped does not exist.
+    #[error("database `{database}` has no schema `{schema}`")]
+    NoSchema {
+        /// Host and name.
+        database: String,
+        /// What was asked for.
+        schema: String,
+    },
+    /// A dump cannot be encrypted or decrypted.
+    #[error("encryption: {problem}")]
+    Encryption {
+        /// What is wrong.
+        problem: String,
+    },
     /// Another process is taking a backup of this database.
     #[error("a backup of database `{database}` is already under way ({by})")]
     Busy {
@@ -127,9 +149,13 @@ impl BackupError {
                 ExitCode::Failed
             }
             Self::Damaged { .. } | Self::Differs { .. } => ExitCode::Failed,
-            Self::Address { .. } | Self::NoTool { .. } | Self::Busy { .. } | Self::Target { .. } => {
-                ExitCode::Refused
-            }
+            Self::Address { .. }
+            | Self::NoTool { .. }
+            | Self::Busy { .. }
+            | Self::Target { .. }
+            | Self::UnknownDatabase { .. }
+            | Self::NoSchema { .. }
+            | Self::Encryption { .. } => ExitCode::Refused,
             Self::NotFound { .. } => ExitCode::NotFound,
         }
     }
@@ -142,6 +168,9 @@ impl BackupError {
             Self::Address { .. } => "backup_address",
             Self::NoTool { .. } => "backup_tool_missing",
             Self::Tool { .. } => "backup_tool_failed",
+            Self::UnknownDatabase { .. } => "backup_unknown_database",
+            Self::NoSchema { .. } => "backup_no_schema",
+            Self::Encryption { .. } => "backup_encryption",
             Self::Busy { .. } => "backup_busy",
             Self::NotFound { .. } => "backup_not_found",
             Self::Manifest { .. } => "backup_manifest",
@@ -167,6 +196,13 @@ impl BackupError {
                 "Install the PostgreSQL client of the server's major version, or a newer one."
             }
             Self::Tool { .. } => "Read what the tool said; docs/backups.md lists the usual causes.",
+            Self::UnknownDatabase { .. } => {
+                "Set BACKUP_DATABASE_<NAME>_URL; the name is written in small letters."
+            }
+            Self::NoSchema { .. } => "Write the schema's name as the database has it.",
+            Self::Encryption { .. } => {
+                "Check BACKUP_AGE_RECIPIENTS; give the matching identities with --identity or BACKUP_AGE_IDENTITY_FILE."
+            }
             Self::Busy { .. } => "Wait for it to end.",
             Self::NotFound { .. } => "Look at `backup list`.",
             Self::Manifest { .. } => {
@@ -192,6 +228,10 @@ fn describe(error: &sqlx::Error) -> String {
         sqlx::Error::Database(error) => error.message().to_owned(),
         other => other.to_string(),
     }
+}
+
+fn others(known: &str) -> String {
+    if known.is_empty() { String::new() } else { format!("; there are {known}") }
 }
 
 fn colon(said: &str) -> String {

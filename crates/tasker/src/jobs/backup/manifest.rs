@@ -7,11 +7,13 @@ use serde::{Deserialize, Serialize};
 
 /// The layout of the manifest that this version writes; a newer one is refused rather than misread.
 pub(super) const FORMAT: u32 = 1;
+/// The layout of a manifest whose dump is encrypted or of some schemas alone: a version that does not know of either refuses it.
+const FORMAT_SPECIAL: u32 = 2;
 
 /// Written last, beside the dump: only a dump with a manifest is a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Layout of this document; 1.
+    /// Layout of this document: 1, or 2 where the dump is encrypted or holds some schemas alone.
     pub format: u32,
     /// The backup's name: 14 hexadecimal digits.
     pub id: String,
@@ -25,6 +27,18 @@ pub struct Manifest {
     pub request: Option<String>,
     /// The database that was dumped.
     pub database: DatabaseFacts,
+    /// The name of the further database it is of; absent for the service's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// The only schemas it holds; empty for the whole database.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub only_schemas: Vec<String>,
+    /// How the dump is compressed, as `BACKUP_COMPRESSION` says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<String>,
+    /// How the dump is encrypted; absent where it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
     /// Version of `pg_dump`, such as `15.18`.
     pub client_version: String,
     /// When the snapshot was taken: the moment the data are from.
@@ -41,6 +55,15 @@ pub struct Manifest {
     pub parts: usize,
     /// What the dump holds, as of the snapshot.
     pub content: Content,
+}
+
+/// To whom a dump is encrypted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Encryption {
+    /// `age`.
+    pub method: String,
+    /// The public keys.
+    pub recipients: Vec<String>,
 }
 
 /// Facts of the dumped database that a restore may need.
@@ -156,6 +179,11 @@ pub struct Proof {
 }
 
 impl Manifest {
+    /// The layout for a dump like this.
+    pub(super) const fn format_of(encrypted: bool, partial: bool) -> u32 {
+        if encrypted || partial { FORMAT_SPECIAL } else { FORMAT }
+    }
+
     /// Reads a manifest.
     ///
     /// # Errors
@@ -167,8 +195,10 @@ impl Manifest {
         }
         let Format { format } =
             serde_json::from_slice(bytes).map_err(|error| format!("not a manifest ({error})"))?;
-        if format != FORMAT {
-            return Err(format!("has format {format}, and this version reads format {FORMAT}"));
+        if !(FORMAT..=FORMAT_SPECIAL).contains(&format) {
+            return Err(format!(
+                "has format {format}, and this version reads formats {FORMAT} to {FORMAT_SPECIAL}"
+            ));
         }
         serde_json::from_slice(bytes).map_err(|error| error.to_string())
     }
@@ -236,6 +266,11 @@ pub(super) fn is_dump(key: &str) -> bool {
     key.ends_with(DUMP) && Keys::of(key).is_some()
 }
 
+/// True for the key of a proof.
+pub(super) fn is_proof(key: &str) -> bool {
+    key.ends_with(PROOF) && Keys::of(key).is_some()
+}
+
 /// True for the key of a manifest.
 pub(super) fn is_manifest(key: &str) -> bool {
     key.ends_with(MANIFEST) && Keys::of(key).is_some()
@@ -299,7 +334,7 @@ mod tests {
 
     #[test]
     fn a_manifest_of_another_format_is_refused_by_name() {
-        assert!(Manifest::parse(br#"{"format":2,"id":"x"}"#).expect_err("newer").contains("format 2"));
+        assert!(Manifest::parse(br#"{"format":3,"id":"x"}"#).expect_err("newer").contains("format 3"));
         assert!(Manifest::parse(b"{}").is_err() && Manifest::parse(b"<html>").is_err());
     }
 }

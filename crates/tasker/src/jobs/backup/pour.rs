@@ -2,12 +2,14 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::ChildStdin;
 use tokio_util::sync::CancellationToken;
 
 use super::address::Address;
+use super::crypt::Decrypting;
 use super::error::BackupError;
 use super::manifest::Manifest;
 use super::tools::Tool;
@@ -40,35 +42,75 @@ pub(super) async fn pour(
     cancel: &CancellationToken,
 ) -> Result<(), BackupError> {
     check_length(ctx, manifest).await?;
+    if let (Some(_), None, Sink::Nowhere) = (&manifest.encryption, &ctx.policy.identity_file, sink) {
+        // Who encrypts need not be able to decrypt: then the checksum is all that can be looked at.
+        let fed = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Err(BackupError::Cancelled),
+            fed = feed(ctx, manifest, Way::Nowhere) => fed?,
+        };
+        return check_sum(manifest, &fed);
+    }
+    let identity = identity(ctx, manifest)?;
     let mut command = tool.command(if let Sink::Database(address) = sink { Some(address) } else { None });
     command.stdin(std::process::Stdio::piped()).args(["--format=custom", "--no-password"]);
     match sink {
         Sink::Nowhere => command.args(["--file=/dev/null"]),
+        // A dump of the schema `public` creates it, and every database has one: --clean drops that one first, inside the
+        // transaction, and only when it is empty.
         Sink::Database(address) => command
+            .args(if manifest.only_schemas.iter().any(|name| name == "public") {
+                &["--clean", "--if-exists"][..]
+            } else {
+                &[]
+            })
             .args(["--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges"])
             .args(["--no-publications", "--no-subscriptions"])
             .arg(format!("--dbname={}", libpq_quoted(address.database()))),
     };
     let mut running = tool.start(&mut command)?;
-    let stdin = running.child.stdin.take();
-    let feed = feed(ctx, manifest, stdin);
+    let way = match (running.child.stdin.take(), identity) {
+        (Some(stdin), Some(identity)) => Way::Decrypting(Decrypting::into(stdin, identity)),
+        (Some(stdin), None) => Way::Pipe(stdin),
+        (None, _) => Way::Nowhere,
+    };
+    let feed = feed(ctx, manifest, way);
     let fed = tokio::select! {
         biased;
         () = cancel.cancelled() => return Err(BackupError::Cancelled),
         fed = feed => fed?,
     };
-    if fed.sha256 != manifest.sha256 || fed.bytes != manifest.bytes {
+    if let Err(error) = check_sum(manifest, &fed) {
         // Dropped here, it is killed before it has seen the end.
         drop(running);
-        return Err(damaged(
-            manifest,
-            format!("its SHA-256 is {} instead of {}", fed.sha256, manifest.sha256),
-        ));
+        return Err(error);
     }
     tokio::select! {
         biased;
         () = cancel.cancelled() => Err(BackupError::Cancelled),
         ended = running.ended_well() => ended,
+    }
+}
+
+fn check_sum(manifest: &Manifest, fed: &Fed) -> Result<(), BackupError> {
+    if fed.sha256 == manifest.sha256 && fed.bytes == manifest.bytes {
+        return Ok(());
+    }
+    Err(damaged(manifest, format!("its SHA-256 is {} instead of {}", fed.sha256, manifest.sha256)))
+}
+
+/// What an encrypted dump is opened with.
+fn identity(ctx: &BackupContext, manifest: &Manifest) -> Result<Option<std::path::PathBuf>, BackupError> {
+    match (&manifest.encryption, &ctx.policy.identity_file) {
+        (None, _) => Ok(None),
+        (Some(_), Some(file)) => Ok(Some(file.clone())),
+        (Some(encryption), None) => Err(BackupError::Encryption {
+            problem: format!(
+                "backup {} is encrypted to {}, and there is no identity to open it with",
+                manifest.id,
+                encryption.recipients.join(", ")
+            ),
+        }),
     }
 }
 
@@ -94,54 +136,68 @@ struct Fed {
 
 /// Feeds the whole object and closes the pipe, unless the object is not the right one. A tool that stops reading ends
 /// nothing: the checksum says whether the dump or something else made it stop.
-async fn feed(
-    ctx: &BackupContext,
-    manifest: &Manifest,
-    stdin: Option<ChildStdin>,
-) -> Result<Fed, BackupError> {
+async fn feed(ctx: &BackupContext, manifest: &Manifest, way: Way) -> Result<Fed, BackupError> {
     let mut download = ctx.store.get(&manifest.key).await?;
-    let mut held = Held { stdin, last: VecDeque::new() };
+    let mut held = Held { way, last: VecDeque::new() };
     let (mut hash, mut bytes) = (Sha256::new(), 0_u64);
     loop {
         let Some(chunk) = download.next_chunk().await? else { break };
         hash.update(&chunk);
-        held.push(&chunk).await;
+        held.push(&chunk).await?;
         bytes += chunk.len() as u64;
     }
     let fed = Fed { sha256: hex(&hash.finalize()), bytes };
     if fed.sha256 == manifest.sha256 {
-        held.release().await;
+        held.release().await?;
     }
     Ok(fed)
 }
 
-/// A pipe that keeps the last bytes back.
+/// Where the bytes go.
+enum Way {
+    Pipe(ChildStdin),
+    Decrypting(Decrypting),
+    Nowhere,
+}
+
+/// A way that keeps the last bytes back.
 struct Held {
-    stdin: Option<ChildStdin>,
+    way: Way,
     last: VecDeque<u8>,
 }
 
 impl Held {
-    async fn push(&mut self, chunk: &[u8]) {
+    async fn push(&mut self, chunk: &[u8]) -> Result<(), BackupError> {
+        if matches!(self.way, Way::Nowhere) {
+            return Ok(());
+        }
         self.last.extend(chunk);
         let surplus = self.last.len().saturating_sub(HELD_BACK);
-        self.write(surplus).await;
+        self.write(surplus).await
     }
 
-    async fn release(mut self) {
+    async fn release(mut self) -> Result<(), BackupError> {
         let all = self.last.len();
-        self.write(all).await;
+        self.write(all).await?;
         // Closing the pipe is the end of the archive.
-        drop(self.stdin.take());
+        match self.way {
+            Way::Decrypting(decrypting) => decrypting.end().await,
+            Way::Pipe(_) | Way::Nowhere => Ok(()),
+        }
     }
 
-    async fn write(&mut self, count: usize) {
+    /// A tool that stops reading ends nothing; a key that does not fit ends everything.
+    async fn write(&mut self, count: usize) -> Result<(), BackupError> {
         let bytes: Vec<u8> = self.last.drain(..count).collect();
-        if let Some(stdin) = &mut self.stdin
-            && stdin.write_all(&bytes).await.is_err()
-        {
-            self.stdin = None;
+        let taken = match &mut self.way {
+            Way::Pipe(stdin) => stdin.write_all(&bytes).await.is_ok(),
+            Way::Decrypting(decrypting) => decrypting.push(Bytes::from(bytes)).await,
+            Way::Nowhere => return Ok(()),
+        };
+        if !taken && let Way::Decrypting(decrypting) = std::mem::replace(&mut self.way, Way::Nowhere) {
+            return decrypting.end().await;
         }
+        Ok(())
     }
 }
 

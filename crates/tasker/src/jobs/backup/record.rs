@@ -11,7 +11,7 @@ use super::BackupContext;
 use super::error::BackupError;
 use super::manifest::{Keys, Manifest, Proof};
 
-/// The newest backups of this database that our tables know of.
+/// The newest backups of the service's own whole database that our tables know of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Newest {
     /// When the newest stored one saw its data.
@@ -31,7 +31,7 @@ pub async fn newest(pool: &PgPool) -> Result<Newest, sqlx::Error> {
         "SELECT max(snapshot_at) FILTER (WHERE state = 'stored'),
                 max(snapshot_at) FILTER (WHERE state = 'stored' AND proved_at IS NOT NULL),
                 max(finished_at) FILTER (WHERE state = 'failed')
-         FROM ops.backups",
+         FROM ops.backups WHERE target IS NULL AND schemas = '{}' AND removed_at IS NULL",
     )
     .fetch_one(pool)
     .await?;
@@ -49,13 +49,15 @@ async fn execute(ctx: &BackupContext, query: Query<'_, Postgres, PgArguments>) {
 /// The holder of the lock has just begun, so whatever else is called running is not.
 pub(super) async fn interrupted(ctx: &BackupContext) {
     let update = "UPDATE ops.backups SET state = 'failed', finished_at = now(), error = 'the process that took it ended'
-                  WHERE state = 'running' AND environment = $1 AND database = $2";
-    execute(ctx, sqlx::query(update).bind(&ctx.environment).bind(ctx.database.database())).await;
+                  WHERE state = 'running' AND environment = $1 AND database = $2 AND target IS NOT DISTINCT FROM $3";
+    let update = sqlx::query(update).bind(&ctx.environment).bind(ctx.database.database()).bind(&ctx.target);
+    execute(ctx, update).await;
 }
 
 pub(super) async fn started(ctx: &BackupContext, keys: &Keys, request: Option<&str>, at: Timestamp) {
-    let insert = "INSERT INTO ops.backups (id, key, bucket, environment, database, instance, request, started_at, state)
-                  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'running')";
+    let insert = "INSERT INTO ops.backups (id, key, bucket, environment, database, instance, request, started_at, state,
+                                           target, schemas, encrypted)
+                  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'running', $9, $10, $11)";
     let insert = sqlx::query(insert)
         .bind(keys.id())
         .bind(keys.dump())
@@ -64,7 +66,10 @@ pub(super) async fn started(ctx: &BackupContext, keys: &Keys, request: Option<&s
         .bind(ctx.database.database())
         .bind(&ctx.instance)
         .bind(request)
-        .bind(SqlTimestamp::from(at));
+        .bind(SqlTimestamp::from(at))
+        .bind(&ctx.target)
+        .bind(&ctx.schemas)
+        .bind(!ctx.policy.recipients.is_empty());
     execute(ctx, insert).await;
 }
 
@@ -103,4 +108,10 @@ pub(super) async fn tried(ctx: &BackupContext, proof: &Proof) {
         .bind(proof.duration_ms.cast_signed())
         .bind(&proof.problems);
     execute(ctx, update).await;
+}
+
+/// Records that retention has removed a backup.
+pub(super) async fn removed(ctx: &BackupContext, id: &str) {
+    let update = "UPDATE ops.backups SET removed_at = now() WHERE id = $1";
+    execute(ctx, sqlx::query(update).bind(id)).await;
 }

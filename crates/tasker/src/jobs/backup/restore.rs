@@ -63,7 +63,7 @@ pub async fn restore(
     tracing::info!(backup_id = manifest.id, into = into.place(), "restore started");
     let begun = Instant::now();
     pour(ctx, &manifest, &tool, Sink::Database(into), cancel).await?;
-    let content = content::content_now(&mut session, into.place()).await?;
+    let content = content::content_now(&mut session, into.place(), &manifest.only_schemas).await?;
     let _ = session.close().await;
     let differences = manifest.content.differences(&content);
     if !differences.is_empty() {

@@ -13,12 +13,13 @@ use voiceai_aws::{PartSizes, S3ErrorKind, Uploaded};
 use voiceai_postgres::sqlx;
 
 use super::content::{self, Listed};
+use super::crypt;
 use super::error::BackupError;
 use super::lock::Lock;
-use super::manifest::{Content, DatabaseFacts, FORMAT, Keys, Manifest, Proof};
+use super::manifest::{Content, DatabaseFacts, Encryption, Keys, Manifest, Proof};
 use super::pour::{Sink, pour};
 use super::tools::{Running, Tool, major};
-use super::{BackupContext, catalogue, random_digits, record, sweep};
+use super::{BackupContext, catalogue, prune, random_digits, record, sweep};
 
 /// A backup that exists.
 #[derive(Debug, Clone, Serialize)]
@@ -29,6 +30,8 @@ pub struct BackupRecord {
     pub proof: Option<Proof>,
     /// `false` when the same request had taken it before.
     pub new: bool,
+    /// Older backups that retention has removed after it.
+    pub removed: Vec<String>,
 }
 
 /// Takes a backup: a dump of the service's database, streamed to the bucket, read back, and then made a backup by its
@@ -89,7 +92,7 @@ async fn locked(
         && let Ok(manifest) = entry.manifest
     {
         tracing::info!(backup_id = manifest.id, request, "this request has taken its backup before");
-        return Ok(BackupRecord { manifest, proof: entry.proof, new: false });
+        return Ok(BackupRecord { manifest, proof: entry.proof, new: false, removed: Vec::new() });
     }
     sweep::sweep(ctx).await?;
     record::interrupted(ctx).await;
@@ -108,7 +111,12 @@ async fn locked(
                 rows = manifest.content.rows(),
                 "backup stored"
             );
-            Ok(BackupRecord { manifest, proof: None, new: true })
+            // A backup that exists is not failed by one that could not be removed.
+            let removed = prune::prune(ctx).await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "retention could not be kept; the next backup tries again");
+                Vec::new()
+            });
+            Ok(BackupRecord { manifest, proof: None, new: true, removed })
         }
         Err(error) => {
             // Of a completion whose answer was lost, and of a dump that did not pass the check.
@@ -132,25 +140,34 @@ async fn take(
     cancel: &CancellationToken,
 ) -> Result<Manifest, BackupError> {
     let place = ctx.database.place();
+    let recipients = crypt::recipients(&ctx.policy.recipients)?;
+    let compression = Compression::of(&ctx.policy.compression);
     let mut session = ctx.database.connect(&format!("voiceai-backup {}", keys.id())).await?;
     let facts = content::database_facts(&mut session, place).await?;
-    let dump = ctx.tools.find("pg_dump", major(&facts.server_version)).await?;
+    let dump = ctx.tools.find("pg_dump", major(&facts.server_version).max(compression.least_major)).await?;
     let check = ctx.tools.find("pg_restore", dump.major).await?;
     content::begin_snapshot(&mut session, place).await?;
     let (snapshot, snapshot_at) = export_snapshot(&mut session, place).await?;
-    let tables = content::tables(&mut session, place).await?;
+    let tables = content::tables(&mut session, place, &ctx.schemas).await?;
     content::lock(&mut session, place, &tables).await?;
-    let job = Dump { ctx, key: keys.dump(), tool: &dump, snapshot, facts: &facts };
+    let job = Dump { ctx, key: keys.dump(), tool: &dump, snapshot, facts: &facts, compression, recipients };
     let (uploaded, content) = job.dump_and_count(session, tables, cancel).await?;
     confirm_length(ctx, &keys.dump(), uploaded.bytes).await?;
     let manifest = Manifest {
-        format: FORMAT,
+        format: Manifest::format_of(!ctx.policy.recipients.is_empty(), !ctx.schemas.is_empty()),
         id: keys.id().to_owned(),
         key: keys.dump(),
         environment: ctx.environment.clone(),
         instance: ctx.instance.clone(),
         request: request.map(str::to_owned),
         database: facts,
+        target: ctx.target.clone(),
+        only_schemas: ctx.schemas.clone(),
+        compression: Some(ctx.policy.compression.clone()),
+        encryption: (!ctx.policy.recipients.is_empty()).then(|| Encryption {
+            method: crypt::METHOD.to_owned(),
+            recipients: ctx.policy.recipients.clone(),
+        }),
         client_version: dump.version.clone(),
         snapshot_at,
         started_at,
@@ -204,6 +221,33 @@ struct Dump<'a> {
     tool: &'a Tool,
     snapshot: String,
     facts: &'a DatabaseFacts,
+    compression: Compression,
+    recipients: Vec<age::x25519::Recipient>,
+}
+
+/// `BACKUP_COMPRESSION` in the words of `pg_dump`.
+#[derive(Debug, PartialEq, Eq)]
+struct Compression {
+    argument: Option<String>,
+    /// The first `pg_dump` that has the method.
+    least_major: u32,
+}
+
+impl Compression {
+    fn of(setting: &str) -> Self {
+        let (argument, least_major) = match setting.split_once(':') {
+            _ if setting == "none" => (Some("--compress=0".to_owned()), 0),
+            _ if setting == "gzip" => (None, 0),
+            Some(("gzip", level)) => (Some(format!("--compress={level}")), 0),
+            _ => (Some(format!("--compress={setting}")), 16),
+        };
+        Self { argument, least_major }
+    }
+}
+
+/// A pattern of `pg_dump` that matches this schema alone.
+fn pattern(schema: &str) -> String {
+    format!("\"{}\"", schema.replace('"', "\"\""))
 }
 
 impl Dump<'_> {
@@ -227,7 +271,7 @@ impl Dump<'_> {
             let counted = tokio::select! {
                 biased;
                 () = stop.cancelled() => Err(BackupError::Cancelled),
-                counted = content::content(&mut session, place, tables) => counted,
+                counted = content::content(&mut session, place, tables, &self.ctx.schemas) => counted,
             };
             if counted.is_err() {
                 stop.cancel();
@@ -247,16 +291,23 @@ impl Dump<'_> {
     async fn upload(&self, stop: &CancellationToken) -> Result<Uploaded, BackupError> {
         let mut command = self.tool.command(Some(&self.ctx.database));
         command.args(["--format=custom", "--no-password", "--lock-wait-timeout=60s"]);
+        command.args(&self.compression.argument);
+        command.args(self.ctx.schemas.iter().map(|schema| format!("--schema={}", pattern(schema))));
         command.arg(format!("--snapshot={}", self.snapshot)).stdout(std::process::Stdio::piped());
         let mut running = self.tool.start(&mut command)?;
         let stdout: Box<dyn AsyncRead + Send + Unpin> = match running.child.stdout.take() {
             Some(stdout) => Box::new(stdout),
             None => Box::new(tokio::io::empty()),
         };
+        let source: Box<dyn AsyncRead + Send + Unpin> = if self.recipients.is_empty() {
+            stdout
+        } else {
+            Box::new(crypt::encrypting(stdout, self.recipients.clone()))
+        };
         let sizes = PartSizes::for_expected(self.facts.size_bytes);
         let mut ended = None;
         let approve = async |_| approve(&mut running, &mut ended).await;
-        let uploaded = self.ctx.store.put_stream(&self.key, stdout, sizes, stop, approve).await;
+        let uploaded = self.ctx.store.put_stream(&self.key, source, sizes, stop, approve).await;
         match (uploaded, ended) {
             (_, Some(error)) => Err(error),
             (Err(error), None) if error.kind() == S3ErrorKind::Cancelled => Err(BackupError::Cancelled),
@@ -272,4 +323,28 @@ async fn approve(running: &mut Running, ended: &mut Option<BackupError>) -> Resu
         *ended = Some(error);
         refused
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_compression_is_written_as_every_pg_dump_that_has_it_reads_it() {
+        let of = |setting| {
+            let Compression { argument, least_major } = Compression::of(setting);
+            (argument.unwrap_or_default(), least_major)
+        };
+        assert_eq!(of("gzip"), (String::new(), 0));
+        assert_eq!(of("none"), ("--compress=0".to_owned(), 0));
+        assert_eq!(of("gzip:9"), ("--compress=9".to_owned(), 0));
+        assert_eq!(of("lz4"), ("--compress=lz4".to_owned(), 16));
+        assert_eq!(of("zstd:19"), ("--compress=zstd:19".to_owned(), 16));
+    }
+
+    #[test]
+    fn a_schemas_name_is_never_read_as_a_pattern() {
+        assert_eq!(pattern("a*b"), "\"a*b\"");
+        assert_eq!(pattern("odd\"name"), "\"odd\"\"name\"");
+    }
 }

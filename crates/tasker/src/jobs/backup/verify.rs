@@ -23,6 +23,9 @@ use super::{BackupContext, catalogue, content, millis, record};
 /// says nothing about the backup.
 pub async fn verify(ctx: &BackupContext, id: &str, cancel: &CancellationToken) -> Result<Proof, BackupError> {
     let (keys, manifest) = catalogue::find(ctx, id).await?;
+    // Beside the database it is of, where that is still known here: its server has its version.
+    let home = manifest.target.as_ref().and_then(|name| ctx.series(Some(name), &manifest.only_schemas).ok());
+    let ctx = home.as_ref().unwrap_or(ctx);
     tracing::info!(backup_id = manifest.id, "proof started");
     let begun = Instant::now();
     let attempt = restored(ctx, &manifest, cancel).await;
@@ -91,7 +94,7 @@ async fn restored(
         let content = tokio::select! {
             biased;
             () = cancel.cancelled() => return Err(BackupError::Cancelled),
-            content = content::content_now(&mut session, scratch.address.place()) => content?,
+            content = content::content_now(&mut session, scratch.address.place(), &manifest.only_schemas) => content?,
         };
         let _ = session.close().await;
         Ok((content, facts.server_version))

@@ -121,7 +121,7 @@ impl Checks {
         if newest.is_some_and(|newest| newest >= since) {
             return Ok(Vec::new());
         }
-        let job = BackupDatabase { verify: false };
+        let job = BackupDatabase::default();
         let payload = serde_json::to_value(&job).unwrap_or_default();
         // One id for one gap: two operators who fill the same one enqueue one job.
         let id = format!("missing:{}:{}", BackupDatabase::KIND, newest.unwrap_or(since).as_second());

@@ -7,7 +7,7 @@ use super::{Bench, tools_with};
 
 fn job(verify: bool) -> NewJob {
     let id = JobId::chosen("backup-2026-11-22").expect("an id");
-    NewJob::of(&BackupDatabase { verify }).expect("a payload").id(id)
+    NewJob::of(&BackupDatabase { verify, ..BackupDatabase::default() }).expect("a payload").id(id)
 }
 
 fn runner(bench: &Bench) -> InlineRunner {

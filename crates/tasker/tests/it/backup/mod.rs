@@ -3,15 +3,17 @@
 mod damage;
 mod faults;
 mod job;
+mod series;
 mod whole;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use voiceai_aws::{ObjectStore, S3Settings};
 use voiceai_runtime::Secret;
-use voiceai_tasker::jobs::backup::{Address, BackupContext, BackupRecord, Tools, list, run};
+use voiceai_tasker::jobs::backup::{Address, BackupContext, BackupPolicy, BackupRecord, Tools, list, run};
 use voiceai_testkit::{Database, S3};
 
 /// A database with our tables and some of the platform's, a bucket, and the two joined.
@@ -86,6 +88,10 @@ async fn context(url: &str, s3: &S3) -> BackupContext {
         environment: "test".to_owned(),
         instance: "tasker-1".to_owned(),
         tools: Tools::default(),
+        policy: BackupPolicy::default(),
+        others: BTreeMap::new(),
+        target: None,
+        schemas: Vec::new(),
     }
 }
 
