@@ -273,7 +273,8 @@ async fn the_listener_ends_before_what_its_requests_need() {
     }
 }
 
-#[tokio::test]
+// The proxy needs a thread of its own: asking by curl blocks this one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_absent_store_is_told_at_once() {
     let stage = Stage::new().await;
     let mut redis = RedisServer::start(RedisOptions::default()).await;
