@@ -2,11 +2,13 @@
 
 use std::error::Error;
 
-use axum::extract::{FromRequest, FromRequestParts, Query, Request};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use bytes::Bytes;
+use http_body::Body as _;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
@@ -30,6 +32,35 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for StrictJson<T> {
             unread(status, &rejection)
         })?;
         parse(&bytes).map(Self)
+    }
+}
+
+/// A JSON object as the body, read as [`StrictJson`], or no body at all, which is `T`'s default.
+#[derive(Clone, Copy, Debug)]
+pub struct MaybeJson<T>(pub T);
+
+impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for MaybeJson<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        if request.body().is_end_stream() {
+            return Ok(Self(T::default()));
+        }
+        StrictJson::from_request(request, state).await.map(|StrictJson(value)| Self(value))
+    }
+}
+
+/// The parameters of a path. What is no text in UTF-8, or not of its type, names nothing that is there: 404.
+#[derive(Clone, Copy, Debug)]
+pub struct StrictPath<T>(pub T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for StrictPath<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let path: Result<Path<T>, PathRejection> = Path::from_request_parts(parts, state).await;
+        let nothing = |_| Problem::not_found("not_found", "the path names nothing that is there");
+        path.map(|Path(value)| Self(value)).map_err(nothing)
     }
 }
 

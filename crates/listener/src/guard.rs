@@ -69,6 +69,33 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     }
 }
 
+/// The person behind a request, for the audit trail: the header `X-Operator`, in the word of a caller who has shown the token;
+/// without it, the address that the request came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operator(pub String);
+
+impl Operator {
+    /// Longest name in bytes.
+    const LONGEST: usize = 128;
+}
+
+impl<S: Sync> FromRequestParts<S> for Operator {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Ok(caller) = Caller::from_request_parts(parts, state).await;
+        let Some(name) = parts.headers.get("x-operator") else {
+            return Ok(Self(format!("http {}", caller.address.ip())));
+        };
+        let name = name.to_str().unwrap_or_default().trim();
+        let sound = (1..=Self::LONGEST).contains(&name.len());
+        sound.then(|| Self(name.to_owned())).ok_or_else(|| {
+            Problem::bad_request("invalid_operator", "X-Operator is no name")
+                .remedy(format!("Send at most {} visible ASCII characters, or leave it out.", Self::LONGEST))
+        })
+    }
+}
+
 /// What the guard of one listener knows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Guard {

@@ -41,8 +41,8 @@ use std::io;
 use std::net::SocketAddr;
 
 pub use axum;
-pub use extract::{StrictJson, StrictQuery};
-pub use guard::{Caller, RequestId};
+pub use extract::{MaybeJson, StrictJson, StrictPath, StrictQuery};
+pub use guard::{Caller, Operator, RequestId};
 pub use problem::Problem;
 pub use serve::Listener;
 pub use settings::{Limits, ListenerSettings};
