@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
+use aws_sdk_s3::presigning::PresigningConfig;
 use aws_sdk_s3::primitives::ByteStream;
 use bytes::{Bytes, BytesMut};
 
@@ -138,6 +139,20 @@ impl ObjectStore {
         let request = self.client.put_object().bucket(&self.bucket).key(key).content_type(content_type);
         let sent = request.body(ByteStream::from(content)).send().await;
         sent.map(|_| ()).map_err(|error| S3Error::from_sdk("write", self.place(key), error))
+    }
+
+    /// A link by which anybody may read the object until `good_for` is over; at most seven days. Asks nobody whether there is
+    /// such an object.
+    ///
+    /// # Errors
+    /// [`S3Error`] when there are no credentials to sign with.
+    pub async fn presigned(&self, key: &str, good_for: Duration) -> Result<String, S3Error> {
+        let config = PresigningConfig::expires_in(good_for).map_err(|error| {
+            S3Error::new("sign a link to", self.place(key), S3ErrorKind::Other, error.to_string())
+        })?;
+        let signed = self.client.get_object().bucket(&self.bucket).key(key).presigned(config).await;
+        let signed = signed.map_err(|error| S3Error::from_sdk("sign a link to", self.place(key), error))?;
+        Ok(signed.uri().to_owned())
     }
 
     /// Removes an object; one that is not there counts as removed.

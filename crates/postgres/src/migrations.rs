@@ -30,7 +30,8 @@ pub const TASKER: Component = component!(
         "0020_replays",
         "0021_queue_settings",
         "0030_webhooks",
-        "0040_backup_series"
+        "0040_backup_series",
+        "0041_export_jobs"
     ]
 );
 

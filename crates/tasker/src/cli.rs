@@ -3,6 +3,7 @@
 mod backup;
 mod common;
 mod cron;
+mod export;
 mod jobs;
 mod mail;
 mod queue;
@@ -13,6 +14,7 @@ use voiceai_cli::{Completions, ConfigCommand, Healthcheck, Mutation, OutputArgs}
 pub use backup::{Backup, Identity, Series};
 pub use common::{Page, PerSecond, When};
 pub use cron::{Cron, CronSet, Missed, Overlap};
+pub use export::{CreateExport, Export};
 pub use jobs::{Discard, Enqueue, Jobs, ListJobs, Replay, Select, State};
 pub use mail::{ListMail, Mail, MailStatus, Part, PauseMail, Preview, ReplayMail, Subject, Suppressions};
 pub use queue::{Clean, OrNone, Purge, Queue, QueueSet};
@@ -62,6 +64,9 @@ pub enum Command {
     /// Database backups: take, list, prove, restore
     #[command(subcommand)]
     Backup(Backup),
+    /// Exports of the platform's tables: order, list, show with a link
+    #[command(subcommand)]
+    Export(Export),
     /// Look at settings, stores, queues, schedules and backups; says what is wrong and what to do
     Doctor,
     /// Say whether the process on this host is live (exit 0) or stuck (exit 7); needs no backend
@@ -167,6 +172,9 @@ mod tests {
             "backup run --database billing --schema a --schema b",
             "backup verify --schema a --identity key.txt",
             "backup list",
+            "export create alerts --format ndjson --tenant t --filters {\"status\":\"OPEN\"}",
+            "export list --tenant t --limit 5",
+            "export show 018f6b1e-0000-7000-8000-000000000000",
             "backup verify",
             "backup restore latest --into postgres://localhost/x",
             "healthcheck --ready",

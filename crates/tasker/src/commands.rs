@@ -6,6 +6,7 @@ mod cron;
 mod doctor;
 mod doctor_queues;
 mod enqueue;
+mod export;
 mod jobs;
 mod mail;
 mod queue;
@@ -75,6 +76,7 @@ async fn with_settings(command: Command, service: Service, output: Output) -> Re
         Command::Jobs(command) => Box::pin(jobs::run(command, &service, output)).await,
         Command::Queue(command) => Box::pin(queue::run(command, &service, output)).await,
         Command::Mail(command) => Box::pin(mail::run(command, &service, output)).await,
+        Command::Export(command) => Box::pin(export::run(command, &service, output)).await,
         Command::Status => status::run(&service, output).await,
         Command::Cron(command) => Box::pin(cron::run(command, &service, output)).await,
         Command::Audit(command) => audit::run(command, &service, output).await,

@@ -3,5 +3,6 @@
 //! `diagnostic.probe` comes with the queue itself: [`voiceai_queue::probe`].
 
 pub mod backup;
+pub mod export;
 pub mod registry;
 pub mod send_email;

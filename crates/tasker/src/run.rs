@@ -26,6 +26,7 @@ use voiceai_service::Context;
 
 use crate::admin::Admin;
 use crate::jobs::backup::{self, BackupContext, BackupDatabase, BackupVerify};
+use crate::jobs::export::ExportCleanup;
 use crate::jobs::registry::{self, Contexts, Kinds};
 use crate::operate::queue_failure;
 use crate::operate::queues::BUILT_IN;
@@ -38,6 +39,9 @@ use pools::Pools;
 
 /// Name of the schedule that every installation has.
 pub const BACKUP_SCHEDULE: &str = "database-backup";
+
+/// Name of the schedule that removes exports whose time is over.
+pub const EXPORT_SCHEDULE: &str = "export-cleanup";
 
 /// Name of the schedule that proves the newest backup.
 pub const VERIFY_SCHEDULE: &str = "backup-verify";
@@ -126,7 +130,12 @@ async fn declare_schedules(context: &Context<TaskerSettings>, has_bucket: bool) 
         enabled: has_bucket,
         ..Definition::new(VERIFY_SCHEDULE, BackupVerify::KIND, "0 5 * * *")
     };
-    for schedule in [nightly, proof] {
+    let cleanup = Definition {
+        queue: ExportCleanup::QUEUE.to_owned(),
+        enabled: has_bucket,
+        ..Definition::new(EXPORT_SCHEDULE, ExportCleanup::KIND, "17 * * * *")
+    };
+    for schedule in [nightly, proof, cleanup] {
         let created = cron::declare(&context.pool, &schedule).await;
         if created.map_err(|error| schedule_failure(&error))? {
             tracing::info!(schedule = schedule.name, enabled = has_bucket, "schedule created");

@@ -14,6 +14,7 @@ use voiceai_mail::transport::{SesSettings, SmtpSettings};
 use voiceai_runtime::Secret;
 
 use crate::jobs::backup::{BackupPolicy, Keep, check_recipients};
+use crate::jobs::export::ExportSettings;
 
 /// Queue of outgoing mail.
 pub const EMAIL_QUEUE: &str = "email-queue";
@@ -83,6 +84,8 @@ pub struct TaskerSettings {
     pub store: Option<S3Settings>,
     /// `BACKUP_…`. What stays, how it is compressed and encrypted, and when its age is an alarm.
     pub backup: BackupPolicy,
+    /// `EXPORT_…`. Exports of the platform's tables.
+    pub exports: ExportSettings,
     /// `BACKUP_DATABASE_<NAME>_URL`. Further databases, by name in small letters.
     pub backup_databases: BTreeMap<String, Secret>,
     /// `…_HTTP_…`. The HTTP listeners; none unless an address is set.
@@ -151,6 +154,7 @@ impl TaskerSettings {
             diagnostic_jobs: reader.get(&queue::DIAGNOSTIC_JOBS),
             store: S3Settings::read(reader),
             backup: backup_policy(reader),
+            exports: export_settings(reader),
             backup_databases: reader
                 .each(&storage::BACKUP_DATABASE_URL)
                 .into_iter()
@@ -204,6 +208,22 @@ impl TaskerSettings {
             keep_completed_count: long.keep_completed_count.or(short.keep_completed_count),
             keep_dead: long.keep_dead.or(short.keep_dead),
         }
+    }
+}
+
+fn export_settings(reader: &Reader<'_>) -> ExportSettings {
+    let trimmed = |text: String| text.trim_matches('/').to_owned();
+    let prefix = trimmed(reader.get(&storage::EXPORT_PREFIX));
+    let backups = trimmed(reader.get(&storage::S3_PREFIX));
+    if format!("{prefix}/").starts_with(&format!("{backups}/")) {
+        reader.violation(&storage::EXPORT_PREFIX, "a folder outside S3_PREFIX", "Choose another folder.");
+    }
+    ExportSettings {
+        prefix,
+        retention: reader.get(&storage::EXPORT_RETENTION),
+        link_ttl: reader.get(&storage::EXPORT_LINK_TTL),
+        tables: reader.optional(&storage::EXPORT_TABLES).unwrap_or_default(),
+        lease: Duration::from_secs(60),
     }
 }
 

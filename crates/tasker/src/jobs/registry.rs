@@ -13,6 +13,7 @@ use voiceai_redis::Redis;
 use voiceai_runtime::Secret;
 
 use super::backup::{Address, BackupContext, BackupDatabase, BackupVerify, Tools};
+use super::export::{ExportCleanup, ExportContext, ExportRun};
 use super::send_email::SendEmail;
 use crate::settings::{DEFAULT_QUEUE, TaskerSettings};
 
@@ -37,6 +38,15 @@ pub fn handlers(settings: &TaskerSettings, contexts: &Contexts) -> Registry {
     if let Some(backup) = &contexts.backup {
         registry =
             registry.register::<BackupDatabase>(backup.clone()).register::<BackupVerify>(backup.clone());
+        if let Some(pool) = &backup.pool {
+            let exports = ExportContext {
+                store: backup.store.clone(),
+                pool: pool.clone(),
+                instance: backup.instance.clone(),
+                settings: settings.exports.clone(),
+            };
+            registry = registry.register::<ExportRun>(exports.clone()).register::<ExportCleanup>(exports);
+        }
     }
     registry
 }
@@ -116,6 +126,8 @@ impl Kinds {
         if settings.store.is_some() {
             kinds.push(Kind::of::<BackupDatabase>());
             kinds.push(Kind::of::<BackupVerify>());
+            kinds.push(Kind::of::<ExportRun>());
+            kinds.push(Kind::of::<ExportCleanup>());
         }
         Self(kinds)
     }

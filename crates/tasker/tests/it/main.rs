@@ -10,6 +10,7 @@ mod backup;
 mod backup_commands;
 mod cron;
 mod enqueue;
+mod export;
 mod http;
 mod jobs;
 mod loss;

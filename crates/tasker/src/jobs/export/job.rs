@@ -1,0 +1,131 @@
+//! Exports as jobs of the queue.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+use voiceai_queue::{Attempt, Job, JobError, Outcome};
+
+use super::error::ExportError;
+use super::rows::{self, Export, Made};
+use super::{ExportContext, store};
+
+/// Attempts after which an order is given up.
+const ATTEMPTS_MAX: i64 = 5;
+/// Rows that one cleanup removes between two looks.
+const BATCH: i64 = 100;
+
+/// Carries out one order.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportRun {
+    /// The order.
+    pub id: Uuid,
+}
+
+impl Job for ExportRun {
+    const KIND: &'static str = "export.run";
+    const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(6 * 60 * 60);
+    type Context = ExportContext;
+
+    async fn run(&self, ctx: &ExportContext, attempt: &Attempt) -> Result<Outcome, JobError> {
+        let lease = ctx.settings.lease;
+        let Some(claimed) = rows::claim(&ctx.pool, self.id, &ctx.instance, lease).await? else {
+            return match rows::get(&ctx.pool, self.id).await? {
+                // Its worker may be gone: then the lease ends, and this job takes over.
+                Some(export) if export.status == "PROCESSING" => Ok(Outcome::Snooze(lease / 2)),
+                _ => Ok(Outcome::Done),
+            };
+        };
+        match carry_out(ctx, &claimed, attempt.cancelled()).await {
+            Ok(made) => Ok(Outcome::DoneWith(serde_json::json!({
+                "file_path": made.key, "file_size_bytes": made.bytes, "row_count": made.rows,
+            }))),
+            Err(ExportError::Lost) => Ok(Outcome::Done),
+            Err(error) => {
+                let again = !error.is_final() && claimed.attempt < ATTEMPTS_MAX;
+                let text = error.to_string();
+                tracing::error!(export_id = %self.id, error = text, again, "export failed");
+                rows::fail(&ctx.pool, &claimed, &text, again, ctx.settings.retention).await?;
+                Err(if again { JobError::retry(error) } else { JobError::discard(error) })
+            }
+        }
+    }
+}
+
+/// Makes the object and ends the order, while the claim is renewed.
+async fn carry_out(
+    ctx: &ExportContext,
+    claimed: &Export,
+    cancel: &CancellationToken,
+) -> Result<Made, ExportError> {
+    // What an earlier attempt that was killed has left.
+    store::clear(ctx, claimed.id).await?;
+    let stop = cancel.child_token();
+    let making = async {
+        let made = store::make(ctx, claimed, &stop).await;
+        stop.cancel();
+        made
+    };
+    let (made, kept) = tokio::join!(making, keep_claim(ctx, claimed, &stop));
+    if !kept {
+        return Err(ExportError::Lost);
+    }
+    let made = made?;
+    if !rows::complete(&ctx.pool, claimed, &made, ctx.settings.retention).await? {
+        ctx.store.delete(&made.key).await?;
+        return Err(ExportError::Lost);
+    }
+    tracing::info!(export_id = %claimed.id, key = made.key, rows = made.rows, size_bytes = made.bytes, "export stored");
+    Ok(made)
+}
+
+/// Renews the claim until `stop`; false, and everything is stopped, once it is lost.
+async fn keep_claim(ctx: &ExportContext, claimed: &Export, stop: &CancellationToken) -> bool {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return true,
+            () = tokio::time::sleep(ctx.settings.lease / 4) => {}
+        }
+        match rows::renew(&ctx.pool, claimed, ctx.settings.lease).await {
+            Ok(true) => {}
+            Ok(false) => {
+                stop.cancel();
+                return false;
+            }
+            // The last write asks once more: a database that is away for a moment costs nothing.
+            Err(error) => {
+                tracing::warn!(export_id = %claimed.id, %error, "the export's lease could not be renewed")
+            }
+        }
+    }
+}
+
+/// Removes exports whose time is over, object and row, and takes up what was forgotten.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportCleanup {}
+
+impl Job for ExportCleanup {
+    const KIND: &'static str = "export.cleanup";
+    type Context = ExportContext;
+
+    async fn run(&self, ctx: &ExportContext, attempt: &Attempt) -> Result<Outcome, JobError> {
+        let forgotten = rows::enqueue_forgotten(&ctx.pool).await?;
+        let mut removed = 0_u64;
+        while !attempt.cancelled().is_cancelled() {
+            let batch = rows::expired(&ctx.pool, BATCH).await?;
+            if batch.is_empty() {
+                break;
+            }
+            for id in batch {
+                // The object first: a row without an object is tried again, an object without a row is nobody's.
+                store::clear(ctx, id).await?;
+                rows::remove(&ctx.pool, id).await?;
+                removed += 1;
+            }
+        }
+        Ok(Outcome::DoneWith(serde_json::json!({ "removed": removed, "enqueued_again": forgotten })))
+    }
+}

@@ -1,0 +1,51 @@
+//! Exports of the platform's tables: a row of `ops.export_jobs` is an order, an object in the bucket what becomes of it.
+//!
+//! The order is claimed under a lease that is renewed while the work goes on; every write names its claim, so that a worker
+//! that was taken for dead changes nothing. Rows are streamed by one `COPY` into an upload in parts: memory does not grow with
+//! their number. See docs/exports.md.
+
+mod error;
+mod job;
+mod query;
+mod rows;
+mod shape;
+mod store;
+
+use std::time::Duration;
+
+use voiceai_aws::ObjectStore;
+use voiceai_postgres::PgPool;
+
+pub use error::ExportError;
+pub use job::{ExportCleanup, ExportRun};
+pub use query::{Source, check, source};
+pub use rows::{Export, Order, create, get, list};
+pub use shape::Format;
+
+/// What exports work with.
+#[derive(Debug, Clone)]
+pub struct ExportContext {
+    /// The bucket.
+    pub store: ObjectStore,
+    /// Our tables, and the platform's.
+    pub pool: PgPool,
+    /// `INSTANCE_ID`.
+    pub instance: String,
+    /// `EXPORT_…`.
+    pub settings: ExportSettings,
+}
+
+/// `EXPORT_…`
+#[derive(Debug, Clone)]
+pub struct ExportSettings {
+    /// `EXPORT_PREFIX`: folder in the bucket, without slashes at its ends.
+    pub prefix: String,
+    /// `EXPORT_RETENTION`: how long object and row stay after the export was made.
+    pub retention: Duration,
+    /// `EXPORT_LINK_TTL`: how long a link is good for.
+    pub link_ttl: Duration,
+    /// `EXPORT_TABLES`: `schema.table` that may be exported beside the named types.
+    pub tables: Vec<String>,
+    /// How long a claim holds unless it is renewed. 60 s.
+    pub lease: Duration,
+}

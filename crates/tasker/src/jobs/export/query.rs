@@ -1,0 +1,225 @@
+//! From an order to the statement that reads its rows.
+
+use serde_json::Value;
+use sqlx::Row as _;
+use voiceai_postgres::{PgPool, sqlx};
+
+use super::error::ExportError;
+use super::shape::Format;
+
+/// Where an export's rows come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// Schema.
+    pub schema: String,
+    /// Table or view.
+    pub table: String,
+    /// How far back it goes where the order names no time.
+    pub range: Option<&'static str>,
+}
+
+const RANGES: [(&str, &str); 6] = [
+    ("1h", "1 hour"),
+    ("6h", "6 hours"),
+    ("24h", "24 hours"),
+    ("7d", "7 days"),
+    ("30d", "30 days"),
+    ("90d", "90 days"),
+];
+const TIMES: [&str; 4] = ["time", "created_at", "createdAt", "at"];
+const TENANTS: [&str; 2] = ["tenant_id", "tenantId"];
+
+/// The source of an export of this type.
+///
+/// # Errors
+/// [`ExportError::Order`] for a type that is none, or a table that is not among `allowed`.
+pub fn source(export_type: &str, allowed: &[String]) -> Result<Source, ExportError> {
+    let of = |schema: &str, table: &str, range| Source {
+        schema: schema.to_owned(),
+        table: table.to_owned(),
+        range,
+    };
+    match export_type {
+        "devices" => Ok(of("public", "devices", None)),
+        "alerts" => Ok(of("public", "fleet_alert", Some("30 days"))),
+        "telemetry" => Ok(of("public", "telemetry", Some("24 hours"))),
+        other => match other.split_once('.') {
+            Some((schema, table)) if allowed.iter().any(|name| name == other) => Ok(of(schema, table, None)),
+            Some(_) => Err(ExportError::Order(format!("{other:?} is not among EXPORT_TABLES"))),
+            None => Err(ExportError::Order(format!(
+                "type {other:?} is none of devices, alerts, telemetry, or schema.table out of EXPORT_TABLES"
+            ))),
+        },
+    }
+}
+
+/// A table as the database has it: its quoted name and its columns with theirs.
+#[derive(Debug, Clone)]
+pub(super) struct Table {
+    quoted: String,
+    columns: Vec<(String, String)>,
+}
+
+impl Table {
+    pub(super) async fn look_up(pool: &PgPool, source: &Source) -> Result<Self, ExportError> {
+        let rows = sqlx::query(
+            "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), a.attname::text, pg_catalog.quote_ident(a.attname)
+             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+             JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+             WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p', 'v', 'm', 'f') ORDER BY a.attnum",
+        )
+        .bind(&source.schema)
+        .bind(&source.table)
+        .fetch_all(pool)
+        .await?;
+        let first = rows.first().ok_or_else(|| {
+            ExportError::Order(format!("there is no table {}.{} with columns", source.schema, source.table))
+        })?;
+        Ok(Self { quoted: first.get(0), columns: rows.iter().map(|row| (row.get(1), row.get(2))).collect() })
+    }
+
+    fn column(&self, names: &[&str], what: &str) -> Result<&str, ExportError> {
+        let found = names.iter().find_map(|name| self.columns.iter().find(|(have, _)| have == name));
+        found.map(|(_, quoted)| quoted.as_str()).ok_or_else(|| {
+            ExportError::Order(format!(
+                "{what} cannot be applied: {} has no column {}",
+                self.quoted,
+                names.join(" or ")
+            ))
+        })
+    }
+}
+
+/// The `COPY` that gives the rows.
+pub(super) fn statement(
+    table: &Table,
+    range: Option<&str>,
+    tenant: Option<&str>,
+    filters: &Value,
+    format: Format,
+) -> Result<String, ExportError> {
+    let mut conditions = Vec::new();
+    if let Some(tenant) = tenant {
+        let column = table.column(&TENANTS, "tenant_id")?;
+        conditions.push(format!("t.{column}::text = {}", literal(tenant)?));
+    }
+    let mut range = range;
+    let empty = serde_json::Map::new();
+    for (name, value) in filters.as_object().unwrap_or(&empty) {
+        match name.as_str() {
+            "status" => conditions.push(any_of(table, "status", name, value)?),
+            "site_ids" => conditions.push(any_of(table, "site_id", name, value)?),
+            "device_ids" => conditions.push(any_of(table, "device_id", name, value)?),
+            "alert_types" => conditions.push(any_of(table, "alert_type", name, value)?),
+            "time_range" => {
+                let word = value.as_str().unwrap_or_default();
+                let known = RANGES.iter().find(|(known, _)| *known == word);
+                let wrong = || {
+                    let words = RANGES.map(|(word, _)| word).join(", ");
+                    ExportError::Order(format!("time_range {value} is none of {words}"))
+                };
+                range = Some(known.ok_or_else(wrong)?.1);
+            }
+            other => {
+                return Err(ExportError::Order(format!(
+                    "filter {other:?} is none of status, site_ids, device_ids, alert_types, time_range"
+                )));
+            }
+        }
+    }
+    if let Some(range) = range {
+        let column = table.column(&TIMES, "time_range")?;
+        conditions.push(format!("t.{column} >= pg_catalog.now() - interval '{range}'"));
+    }
+    let mut select = format!("SELECT * FROM {} t", table.quoted);
+    if !conditions.is_empty() {
+        select = format!("{select} WHERE {}", conditions.join(" AND "));
+    }
+    Ok(match format {
+        Format::Csv => format!("COPY ({select}) TO STDOUT WITH (FORMAT csv, HEADER true)"),
+        // JSON never holds these two control characters unescaped, so nothing is ever quoted or doubled.
+        Format::Json | Format::Ndjson => format!(
+            "COPY (SELECT pg_catalog.row_to_json(r) FROM ({select}) r) TO STDOUT \
+             WITH (FORMAT csv, QUOTE E'\\x01', DELIMITER E'\\x02')"
+        ),
+    })
+}
+
+/// Whether an order could be carried out now.
+///
+/// # Errors
+/// [`ExportError::Order`] with what is wrong with it; the database's.
+pub async fn check(pool: &PgPool, order: &super::Order, allowed: &[String]) -> Result<(), ExportError> {
+    let source = source(&order.export_type, allowed)?;
+    let table = Table::look_up(pool, &source).await?;
+    statement(&table, source.range, order.tenant.as_deref(), &order.filters, order.format).map(drop)
+}
+
+fn any_of(table: &Table, column: &str, name: &str, value: &Value) -> Result<String, ExportError> {
+    let wrong = || ExportError::Order(format!("filter {name:?} takes a text or a list of texts"));
+    let texts = match value {
+        Value::String(text) => vec![literal(text)?],
+        Value::Array(values) => {
+            let text = |value: &Value| literal(value.as_str().ok_or_else(wrong)?);
+            values.iter().map(text).collect::<Result<_, _>>()?
+        }
+        _ => return Err(wrong()),
+    };
+    let column = table.column(&[column], name)?;
+    Ok(format!("t.{column}::text = ANY (ARRAY[{}]::text[])", texts.join(", ")))
+}
+
+/// A text that is one in every setting of the server: `COPY` takes no parameters.
+fn literal(text: &str) -> Result<String, ExportError> {
+    if text.contains('\0') {
+        return Err(ExportError::Order("a filter holds a NUL character".to_owned()));
+    }
+    Ok(format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "\\'")))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn table() -> Table {
+        let columns = ["device_id", "tenant_id", "time", "status"];
+        Table {
+            quoted: "public.telemetry".to_owned(),
+            columns: columns.map(|name| (name.to_owned(), name.to_owned())).into(),
+        }
+    }
+
+    #[test]
+    fn an_order_becomes_one_statement_whose_values_cannot_leave_their_quotes() {
+        let filters = json!({ "device_ids": ["a", "b' OR true --\\"], "time_range": "7d" });
+        let statement =
+            statement(&table(), Some("24 hours"), Some("t'1"), &filters, Format::Csv).expect("a statement");
+        assert_eq!(
+            statement,
+            "COPY (SELECT * FROM public.telemetry t WHERE t.tenant_id::text = E't\\'1' AND t.device_id::text = ANY \
+             (ARRAY[E'a', E'b\\' OR true --\\\\']::text[]) AND t.time >= pg_catalog.now() - interval '7 days') TO STDOUT \
+             WITH (FORMAT csv, HEADER true)"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_named() {
+        for (filters, says) in [
+            (json!({ "colour": "red" }), "colour"),
+            (json!({ "time_range": "2y" }), "1h, 6h"),
+            (json!({ "status": 7 }), "status"),
+            (json!({ "site_ids": ["a"] }), "no column site_id"),
+            (json!({ "status": "a\u{0}" }), "NUL"),
+        ] {
+            let error = statement(&table(), None, None, &filters, Format::Csv).expect_err(says).to_string();
+            assert!(error.contains(says), "{error}");
+        }
+        let allowed = ["billing.calls".to_owned()];
+        assert_eq!(source("billing.calls", &allowed).expect("allowed").table, "calls");
+        for other in ["billing.secrets", "users", "public.devices"] {
+            assert!(source(other, &allowed).is_err(), "{other}");
+        }
+    }
+}

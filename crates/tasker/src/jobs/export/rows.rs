@@ -1,0 +1,240 @@
+//! The orders: rows of `ops.export_jobs`.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use jiff_sqlx::Timestamp as SqlTimestamp;
+use serde::Serialize;
+use serde_json::Value;
+use sqlx::Row as _;
+use sqlx::postgres::PgRow;
+use uuid::Uuid;
+use voiceai_postgres::{PgPool, sqlx};
+
+use super::shape::Format;
+
+/// A new order.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// `devices`, `alerts`, `telemetry`, or `schema.table`.
+    pub export_type: String,
+    /// How it is written.
+    pub format: Format,
+    /// Only this tenant's rows.
+    pub tenant: Option<String>,
+    /// Which rows.
+    pub filters: Value,
+    /// Who orders it.
+    pub created_by: String,
+}
+
+/// An order as it stands.
+#[derive(Debug, Clone, Serialize)]
+pub struct Export {
+    /// Its id.
+    pub id: Uuid,
+    /// Whose rows; everybody's where absent.
+    pub tenant_id: Option<String>,
+    /// What is exported.
+    pub export_type: String,
+    /// `csv`, `json` or `ndjson`.
+    pub format: String,
+    /// Which rows.
+    pub filters: Value,
+    /// `PENDING`, `PROCESSING`, `COMPLETED` or `FAILED`.
+    pub status: String,
+    /// The object's key.
+    pub file_path: Option<String>,
+    /// Its length.
+    pub file_size_bytes: Option<i64>,
+    /// Rows in it.
+    pub row_count: Option<i64>,
+    /// Why it failed, or the last attempt did.
+    pub error: Option<String>,
+    /// Who ordered it.
+    pub created_by: Option<String>,
+    /// When it was ordered.
+    pub created_at: Timestamp,
+    /// When the first attempt began.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub completed_at: Option<Timestamp>,
+    /// When object and row are removed.
+    pub expires_at: Option<Timestamp>,
+    /// Attempts begun.
+    pub attempt: i64,
+}
+
+const COLUMNS: &str = "id, tenant_id, export_type, format, filters, status, file_path, file_size_bytes, row_count, error, \
+                       created_by, created_at, started_at, completed_at, expires_at, attempt";
+
+fn export(row: &PgRow) -> Export {
+    let at = |column: &str| row.get::<Option<SqlTimestamp>, _>(column).map(SqlTimestamp::to_jiff);
+    Export {
+        id: row.get("id"),
+        tenant_id: row.get("tenant_id"),
+        export_type: row.get("export_type"),
+        format: row.get("format"),
+        filters: row.get("filters"),
+        status: row.get("status"),
+        file_path: row.get("file_path"),
+        file_size_bytes: row.get("file_size_bytes"),
+        row_count: row.get("row_count"),
+        error: row.get("error"),
+        created_by: row.get("created_by"),
+        created_at: row.get::<SqlTimestamp, _>("created_at").to_jiff(),
+        started_at: at("started_at"),
+        completed_at: at("completed_at"),
+        expires_at: at("expires_at"),
+        attempt: row.get("attempt"),
+    }
+}
+
+/// Orders an export; its job is enqueued with the row.
+///
+/// # Errors
+/// The driver's.
+pub async fn create(pool: &PgPool, order: &Order) -> Result<Export, sqlx::Error> {
+    let insert = format!(
+        "INSERT INTO ops.export_jobs (tenant_id, export_type, format, filters, created_by)
+         VALUES ($1, $2, $3, $4, $5) RETURNING {COLUMNS}"
+    );
+    let row = sqlx::query(sqlx::AssertSqlSafe(insert))
+        .bind(&order.tenant)
+        .bind(&order.export_type)
+        .bind(order.format.word())
+        .bind(&order.filters)
+        .bind(&order.created_by)
+        .fetch_one(pool)
+        .await?;
+    Ok(export(&row))
+}
+
+/// One order.
+///
+/// # Errors
+/// The driver's.
+pub async fn get(pool: &PgPool, id: Uuid) -> Result<Option<Export>, sqlx::Error> {
+    let select = format!("SELECT {COLUMNS} FROM ops.export_jobs WHERE id = $1");
+    let row = sqlx::query(sqlx::AssertSqlSafe(select)).bind(id).fetch_optional(pool).await?;
+    Ok(row.as_ref().map(export))
+}
+
+/// Orders, newest first, of one tenant or of all, at most `limit`, going on after the order `after`.
+///
+/// # Errors
+/// The driver's.
+pub async fn list(
+    pool: &PgPool,
+    tenant: Option<&str>,
+    after: Option<Uuid>,
+    limit: u32,
+) -> Result<Vec<Export>, sqlx::Error> {
+    let select = format!(
+        "SELECT {COLUMNS} FROM ops.export_jobs
+         WHERE ($1::text IS NULL OR tenant_id = $1)
+           AND ($2::uuid IS NULL
+                OR (created_at, id) < (SELECT created_at, id FROM ops.export_jobs WHERE id = $2))
+         ORDER BY created_at DESC, id DESC LIMIT $3"
+    );
+    let select = sqlx::query(sqlx::AssertSqlSafe(select)).bind(tenant).bind(after).bind(i64::from(limit));
+    Ok(select.fetch_all(pool).await?.iter().map(export).collect())
+}
+
+/// Takes an order that is new, or whose worker is gone.
+pub(super) async fn claim(
+    pool: &PgPool,
+    id: Uuid,
+    worker: &str,
+    lease: Duration,
+) -> Result<Option<Export>, sqlx::Error> {
+    let update = format!(
+        "UPDATE ops.export_jobs
+         SET status = 'PROCESSING', attempt = attempt + 1, claimed_by = $2, error = NULL,
+             lease_until = now() + make_interval(secs => $3), started_at = COALESCE(started_at, now())
+         WHERE id = $1 AND (status = 'PENDING' OR (status = 'PROCESSING' AND lease_until < now()))
+         RETURNING {COLUMNS}"
+    );
+    let update = sqlx::query(sqlx::AssertSqlSafe(update)).bind(id).bind(worker).bind(lease.as_secs_f64());
+    Ok(update.fetch_optional(pool).await?.as_ref().map(export))
+}
+
+/// Keeps a claim; false when it is lost.
+pub(super) async fn renew(pool: &PgPool, claimed: &Export, lease: Duration) -> Result<bool, sqlx::Error> {
+    let update = "UPDATE ops.export_jobs SET lease_until = now() + make_interval(secs => $3)
+                  WHERE id = $1 AND attempt = $2 AND status = 'PROCESSING'";
+    let update = sqlx::query(update).bind(claimed.id).bind(claimed.attempt).bind(lease.as_secs_f64());
+    Ok(update.execute(pool).await?.rows_affected() == 1)
+}
+
+/// What an export came to.
+pub(super) struct Made {
+    pub(super) key: String,
+    pub(super) bytes: u64,
+    pub(super) rows: u64,
+}
+
+/// Ends an order well; false when the claim is lost.
+pub(super) async fn complete(
+    pool: &PgPool,
+    claimed: &Export,
+    made: &Made,
+    retention: Duration,
+) -> Result<bool, sqlx::Error> {
+    let update = "UPDATE ops.export_jobs
+                  SET status = 'COMPLETED', file_path = $3, file_size_bytes = $4, row_count = $5, completed_at = now(),
+                      expires_at = now() + make_interval(secs => $6), lease_until = NULL
+                  WHERE id = $1 AND attempt = $2 AND status = 'PROCESSING'";
+    let update = sqlx::query(update)
+        .bind(claimed.id)
+        .bind(claimed.attempt)
+        .bind(&made.key)
+        .bind(made.bytes.cast_signed())
+        .bind(made.rows.cast_signed())
+        .bind(retention.as_secs_f64());
+    Ok(update.execute(pool).await?.rows_affected() == 1)
+}
+
+/// Ends an order badly, or with `again` gives it back.
+pub(super) async fn fail(
+    pool: &PgPool,
+    claimed: &Export,
+    error: &str,
+    again: bool,
+    retention: Duration,
+) -> Result<(), sqlx::Error> {
+    let update = "UPDATE ops.export_jobs
+                  SET status = CASE WHEN $4 THEN 'PENDING' ELSE 'FAILED' END, error = \"left\"($3, 500), lease_until = NULL,
+                      completed_at = CASE WHEN NOT $4 THEN now() END,
+                      expires_at = CASE WHEN NOT $4 THEN now() + make_interval(secs => $5) END
+                  WHERE id = $1 AND attempt = $2 AND status = 'PROCESSING'";
+    let update = sqlx::query(update).bind(claimed.id).bind(claimed.attempt).bind(error).bind(again);
+    update.bind(retention.as_secs_f64()).execute(pool).await.map(|_| ())
+}
+
+/// Enqueues again the orders that nobody works on although they are open for longer than their job should need: whose worker
+/// was killed, or whose job was discarded. At most one job an hour and order; a needless one finds nothing to claim.
+pub(super) async fn enqueue_forgotten(pool: &PgPool) -> Result<u64, sqlx::Error> {
+    let insert = "INSERT INTO ops.outbox (id, kind, payload)
+                  SELECT 'export:' || id || ':' || to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDDHH24'), 'export.run',
+                         json_build_object('id', id)
+                  FROM ops.export_jobs
+                  WHERE (status = 'PENDING' AND created_at < now() - interval '15 minutes')
+                     OR (status = 'PROCESSING' AND lease_until < now() - interval '5 minutes')
+                  ORDER BY created_at LIMIT 1000
+                  ON CONFLICT DO NOTHING";
+    Ok(sqlx::query(insert).execute(pool).await?.rows_affected())
+}
+
+/// Some orders whose time is over.
+pub(super) async fn expired(pool: &PgPool, limit: i64) -> Result<Vec<Uuid>, sqlx::Error> {
+    let select = "SELECT id FROM ops.export_jobs
+                  WHERE status IN ('COMPLETED', 'FAILED') AND expires_at < now() ORDER BY expires_at LIMIT $1";
+    sqlx::query_scalar(select).bind(limit).fetch_all(pool).await
+}
+
+/// Removes an order whose object is gone.
+pub(super) async fn remove(pool: &PgPool, id: Uuid) -> Result<(), sqlx::Error> {
+    let delete = "DELETE FROM ops.export_jobs WHERE id = $1 AND status IN ('COMPLETED', 'FAILED') AND expires_at < now()";
+    sqlx::query(delete).bind(id).execute(pool).await.map(|_| ())
+}
