@@ -7,6 +7,7 @@ mod export;
 mod jobs;
 mod mail;
 mod queue;
+mod webhook;
 
 use clap::{Args, Parser, Subcommand};
 use voiceai_cli::{Completions, ConfigCommand, Healthcheck, Mutation, OutputArgs};
@@ -18,6 +19,10 @@ pub use export::{CreateExport, Export};
 pub use jobs::{Discard, Enqueue, Jobs, ListJobs, Replay, Select, State};
 pub use mail::{ListMail, Mail, MailStatus, Part, PauseMail, Preview, ReplayMail, Subject, Suppressions};
 pub use queue::{Clean, OrNone, Purge, Queue, QueueSet};
+pub use webhook::{
+    DeliveryState, Endpoints, EndpointsCommand, ListDeliveries, OneEndpoint, ReplayWebhooks,
+    SelectDeliveries, TestEndpoint, Webhook,
+};
 
 const AFTER_HELP: &str = "\
 Data goes to stdout; logs, questions and errors go to stderr. Settings come from the environment: `config print` shows them.
@@ -56,6 +61,9 @@ pub enum Command {
     /// Mail: look, send again, replay, preview, pause
     #[command(subcommand)]
     Mail(Mail),
+    /// Webhooks: endpoints, deliveries, probes, replay
+    #[command(subcommand)]
+    Webhook(Webhook),
     /// Who changed what, and why
     #[command(subcommand)]
     Audit(Audit),
@@ -168,6 +176,13 @@ mod tests {
             "cron resume nightly --yes",
             "audit list --limit 5",
             "release --restored --reason r --yes",
+            "webhook endpoints --json",
+            "webhook endpoints add --tenant t --url https://a.example/ --events call.*,mail.sent --yes",
+            "webhook endpoints disable 0193e7a0-0000-7000-8000-000000000000 --reason r --yes",
+            "webhook deliveries --state dead --since 2h --limit 5",
+            "webhook deliveries 0193e7a0-0000-7000-8000-000000000000",
+            "webhook test 0193e7a0-0000-7000-8000-000000000000 --resend --yes",
+            "webhook replay --endpoint 0193e7a0-0000-7000-8000-000000000000 --limit 5 --rate 2/s --execute --yes --reason r",
             "backup run",
             "backup run --database billing --schema a --schema b",
             "backup verify --schema a --identity key.txt",

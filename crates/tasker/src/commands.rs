@@ -13,6 +13,7 @@ mod queue;
 mod release;
 mod replay;
 mod status;
+mod webhook;
 
 use std::sync::Arc;
 
@@ -77,6 +78,7 @@ async fn with_settings(command: Command, service: Service, output: Output) -> Re
         Command::Queue(command) => Box::pin(queue::run(command, &service, output)).await,
         Command::Mail(command) => Box::pin(mail::run(command, &service, output)).await,
         Command::Export(command) => Box::pin(export::run(command, &service, output)).await,
+        Command::Webhook(command) => Box::pin(webhook::run(command, &service, output)).await,
         Command::Status => status::run(&service, output).await,
         Command::Cron(command) => Box::pin(cron::run(command, &service, output)).await,
         Command::Audit(command) => audit::run(command, &service, output).await,

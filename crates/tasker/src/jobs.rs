@@ -6,3 +6,4 @@ pub mod backup;
 pub mod export;
 pub mod registry;
 pub mod send_email;
+pub mod webhook_event;

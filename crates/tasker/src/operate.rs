@@ -9,6 +9,7 @@ pub mod replay;
 pub mod schedules;
 pub mod status;
 pub mod trail;
+pub mod webhook;
 
 use voiceai_cli::Failure;
 use voiceai_postgres::PgPool;

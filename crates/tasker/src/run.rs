@@ -4,6 +4,7 @@ mod chores;
 mod http;
 mod mail;
 mod pools;
+mod webhook;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +29,7 @@ use crate::admin::Admin;
 use crate::jobs::backup::{self, BackupContext, BackupDatabase, BackupVerify};
 use crate::jobs::export::ExportCleanup;
 use crate::jobs::registry::{self, Contexts, Kinds};
+use crate::jobs::webhook_event::WebhookContext;
 use crate::operate::queue_failure;
 use crate::operate::queues::BUILT_IN;
 use crate::operate::schedules::schedule_failure;
@@ -65,7 +67,11 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
 
     let tenure = context.elect(term_mirrors(&context.redis, &settings));
     let mail = mail::start(&context, &tenure, &stopping)?;
-    let contexts = Contexts { redis: context.redis.clone(), backup: backup.clone(), mail: mail.clone() };
+    webhook::start(&context, &tenure, &stopping)?;
+    let bytes_max = settings.webhook.event_bytes_max;
+    let webhook = WebhookContext { pool: context.pool.clone(), bytes_max };
+    let contexts =
+        Contexts { redis: context.redis.clone(), backup: backup.clone(), webhook, mail: mail.clone() };
     let handlers = registry::handlers(&settings, &contexts);
     tracing::info!(kinds = handlers.kinds().join(","), "job kinds registered");
 

@@ -12,6 +12,7 @@ use voiceai_listener::ListenerSettings;
 use voiceai_mail::settings::MailSettings;
 use voiceai_mail::transport::{SesSettings, SmtpSettings};
 use voiceai_runtime::Secret;
+use voiceai_webhook::WebhookSettings;
 
 use crate::jobs::backup::{BackupPolicy, Keep, check_recipients};
 use crate::jobs::export::ExportSettings;
@@ -92,6 +93,8 @@ pub struct TaskerSettings {
     pub http: ListenerSettings,
     /// `MAIL_…` and the sender. Intake, attempts, retention.
     pub mail: MailSettings,
+    /// `WEBHOOK_…`. Limits, attempts, circuits, retention.
+    pub webhook: WebhookSettings,
     /// `SMTP_…`. The mail server; absent without `SMTP_HOST`.
     pub smtp: Option<SmtpSettings>,
     /// `SES_…`. How mail is handed to Amazon SES.
@@ -161,6 +164,7 @@ impl TaskerSettings {
                 .map(|(name, url)| (name.to_ascii_lowercase(), url))
                 .collect(),
             mail: MailSettings::read(reader),
+            webhook: WebhookSettings::read(reader),
             smtp: SmtpSettings::read(reader),
             ses: SesSettings::read(reader),
             feedback_topics: reader.optional(&SES_FEEDBACK_TOPIC_ARNS).unwrap_or_default(),

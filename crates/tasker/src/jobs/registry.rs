@@ -15,6 +15,7 @@ use voiceai_runtime::Secret;
 use super::backup::{Address, BackupContext, BackupDatabase, BackupVerify, Tools};
 use super::export::{ExportCleanup, ExportContext, ExportRun};
 use super::send_email::SendEmail;
+use super::webhook_event::{WebhookContext, WebhookEvent};
 use crate::settings::{DEFAULT_QUEUE, TaskerSettings};
 
 /// What the handlers work with.
@@ -26,12 +27,15 @@ pub struct Contexts {
     pub backup: Option<BackupContext>,
     /// New mail.
     pub mail: Intake,
+    /// New events of webhooks.
+    pub webhook: WebhookContext,
 }
 
 /// The handlers of every kind that `settings` switch on.
 #[must_use]
 pub fn handlers(settings: &TaskerSettings, contexts: &Contexts) -> Registry {
     let mut registry = Registry::new().register::<SendEmail>(contexts.mail.clone());
+    registry = registry.register::<WebhookEvent>(contexts.webhook.clone());
     if settings.diagnostic_jobs {
         registry = registry.register::<Probe>(contexts.redis.clone());
     }
@@ -120,6 +124,7 @@ impl Kinds {
     #[must_use]
     pub fn of(settings: &TaskerSettings) -> Self {
         let mut kinds = vec![Kind::of::<SendEmail>()];
+        kinds.push(Kind::of::<WebhookEvent>());
         if settings.diagnostic_jobs {
             kinds.push(Kind::of::<Probe>());
         }

@@ -22,3 +22,4 @@ mod queue;
 mod replay;
 mod stage;
 mod start;
+mod webhook;

@@ -1,0 +1,112 @@
+//! `webhook …` through the binary, with a receiver that counts.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use voiceai_testkit::{Program, wait_for};
+
+use crate::stage::{Answer, PATIENCE, Stage, answer};
+
+/// Answers every request with the status of the moment, and closes.
+async fn receiver(status: Arc<AtomicU16>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/hook", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let status = status.load(Ordering::SeqCst);
+            tokio::spawn(async move {
+                let _ = stream.read(&mut [0; 65_536]).await;
+                let answer =
+                    format!("HTTP/1.1 {status} Told\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+                let _ = stream.write_all(answer.as_bytes()).await;
+                let _ = stream.shutdown().await;
+            });
+        }
+    });
+    url
+}
+
+fn program(stage: &Stage) -> Program {
+    stage.program().envs([
+        ("WEBHOOK_ALLOW_NETWORKS", "127.0.0.1"),
+        ("WEBHOOK_ALLOW_HTTP", "true"),
+        ("WEBHOOK_RETRY_LADDER", "0s,50ms"),
+        ("VOICEAI_OPERATOR", "ann"),
+    ])
+}
+
+async fn ask(stage: &Stage, arguments: &[&str]) -> Answer {
+    answer(program(stage).args(arguments)).await
+}
+
+async fn until(stage: &Stage, state: &str) -> Value {
+    wait_for(PATIENCE, format!("a delivery that is {state}"), async || {
+        let found = ask(stage, &["webhook", "deliveries", "--state", state, "--json"]).await;
+        let found: Value = serde_json::from_str(&found.stdout).map_err(|_| format!("{found:?}"))?;
+        found["deliveries"].as_array().and_then(|rows| rows.first()).cloned().ok_or_else(|| found.to_string())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_is_followed_from_its_job_to_its_death_and_replayed_after_a_probe() {
+    let stage = Stage::new().await;
+    let status = Arc::new(AtomicU16::new(500));
+    let url = receiver(Arc::clone(&status)).await;
+    let added =
+        ask(&stage, &["webhook", "endpoints", "add", "--tenant", "t1", "--url", &url, "--yes", "--json"])
+            .await;
+    let added = added.json(0);
+    let id = added["endpoint"]["id"].as_str().unwrap().to_owned();
+    let secret = added["secret"].as_str().unwrap().to_owned();
+    assert!(secret.starts_with("whsec_"));
+
+    let tasker = program(&stage).arg("run").start();
+    tasker.wait_for_line(PATIENCE, "service ready").await;
+    let payload =
+        json!({ "tenant": "t1", "type": "call.ended", "id": "evt_1", "data": { "n": 1 } }).to_string();
+    ask(&stage, &["jobs", "enqueue", "webhook.event", "--payload", &payload]).await.text(0);
+    let dead = until(&stage, "dead").await;
+    assert_eq!((dead["event_id"].as_str(), dead["attempts"].as_i64()), (Some("evt_1"), Some(2)));
+    let shown = ask(&stage, &["webhook", "deliveries", dead["id"].as_str().unwrap(), "--json"]).await.json(0);
+    assert_eq!(shown["attempt_rows"][1]["status"], 500, "{shown}");
+
+    // A receiver that is not mended gets nothing back.
+    let probed = ask(&stage, &["webhook", "test", &id, "--resend", "--yes", "--json"]).await;
+    assert_eq!(probed.exit, 1, "{probed:?}");
+    until(&stage, "dead").await;
+    status.store(200, Ordering::SeqCst);
+    let plan = ask(&stage, &["webhook", "replay", "--endpoint", &id, "--json"]).await.json(0);
+    assert_eq!((plan["executed"].as_bool(), plan["would_replay"].as_u64()), (Some(false), Some(1)));
+    let resent = ask(&stage, &["webhook", "test", &id, "--resend", "--yes", "--json"]).await.json(0);
+    assert_eq!(resent["taken"], true, "{resent}");
+    until(&stage, "delivered").await;
+
+    for arguments in [&["webhook", "endpoints", "--json"][..], &["audit", "list", "--json"]] {
+        let listed = ask(&stage, arguments).await;
+        assert!(listed.text(0).contains(&id), "{listed:?}");
+        assert!(!listed.stdout.contains("whsec_"), "a secret is shown once");
+    }
+    assert!(!tasker.stderr().contains(&secret));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_must_not_be_posted_to_is_refused_with_a_remedy() {
+    let stage = Stage::new().await;
+    let add = |url: &'static str| {
+        let stage = &stage;
+        async move {
+            ask(stage, &["webhook", "endpoints", "add", "--tenant", "t", "--url", url, "--yes", "--json"])
+                .await
+        }
+    };
+    let refused = add("https://169.254.169.254/latest").await.failure(4);
+    assert!(refused["message"].as_str().unwrap().contains("169.254.169.254"), "{refused}");
+    let unknown = ["webhook", "test", "0193e7a0-0000-7000-8000-000000000000", "--yes", "--json"];
+    ask(&stage, &unknown).await.failure(3);
+    let listed = ask(&stage, &["webhook", "endpoints", "--json"]).await.json(0);
+    assert_eq!(listed, json!({ "endpoints": [], "next": null }));
+}
