@@ -31,8 +31,9 @@ impl ExportError {
             Self::Order(_) => true,
             // 42: a table or column is gone, or a right is missing; 22: a filter's value does not fit its column.
             Self::Database(error) => {
-                let code =
-                    error.as_database_error().and_then(|error| error.code().map(|code| code.into_owned()));
+                let code = error
+                    .as_database_error()
+                    .and_then(|error| error.code().map(std::borrow::Cow::into_owned));
                 code.is_some_and(|code| code.starts_with("42") || code.starts_with("22"))
             }
             Self::Store(_) | Self::Lost | Self::Cancelled => false,

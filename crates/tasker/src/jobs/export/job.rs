@@ -96,7 +96,7 @@ async fn keep_claim(ctx: &ExportContext, claimed: &Export, stop: &CancellationTo
             }
             // The last write asks once more: a database that is away for a moment costs nothing.
             Err(error) => {
-                tracing::warn!(export_id = %claimed.id, %error, "the export's lease could not be renewed")
+                tracing::warn!(export_id = %claimed.id, %error, "the export's lease could not be renewed");
             }
         }
     }
