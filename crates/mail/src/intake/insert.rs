@@ -4,7 +4,7 @@ use voiceai_postgres::sqlx::{self, PgPool, Row};
 
 use super::check::Checked;
 use super::command::Content;
-use super::{AcceptError, Accepted, Entry};
+use super::{AcceptError, Accepted, Composed, Entry};
 use crate::Class;
 use crate::delivery::DeliveryStatus;
 use crate::error::MailError;
@@ -63,8 +63,10 @@ pub(super) async fn insert(
     };
     let (ended, attempt, detail) = beginning(entry);
     let (subject, found_locale, messages) = match &entry.composed {
-        Ok(composed) => (composed.subject.as_str(), composed.locale.as_deref(), composed.messages.as_slice()),
-        Err(_) => ("", None, &[][..]),
+        Ok(composed) => {
+            (shown(composed, &command.content), composed.locale.as_deref(), composed.messages.as_slice())
+        }
+        Err(_) => (String::new(), None, &[][..]),
     };
     let nothing: [&[u8]; 1] = [&[]];
     let messages: Vec<&[u8]> = if messages.is_empty() {
@@ -88,7 +90,7 @@ pub(super) async fn insert(
         .bind(&command.tenant)
         .bind(priority)
         .bind(sender)
-        .bind(subject)
+        .bind(&subject)
         .bind(entry.message_id)
         .bind(&command.request_id)
         .bind(&command.trace_id)
@@ -134,6 +136,16 @@ fn kept(entry: &Entry<'_>) -> String {
         }
     }
     serde_json::to_string(&command).unwrap_or_else(|_| "null".to_owned())
+}
+
+/// The subject as lists show it, long after the mail was sent: without what nobody may read by then.
+fn shown(composed: &Composed, content: &Content) -> String {
+    let Content::Template { variables, .. } = content else { return composed.subject.clone() };
+    let secrets = composed.sensitive.iter().filter_map(|name| variables.get(name));
+    secrets.fold(composed.subject.clone(), |subject, secret| {
+        let secret = secret.as_str().map_or_else(|| secret.to_string(), str::to_owned);
+        if secret.is_empty() { subject } else { subject.replace(&secret, REDACTED) }
+    })
 }
 
 /// Stands in a kept command for a value that is not kept.
