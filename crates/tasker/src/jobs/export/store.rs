@@ -21,6 +21,8 @@ use super::shape::{Format, Shaper};
 
 /// Chunks between the database and the upload.
 const WAITING: usize = 16;
+/// Bytes of a chunk.
+const GATHERED: usize = 64 * 1024;
 
 /// Where the objects of one order begin.
 pub(super) fn stem(ctx: &ExportContext, id: Uuid) -> String {
@@ -101,12 +103,18 @@ async fn copy(
                  SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = ISO";
     session.execute(sqlx::raw_sql(begin)).await?;
     let mut chunks = session.copy_out_raw(statement).await?;
+    // The server sends a row at a time: gathered, they cost one hand-over for many.
+    let mut gathered = Vec::with_capacity(2 * GATHERED);
     while let Some(chunk) = chunks.next().await {
-        let shaped = shaper.push(&chunk?);
-        if sender.send(Ok(Bytes::from(shaped))).await.is_err() {
-            return Err(ExportError::Cancelled);
+        gathered.extend(shaper.push(&chunk?));
+        if gathered.len() >= GATHERED {
+            let full = std::mem::replace(&mut gathered, Vec::with_capacity(2 * GATHERED));
+            if sender.send(Ok(Bytes::from(full))).await.is_err() {
+                return Err(ExportError::Cancelled);
+            }
         }
     }
-    let _ = sender.send(Ok(Bytes::from(shaper.end()))).await;
+    gathered.extend(shaper.end());
+    let _ = sender.send(Ok(Bytes::from(gathered))).await;
     Ok(())
 }
