@@ -171,6 +171,28 @@ words! {
     }
 }
 
+impl Event {
+    /// True for what can only happen once the tries before it have come to something: whatever error they met no longer
+    /// holds. An error that is the reason of what follows (a failure, a server found gone) stays to the end.
+    #[must_use]
+    pub const fn is_progress(self) -> bool {
+        matches!(
+            self,
+            Self::SecretsFetched
+                | Self::DocumentRendered
+                | Self::ProviderAccepted
+                | Self::ProviderRunning
+                | Self::HeartbeatSeen
+                | Self::PreflightPassed
+                | Self::RoutedOut
+                | Self::DrainStarted
+                | Self::CallsEnded
+                | Self::DeadlinePassed
+                | Self::CancelRequested
+        )
+    }
+}
+
 /// An operation's kind and state together: the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Operation {

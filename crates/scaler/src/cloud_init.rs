@@ -3,17 +3,15 @@
 
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
 use tempfile::NamedTempFile;
-use tokio::io::AsyncReadExt as _;
-use tokio::process::Command;
+use tokio_util::sync::CancellationToken;
 use voiceai_aws::{AwsAccess, secret_value};
 use voiceai_runtime::Secret;
 
-use crate::script::PATH;
+use crate::script::{PATH, Run, ScriptRunner};
 use crate::store::ServerRow;
 
 /// Longest run of the script.
@@ -118,14 +116,19 @@ impl CloudInit {
     ///
     /// # Errors
     /// Names the variable, the script's exit or what is wrong with the document; never quotes a value.
-    pub async fn render(&self, server: &ServerRow) -> Result<NamedTempFile, CloudInitError> {
+    pub async fn render(
+        &self,
+        server: &ServerRow,
+        runner: &ScriptRunner,
+        cancel: &CancellationToken,
+    ) -> Result<NamedTempFile, CloudInitError> {
         let missing: Vec<_> =
             self.variables.iter().filter(|(_, value)| value.is_none()).map(|(name, _)| *name).collect();
         if !missing.is_empty() && matches!(server.provider.as_str(), "hetzner" | "aws") {
             return Err(CloudInitError::Missing(missing));
         }
         let secrets = self.secrets(server).await?;
-        let document = self.run(server, &secrets).await?;
+        let document = self.run(server, &secrets, runner, cancel).await?;
         let most = if server.provider == "aws" { BYTES_MAX_AWS } else { BYTES_MAX };
         check(&document, most).map_err(CloudInitError::Document)?;
         // Made with mode 0600.
@@ -135,33 +138,30 @@ impl CloudInit {
         Ok(file)
     }
 
-    async fn run(&self, server: &ServerRow, secrets: &[(String, Secret)]) -> Result<Vec<u8>, CloudInitError> {
+    async fn run(
+        &self,
+        server: &ServerRow,
+        secrets: &[(String, Secret)],
+        runner: &ScriptRunner,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<u8>, CloudInitError> {
         let wrong = |why: String| CloudInitError::Script(format!("{}: {why}", self.script.display()));
-        let mut command = Command::new(&self.script);
-        command.env_clear().env("PATH", PATH);
-        command.envs(secrets.iter().map(|(name, value)| (name, value.expose())));
-        let set = self.variables.iter().filter_map(|(name, value)| Some((name, value.as_ref()?.expose())));
-        command.envs(set);
-        command.env("INSTANCE_NAME", &server.name).env("GROUP_NAME", &server.group_name);
-        command.env("SERVICE", server.service.as_str());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child =
-            command.process_group(0).kill_on_drop(true).spawn().map_err(|error| wrong(error.to_string()))?;
-        let mut document = Vec::new();
-        let ended = tokio::time::timeout(LIMIT, async {
-            if let Some(stdout) = child.stdout.take() {
-                stdout.take(BYTES_MAX as u64 + 1).read_to_end(&mut document).await?;
-            }
-            child.wait().await
-        });
-        match ended.await {
-            Ok(Ok(status)) if status.success() => Ok(document),
-            // A document that is too long breaks the script's pipe: its length is what is wrong.
-            Ok(Ok(_)) if document.len() > BYTES_MAX => Ok(document),
-            Ok(Ok(status)) => Err(wrong(format!("ended with {status}"))),
-            Ok(Err(error)) => Err(wrong(error.to_string())),
-            Err(_) => Err(wrong(format!("no end within {LIMIT:?}"))),
-        }
+        let own = [
+            ("INSTANCE_NAME", server.name.as_str()),
+            ("GROUP_NAME", &server.group_name),
+            ("SERVICE", server.service.as_str()),
+        ];
+        let set = self.variables.iter().filter_map(|(name, value)| Some((*name, value.as_ref()?.expose())));
+        // Of two with one name the later one counts: a secret stands in for nothing that we say.
+        let environment = [("PATH", PATH)]
+            .into_iter()
+            .chain(secrets.iter().map(|(name, value)| (name.as_str(), value.expose())))
+            .chain(set)
+            .chain(own)
+            .map(|(name, value)| (name.to_owned(), value.into()))
+            .collect();
+        let run = Run { script: self.script.clone(), environment, server: server.name.clone(), limit: LIMIT };
+        runner.document(run, BYTES_MAX, cancel.clone()).await.map_err(wrong)
     }
 }
 

@@ -220,17 +220,19 @@ impl Engine {
             reading.known().map_or_else(|| "an unknown number of".to_owned(), |beat| beat.active.to_string());
         let wait =
             look.operation.settings.drain_timeout_ms.map_or(self.patience.drain, SignedDuration::from_millis);
+        // One notice for each time the wait was over.
+        let which = look.operation.deadline.map_or(0, jiff::Timestamp::as_millisecond);
         match look.operation.settings.at_deadline {
             AtDeadline::End => {
                 let note = format!("deadline passed with {calls} calls; they are ended");
-                self.notify(look, "drain_overdue", &note).await;
+                self.notify_again(look, "drain_overdue", &note, which).await;
                 let step = Step { note: Some(note), ..Step::event(Event::DeadlinePassed) };
                 self.write(look, memory, step).await
             }
             // Left as it is, and told again each time the same span has passed.
             AtDeadline::Extend | AtDeadline::Leave => {
                 let note = format!("deadline passed with {calls} calls; still waiting for them");
-                self.notify(look, "drain_overdue", &note).await;
+                self.notify_again(look, "drain_overdue", &note, which).await;
                 let wait = wait.max(SignedDuration::from_mins(1));
                 let step = Step { deadline: Some(look.now + wait), note: Some(note), ..Step::default() };
                 self.write(look, memory, step).await

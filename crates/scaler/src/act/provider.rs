@@ -90,6 +90,11 @@ impl Providers {
         }))
     }
 
+    /// What scripts run by.
+    pub(super) fn runner(&self) -> &ScriptRunner {
+        &self.0.runner
+    }
+
     /// A script's time limit.
     #[must_use]
     pub fn limit(&self) -> SignedDuration {

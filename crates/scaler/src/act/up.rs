@@ -54,11 +54,15 @@ impl Engine {
     /// Made and checked here, and made again for the call itself: it holds secrets, so no row and no file keeps it.
     async fn render(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
         if self.cloud_init.is_needed(&look.server.provider)
-            && let Err(error) = self.cloud_init.render(look.server).await
+            && let Err(error) = self.document(look).await
         {
             return self.not_rendered(look, memory, &error).await;
         }
         self.write_event(look, memory, Event::DocumentRendered).await
+    }
+
+    async fn document(&self, look: &Look<'_>) -> Result<tempfile::NamedTempFile, CloudInitError> {
+        self.cloud_init.render(look.server, self.providers.runner(), look.kill).await
     }
 
     /// A secret that cannot be read now may be readable later; everything else is a fault of the configuration.
@@ -119,7 +123,7 @@ impl Engine {
 
     async fn create(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
         let document = if self.cloud_init.is_needed(&look.server.provider) {
-            match self.cloud_init.render(look.server).await {
+            match self.document(look).await {
                 Ok(file) => Some(file),
                 Err(error) => return self.fail(look, memory, "bootstrap", error.to_string()).await,
             }
@@ -412,8 +416,9 @@ impl Engine {
             let until = look.operation.state_at + keep;
             if until > look.now && !self.another_is_kept(look).await? {
                 if look.operation.deadline.is_none() {
-                    let note = format!("kept for inspection until {until}");
-                    self.notify(look, "failed", &note).await;
+                    let why = look.operation.error_text.as_deref().unwrap_or("it never became healthy");
+                    let note = format!("kept for inspection until {until}: {why}");
+                    self.notify_again(look, "failed", &note, "kept").await;
                     let step = Step { deadline: Some(until), note: Some(note), ..Step::default() };
                     return self.write(look, memory, step).await;
                 }
@@ -466,14 +471,30 @@ impl Engine {
         look.operation.created_at + BOOT_CAP <= look.now
     }
 
+    /// Tells of an event that an operation has once.
     pub(super) async fn notify(&self, look: &Look<'_>, event: &'static str, reason: &str) {
+        self.tell(look, event, reason, look.operation.id.to_string()).await;
+    }
+
+    /// Tells of an event that an operation may have more than once; `which` makes the same one the same.
+    pub(super) async fn notify_again(
+        &self,
+        look: &Look<'_>,
+        event: &'static str,
+        reason: &str,
+        which: impl std::fmt::Display,
+    ) {
+        self.tell(look, event, reason, format!("{}:{which}", look.operation.id)).await;
+    }
+
+    async fn tell(&self, look: &Look<'_>, event: &'static str, reason: &str, key: String) {
         let notice = Notice {
             event,
             group: look.server.group_name.clone(),
             server: Some(look.server.name.clone()),
             reason: reason.to_owned(),
             at: look.now,
-            key: look.operation.id.to_string(),
+            key,
         };
         self.notices.send(&notice).await;
     }

@@ -142,6 +142,26 @@ impl ScriptRunner {
         RanList { servers, stderr: String::from_utf8_lossy(&ended.stderr).into_owned() }
     }
 
+    /// Runs a script that prints a document of at most `most` bytes; of a longer one, one byte more is kept.
+    ///
+    /// # Errors
+    /// Why there is none. What the script wrote to stderr is dropped: it may hold the document's secrets.
+    pub async fn document(
+        &self,
+        run: Run,
+        most: usize,
+        cancel: CancellationToken,
+    ) -> Result<Vec<u8>, String> {
+        match self.order(run, most.saturating_add(1), cancel).await.end {
+            End::NotStarted(why) | End::Unknown(why) => Err(why),
+            End::Exit(0, Some((bytes, _))) => Ok(bytes),
+            // A writer that minds a closed pipe ends otherwise; the length is what is wrong.
+            End::Exit(_, Some((bytes, _))) if bytes.len() > most => Ok(bytes),
+            End::Exit(exit, Some(_)) => Err(format!("ended with exit code {exit}")),
+            End::Exit(_, None) => Err("its stdout stayed open".to_owned()),
+        }
+    }
+
     async fn order(&self, run: Run, stdout_max: usize, cancel: CancellationToken) -> Ended {
         let (reply, mut answer) = oneshot::channel();
         let cancelled = cancel.clone();

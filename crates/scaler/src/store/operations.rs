@@ -34,7 +34,7 @@ pub struct Step {
     pub deadline: Option<Timestamp>,
     /// Nothing is tried before; every step clears it unless given.
     pub not_before: Option<Timestamp>,
-    /// The error's code and text.
+    /// The error's code and text. Without one, an event that is progress clears that of earlier tries.
     pub error: Option<(String, String)>,
     /// One line for the history.
     pub note: Option<String>,
@@ -111,6 +111,7 @@ impl Store {
             .bind(text)
             .bind(step.note.as_deref())
             .bind(leaves_a_line(step))
+            .bind(step.error.is_none() && step.event.is_some_and(Event::is_progress))
             .fetch_one(&self.pool)
             .await
             .map_err(StoreError::database(TRIED))?;
@@ -128,7 +129,8 @@ const STEP: &str = "\
         UPDATE ops.operations o SET state = $6, version = o.version + 1, term = $2, \
             candidate_index = COALESCE($15, o.candidate_index), attempt = $16, intent_at = COALESCE($17, o.intent_at), \
             heartbeat_floor_ms = CASE WHEN $18 THEN $19 ELSE o.heartbeat_floor_ms END, deadline = $20, not_before = $21, \
-            error_code = COALESCE($22, o.error_code), error_text = COALESCE($23, o.error_text), \
+            error_code = CASE WHEN $26 THEN NULL ELSE COALESCE($22, o.error_code) END, \
+            error_text = CASE WHEN $26 THEN NULL ELSE COALESCE($23, o.error_text) END, \
             state_at = CASE WHEN $6 = o.state THEN o.state_at ELSE clock_timestamp() END, \
             finished_at = CASE WHEN $8 THEN clock_timestamp() END \
         FROM leader WHERE o.id = $3 AND o.version = $4 AND o.state = $5 \

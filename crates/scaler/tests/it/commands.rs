@@ -193,3 +193,51 @@ async fn policies_are_rehearsed_and_compared_without_any_backend() {
         assert!(stderr.contains(part), "{stderr}");
     }
 }
+
+#[tokio::test]
+async fn every_shape_is_rehearsed_and_the_page_needs_nothing_else() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (first, second) = (path("a.json"), path("<img src=x onerror=alert(1)>.json"));
+    for (file, up) in [(&first, 0.7), (&second, 0.5)] {
+        let policy = serde_json::json!({"minInstances": 1, "maxInstances": 9, "scaleUpThreshold": up});
+        let name = std::path::Path::new(file).file_name().expect("a name");
+        std::fs::write(folder.path().join(name), policy.to_string()).expect("a policy");
+    }
+    let mut courses = std::collections::BTreeSet::new();
+    for shape in ["step", "sine", "spike", "sawtooth", "outage"] {
+        let html = path(&format!("{shape}.html"));
+        let process = voiceai_testkit::Program::new(crate::harness::binary())
+            .args(["simulate", "--load", shape, "--hours", "4", "--price", "2", "--html", &html, "--json"])
+            .args(["--policy", &first, "--policy", &second])
+            .start();
+        let exit = process.wait_exit(WITHIN).await;
+        assert_eq!(exit, voiceai_testkit::Exit::Code(0), "{shape}: {}", process.stderr());
+        let view: serde_json::Value = serde_json::from_str(&process.stdout()).expect("JSON");
+        for (index, file) in [&first, &second].into_iter().enumerate() {
+            let run = &view["runs"][index];
+            let of = |field: &str| run["summary"][field].as_f64().expect("a number");
+            assert_eq!(run["policy"].as_str(), Some(file.as_str()));
+            assert!(of("starts") >= 1.0 && of("ideal_server_hours") > 0.0, "{shape}: {}", run["summary"]);
+            assert!((of("cost") - 2.0 * of("server_hours")).abs() < 1e-6, "{shape}: {}", run["summary"]);
+        }
+        let loads: Vec<String> = view["runs"][0]["moments"]
+            .as_array()
+            .expect("moments")
+            .iter()
+            .map(|moment| moment["load"].to_string())
+            .collect();
+        courses.insert(loads.join(" "));
+        let page = std::fs::read_to_string(&html).expect("a page");
+        assert_eq!(page.matches("<svg").count(), 2, "{shape}");
+        for outside in
+            ["http", "src=", "href", "url(", "@import", "<script", "<link", "<img", "<iframe", "//"]
+        {
+            // A file's name is shown, and is text.
+            let shown = page.replace("&lt;img src=x onerror=alert(1)&gt;", "").replace(&path(""), "");
+            assert!(!shown.contains(outside), "{shape}: {outside}");
+        }
+        assert!(page.contains("&lt;img src=x"), "{shape}");
+    }
+    assert_eq!(courses.len(), 5, "each shape is another course");
+}

@@ -56,6 +56,38 @@ async fn servers_of_others_count_in_load_capacity_minimum_and_maximum() {
 }
 
 #[tokio::test]
+async fn a_panic_is_remembered_by_the_next_leader() {
+    let stack = Stack::new().await;
+    let mut config = stack.config();
+    config["panicThreshold"] = json!(0.9);
+    config["scaleUpCooldownSeconds"] = json!(3600);
+    config["maxSurge"] = json!(5);
+    stack.group("eu", 1, 4, &config).await;
+    beat(&stack, "hand-made-1", json!({"active": 20})).await;
+    let plan = group_plan(&stack).await;
+    assert_eq!((plan["action"].as_str(), plan["reason"].as_str()), (Some("add"), Some("panic")), "{plan}");
+    assert_eq!(plan["script_calls"].as_array().map(Vec::len), Some(2), "all that is needed at once: {plan}");
+    let scaler = stack.scaler("a");
+    wait_until(WITHIN, "the panic is acted on", async || {
+        stack.number("SELECT count(*) FROM ops.decisions WHERE reason = 'panic' AND action = 'add'").await > 0
+            && stack.number("SELECT count(*) FROM ops.servers WHERE status = 'active'").await == 3
+    })
+    .await;
+    scaler.kill9();
+    scaler.wait_exit(WITHIN).await;
+    beat(&stack, "hand-made-1", json!({"active": 0})).await;
+    let plan = group_plan(&stack).await;
+    assert_eq!(
+        (plan["action"].as_str(), plan["reason"].as_str()),
+        (Some("hold"), Some("after_panic")),
+        "{plan}"
+    );
+    // Without what was written down it would remove.
+    stack.database.execute("TRUNCATE ops.decisions").await;
+    assert_eq!(group_plan(&stack).await["reason"], "idle");
+}
+
+#[tokio::test]
 async fn a_heartbeat_that_cannot_be_believed_is_nobodys() {
     let stack = Stack::new().await;
     stack.group("eu", 0, 3, &stack.config()).await;

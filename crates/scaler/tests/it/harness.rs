@@ -235,6 +235,18 @@ impl Stack {
 
     /// Runs a script of the provider `local` by hand.
     pub(crate) fn script(&self, script: &str, name: &str, operation: &str) -> ByHand {
+        self.script_with(script, name, operation, &self.config(), &json!({ "operation": operation }))
+    }
+
+    /// The same with a configuration and labels of one's own.
+    pub(crate) fn script_with(
+        &self,
+        script: &str,
+        name: &str,
+        operation: &str,
+        config: &Value,
+        labels: &Value,
+    ) -> ByHand {
         let output = Command::new(repository().join("scripts/providers/local").join(script))
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
@@ -243,8 +255,8 @@ impl Stack {
             .env("SERVICE", "voice")
             .env("GROUP_NAME", "by-hand")
             .env("REDIS_URL", &self.redis.url)
-            .env("LABELS", json!({ "operation": operation }).to_string())
-            .env("PROVIDER_CONFIG", self.config().to_string())
+            .env("LABELS", labels.to_string())
+            .env("PROVIDER_CONFIG", config.to_string())
             .output()
             .expect("the script runs");
         let stdout = String::from_utf8_lossy(&output.stdout);

@@ -170,6 +170,102 @@ async fn a_pipe_held_open_by_a_grandchild_does_not_hang_the_answer() {
     wait_until(Duration::from_secs(5), "it ends by itself", async || bench.survivors().is_empty()).await;
 }
 
+/// Leaves by every door: forked twice, a session of its own, another folder.
+const DOUBLE_FORK: &str = r#"
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.chdir("/")
+        if sys.argv[1] == "deaf":
+            import signal
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        open(sys.argv[2], "w").write(str(os.getpid()))
+        time.sleep(1000)
+    os._exit(0)
+os.wait()
+while not os.path.exists(sys.argv[2]) or not open(sys.argv[2]).read():
+    time.sleep(0.01)
+"#;
+
+#[tokio::test]
+async fn a_grandchild_that_forked_twice_and_holds_the_output_neither_hangs_nor_survives() {
+    let bench = Bench::new();
+    std::fs::write(bench.path("fork.py"), DOUBLE_FORK).expect("a program");
+    for (temper, then, answered) in [("deaf", "", true), ("tame", "sleep 1000", false)] {
+        let pid = bench.path(&format!("{temper}.pid"));
+        let body = format!(
+            "python3 '{}' {temper} '{}'; echo '{GOOD}'; {then}",
+            bench.path("fork.py").display(),
+            pid.display()
+        );
+        let began = Instant::now();
+        let ran = bench.run_with(&body, Duration::from_secs(3), CancellationToken::new()).await;
+        assert_eq!(matches!(ran.outcome, Outcome::Said(Class::Done, _)), answered, "{ran:?}");
+        assert!(began.elapsed() < Duration::from_secs(10), "{temper}: {:?}", began.elapsed());
+        assert!(pid.exists(), "it ran");
+        assert_eq!(bench.survivors(), [""; 0]);
+    }
+}
+
+#[tokio::test]
+async fn hostile_values_run_nothing_in_the_local_provider() {
+    let stack = Stack::new().await;
+    let bait = stack.folder.path().join("bait");
+    let touch = format!("touch {}", bait.display());
+    let hostile = [
+        format!("$({touch})"),
+        format!("`{touch}`"),
+        format!("'; {touch}; '"),
+        format!("\"; {touch}; \""),
+        format!("a[$({touch})]"),
+        format!("x\n{touch}\n"),
+        format!("-e {touch}"),
+    ];
+    let keys = [
+        "redisUrl",
+        "heartbeatKeyPrefix",
+        "heartbeatMs",
+        "heartbeatTtlMs",
+        "capacity",
+        "bootDelayMs",
+        "address",
+        "dispatcher",
+        "location",
+        "a[$(id)]",
+    ];
+    for (number, value) in hostile.iter().enumerate() {
+        let name = format!("hostile-{number:02}");
+        let mut config = stack.config();
+        for key in keys {
+            config[key] = json!(value);
+        }
+        config["dispatcher"] = json!({ "port": value });
+        let labels = json!({"operation": value, "group": value});
+        // A server is made where the values allow one, so that they reach it, too.
+        let mut usable = stack.config();
+        for key in ["heartbeatKeyPrefix", "location", "a[$(id)]"] {
+            usable[key] = json!(value);
+        }
+        let calls = [
+            ("scalingStatus.sh", &config),
+            ("scaleDown.sh", &config),
+            ("scaleUp.sh", &usable),
+            ("scalingStatus.sh", &usable),
+            ("scaleDown.sh", &usable),
+        ];
+        for (script, config) in calls {
+            let said = stack.script_with(script, &name, value, config, &labels);
+            assert!(!bait.exists(), "{script} ran {value}");
+            assert!(said.answer.is_object(), "{script} with {value}: exit {}", said.exit);
+        }
+        // Nor where the name itself is the bait.
+        let said = stack.script_with("scaleUp.sh", value, "op", &stack.config(), &json!({"operation": "op"}));
+        assert_eq!(said.exit, 20, "{value}");
+    }
+    assert!(!bait.exists());
+}
+
 #[tokio::test]
 async fn a_cancelled_run_ends_its_script() {
     let bench = Bench::new();

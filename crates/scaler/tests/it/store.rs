@@ -105,6 +105,59 @@ async fn a_step_is_written_only_on_the_row_as_it_was_read() {
 }
 
 #[tokio::test]
+async fn an_error_is_gone_once_what_was_tried_has_worked() {
+    let stack = Stack::new().await;
+    let store = Store::new(stack.pool.clone());
+    let tenure = tenure(&stack).await;
+    let id = planned(&store, &tenure, "test-voice-01").await;
+    let row = async || store.operation(id).await.expect("a row").expect("it is there").2;
+    let error = || Some(("secret".to_owned(), "it cannot be read".to_owned()));
+    let tried = Step { error: error(), attempt: Some(1), ..Step::default() };
+    store.step(&tenure, &row().await, &tried).await.expect("written");
+    assert_eq!(row().await.error_text.as_deref(), Some("it cannot be read"));
+    store.step(&tenure, &row().await, &Step::event(Event::SecretsFetched)).await.expect("written");
+    assert_eq!((row().await.error_code, row().await.error_text), (None, None), "it could be read");
+    // The reason of a failure stays with it to the end.
+    store.step(&tenure, &row().await, &Step::failed("bootstrap", "wrong")).await.expect("written");
+    for event in [Event::CleanupStarted, Event::ProviderGone] {
+        store.step(&tenure, &row().await, &Step::event(event)).await.expect("written");
+        assert_eq!(row().await.error_code.as_deref(), Some("bootstrap"), "{event:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_notice_is_enqueued_once_however_often_it_is_sent() {
+    let stack = Stack::new().await;
+    let notices = voiceai_scaler::notices::Notices::new(stack.pool.clone());
+    let notice = |event, key: &str| voiceai_scaler::notices::Notice {
+        event,
+        group: "eu".to_owned(),
+        server: Some("test-voice-01".to_owned()),
+        reason: "why".to_owned(),
+        at: moment(),
+        key: key.to_owned(),
+    };
+    for (event, key) in [("failed", "1"), ("failed", "1"), ("failed", "2"), ("scaled", "1"), ("scaled", "1")]
+    {
+        notices.send(&notice(event, key)).await;
+    }
+    let rows: Vec<(String, String, sqlx::types::JsonValue)> =
+        sqlx::query_as("SELECT queue, kind, payload FROM ops.outbox ORDER BY id")
+            .fetch_all(&stack.pool)
+            .await
+            .expect("rows");
+    assert_eq!(rows.len(), 3, "{rows:?}");
+    let told =
+        json!({"event": "failed", "group": "eu", "server": "test-voice-01", "reason": "why", "at": moment()});
+    assert_eq!(rows[0], ("email-queue".to_owned(), "notification.send".to_owned(), told));
+}
+
+/// A moment.
+fn moment() -> jiff::Timestamp {
+    "2026-11-22T03:00:00Z".parse().expect("a time")
+}
+
+#[tokio::test]
 async fn a_name_is_taken_once_and_rests_afterwards() {
     let stack = Stack::new().await;
     let store = Store::new(stack.pool.clone());

@@ -142,32 +142,56 @@ async fn a_server_without_a_heartbeat_is_taken_away_and_the_circuit_opens() {
 }
 
 #[tokio::test]
-async fn a_failed_server_can_be_kept_for_inspection() {
+async fn one_failed_server_a_group_is_kept_for_inspection_and_named() {
+    const LOG: &str = "/var/log/cloud-init-output.log";
     let stack = Stack::new().await;
     let mut config = stack.config();
     config["bootDelayMs"] = json!(-1);
     config["heartbeatTimeoutSeconds"] = json!(1);
     config["keepFailed"] = json!(true);
-    config["keepFailedSeconds"] = json!(4);
-    stack.group("eu", 1, 1, &config).await;
+    config["keepFailedSeconds"] = json!(8);
+    stack.group("eu", 2, 2, &config).await;
     let _scaler = stack.scaler("a");
-    wait_until(WITHIN, "it is kept", async || {
-        stack.servers().await == [("test-voice-01".to_owned(), "failed".to_owned())]
+    wait_until(WITHIN, "one is kept, the other one is not", async || {
+        stack.number("SELECT count(*) FROM ops.operations WHERE state = 'failed_clean'").await >= 1
     })
     .await;
-    assert_eq!(stack.processes(), 1, "the evidence is there");
+    let kept = "SELECT count(*) FROM ops.operations WHERE state = 'failed' AND deadline IS NOT NULL";
+    assert_eq!(stack.number(kept).await, 1);
+    assert!(stack.processes() >= 1, "the evidence is there");
     assert_eq!(stack.records().await, [], "and out of routing");
     wait_until(WITHIN, "it counts in the caps", async || {
         stack.number("SELECT count(*) FROM ops.decisions WHERE reason = 'at_maximum'").await > 0
     })
     .await;
+    let (name,): (String,) = sqlx::query_as(
+        "SELECT s.name FROM ops.operations o JOIN ops.servers s ON s.id = o.server_id \
+                        WHERE o.state = 'failed' AND o.deadline IS NOT NULL",
+    )
+    .fetch_one(&stack.pool)
+    .await
+    .expect("its name");
     let status = stack.json(&["status"]).await;
+    let timers = status["timers"].as_array().expect("timers");
+    let timer = timers.iter().find(|timer| timer["rule"] == "kept_failed").expect("the kept one");
+    assert_eq!((timer["group"].as_str(), timer["server"].as_str()), (Some("eu"), Some(name.as_str())));
     assert!(
-        status["operations"][0]["error"].as_str().is_some_and(|text| text.contains("no heartbeat")),
-        "{status}"
+        timer["until"].is_string() && timer["why"].as_str().is_some_and(|why| why.contains(LOG)),
+        "{timer}"
     );
+    let (_, text, _) = stack.run(&["status"]).await;
+    assert!(text.contains("kept_failed") && text.contains(LOG), "{text}");
+    // The mail says what `status` says: which one, where to read, until when.
+    let (reason,): (String,) =
+        sqlx::query_as("SELECT payload->>'reason' FROM ops.outbox WHERE payload->>'event' = 'failed' \
+                        AND payload->>'server' = $1 AND payload->>'reason' LIKE '%kept for inspection until%'")
+            .bind(&name)
+            .fetch_one(&stack.pool)
+            .await
+            .expect("a notice that it is kept");
+    assert!(reason.contains(LOG), "{reason}");
     wait_until(WITHIN, "it is taken away after its time", async || {
-        stack.number("SELECT count(*) FROM ops.operations WHERE state = 'failed_clean'").await == 1
+        !stack.servers().await.iter().any(|(one, _)| *one == name)
     })
     .await;
 }
@@ -214,6 +238,12 @@ async fn a_drains_deadline_ends_the_calls_only_when_the_policy_says_so() {
     })
     .await;
     assert!(first.lives() && second.lives());
+    // Told once for each time that the wait was over, not once for all.
+    stack.database.execute("UPDATE ops.operations SET deadline = now() WHERE state = 'draining'").await;
+    wait_until(WITHIN, "the next delay is told", async || {
+        stack.number("SELECT count(*) FROM ops.outbox WHERE payload->>'event' = 'drain_overdue'").await == 2
+    })
+    .await;
     let servers = stack.servers().await;
     let (draining, _) = servers.iter().find(|(_, status)| status == "draining").expect("one drains").clone();
     let (code, _, stderr) = stack.run(&["undrain", &draining, "--yes"]).await;
