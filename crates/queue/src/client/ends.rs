@@ -34,17 +34,17 @@ impl Client {
     pub(crate) async fn write_left_over_ends(&self, queue: &str) {
         let name = QueueName::new(queue);
         let age = i64::try_from(LEFT_OVER.as_millis()).unwrap_or(i64::MAX);
+        let mut cursor = "0".to_owned();
         loop {
-            let args = vec![age.into(), i64::try_from(STEP).unwrap_or(i64::MAX).into()];
-            let found: Result<Vec<i64>, _> = self.library().call(&name, "voiceai_v1_ends", args).await;
-            match found {
-                Ok(numbers) if !numbers.is_empty() => {
-                    if !self.write_ends(queue, &numbers).await {
-                        return;
-                    }
-                }
-                _ => return,
+            let args =
+                vec![age.into(), i64::try_from(STEP).unwrap_or(i64::MAX).into(), cursor.as_str().into()];
+            let found: Result<(String, Vec<i64>), _> =
+                self.library().call(&name, "voiceai_v1_ends", args).await;
+            let Ok((next, numbers)) = found else { return };
+            if !self.write_ends(queue, &numbers).await || next == "0" {
+                return;
             }
+            cursor = next;
         }
     }
 

@@ -19,7 +19,8 @@ local function unique_release(P, now, u, id)
   call('HDEL', P .. 'unique', key .. '\n')
   call('HSET', P .. 'unique', key, heir .. ' 0')
   local envelope = envelope_of(P, heir)
-  if not envelope or envelope == '' then
+  -- Gone, or parked because a child of its failed: nobody waits for the key.
+  if not envelope or envelope == '' or not call('ZSCORE', P .. 'delayed', heir) then
     call('HDEL', P .. 'unique', key)
     return
   end
@@ -75,6 +76,10 @@ local function child_ended(P, now, parent, id, policy, outcome, result)
   if outcome ~= 'done' and policy == 'f' then
     if call('ZREM', P .. 'delayed', parent) == 1 then
       call('HDEL', P .. 'children', parent, parent .. '\n')
+      if is_parked(P, parent, envelope) then
+        local _, _, meta = header(envelope)
+        call('HDEL', P .. 'unique', string.match(attr(meta, 'u'), ':(.*)$') .. '\n')
+      end
       local why = string.format('child %s ended as %s', id, outcome)
       park(P, now, parent, envelope, 'child_failed', string.format('0 child_failed %.0f 0\n%s', now, why))
       note_end(P, now, parent, envelope, 'dead:child_failed', why)

@@ -65,10 +65,18 @@ local function rate_left(P, field, now, limit, period)
   return limit - used, opens, entries
 end
 
--- Past 64 entries neighbours merge into the later one: a token comes back a little late, never early.
-local function rate_spend(P, field, now, entries, n)
-  entries[#entries + 1] = { now, n }
-  if #entries > 64 then
+-- Starts of a rate of more than 64 a period that fall into the same 64th of it share an entry, at the time of the latest: a
+-- token comes back up to that much late, never early.
+local function rate_spend(P, field, now, entries, n, limit, period)
+  local last, share = entries[#entries], math.max(1, math.floor(period / 64))
+  if last and limit > 64 and math.floor(last[1] / share) == math.floor(now / share) then
+    last[1] = now
+    last[2] = last[2] + n
+  else
+    entries[#entries + 1] = { now, n }
+  end
+  -- More than fit a period are left of a longer one that was set before.
+  if #entries > 128 then
     local merged = {}
     for i = 1, #entries - 1, 2 do
       merged[#merged + 1] = { entries[i + 1][1], entries[i][2] + entries[i + 1][2] }

@@ -253,16 +253,18 @@ register('release', { 'allow-oom' }, function(keys, args)
   return review_held(keys[1], now_ms(), args[1], true)
 end)
 
---[[ ends: notes of ends that wait for the history and are older than this, for one who writes them. ARGV older than ms, n.
-  Returns numbers. ]]
+--[[ ends: one step of a walk over the notes of ends that wait for the history and are older than this, for one who writes
+  them. ARGV older than ms, n, cursor ('0' starts). Returns {next cursor ('0' = done), numbers}: a step may find none and not
+  be the last, as the hash keeps its size when it is emptied. ]]
 register('ends', { 'no-writes' }, function(keys, args)
   local P, before = keys[1], now_ms() - tonumber(args[1])
-  local list, numbers = call('HSCAN', P .. 'ends', 0, 'COUNT', args[2])[2], {}
+  local step = call('HSCAN', P .. 'ends', args[3], 'COUNT', args[2])
+  local list, numbers = step[2], {}
   for i = 1, #list, 2 do
     local at = tonumber(string.match(list[i + 1], '^%S+ (%d+) '))
-    if not at or at <= before or at > before + DAY then numbers[#numbers + 1] = list[i] end
+    if not at or at <= before or at > before + DAY then numbers[#numbers + 1] = tonumber(list[i]) end
   end
-  return numbers
+  return { step[1], numbers }
 end)
 
 --[[ show: all that is known about one job. ARGV id, how far a lane is searched.

@@ -180,7 +180,7 @@ local function fill(P, now, inc, token, want, cfg, may_suspect)
       end
     end
     if limited ~= '' and started > 0 then call('HSET', P .. 'active', unpack(into)) end
-    if entries and started > 0 then rate_spend(P, limited, now, entries, started) end
+    if entries and started > 0 then rate_spend(P, limited, now, entries, started, key_rate, key_period) end
     if #popped < n or call('LLEN', P .. 'lane:' .. lane) == 0 then
       call('ZREM', ring, lane)
     elseif not alone then
@@ -220,7 +220,7 @@ local function fill(P, now, inc, token, want, cfg, may_suspect)
   end
 
   chunked(fields, function(i, j) call('HSET', P .. 'active', unpack(fields, i, j)) end)
-  if rate_limit and #ids > 0 then rate_spend(P, '', now, rate_entries, #ids) end
+  if rate_limit and #ids > 0 then rate_spend(P, '', now, rate_entries, #ids, rate_limit, rate_period) end
   -- Rounds that met only cancelled ids, or lanes that had to be held, end the call and not the search.
   return ids, opens, want > 0 and (#ids >= want or rounds >= 64) and call('EXISTS', P .. 'ready') == 1, suspect
 end

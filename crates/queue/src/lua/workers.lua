@@ -121,6 +121,24 @@ local function orphan(P, now, id, value, fate, poison)
   return 'returned'
 end
 
+--[[ disown: one step of a walk over `active`; what lies there under these tokens goes back, unblamed. For lots whose answer was
+  lost, of a worker that lives on. ARGV cursor ('0' starts), records a step, tokens ... Returns {next cursor, returned}. ]]
+register('disown', { 'allow-oom' }, function(keys, args)
+  local P, now, lost, returned = keys[1], now_ms(), {}, 0
+  for i = 3, #args do lost[args[i]] = true end
+  local step = call('HSCAN', P .. 'active', args[1], 'COUNT', args[2])
+  local list = step[2]
+  for i = 1, #list, 2 do
+    local token = string.match(list[i + 1], '^[^\n]*')
+    if lost[token] then
+      give_back(P, list[i], token, string.match(list[i + 1], '\n(.*)$') or '', now)
+      returned = returned + 1
+    end
+  end
+  if returned > 0 then wake(P) end
+  return { step[1], returned }
+end)
+
 --[[ sweep: one step of the walk over `active`, which is the truth about what runs; no second index is trusted.
   ARGV cursor ('0' starts), records a step, crashes that make a job poison, lease ms or absent.
   Returns {next cursor ('0' = done), returned, cancelled ids (id, envelope, ...), poison ids (id, envelope, ...), numbers of

@@ -422,7 +422,7 @@ impl Desk {
         if self.running > 0 {
             tracing::warn!(queue = %self.shared.settings.name, jobs = self.running,
                 "the time to drain is over: running jobs are cancelled and handed back");
-            self.shared.stop_where(Stop::ShuttingDown, |_, _| true);
+            self.shared.stop_all();
         }
     }
 

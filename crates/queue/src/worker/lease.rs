@@ -181,7 +181,12 @@ impl Heart {
     /// Lets retired leases go that hold nothing which this process knows of: what a lost answer left in them goes back
     /// to waiting at once, unblamed.
     async fn let_go(&self) {
-        let done: Vec<_> = self.list().into_iter().filter(|i| i.is_retired() && i.is_empty()).collect();
+        let retired: Vec<_> = self.list().into_iter().filter(|i| i.is_retired()).collect();
+        let (done, busy): (Vec<_>, Vec<_>) = retired.into_iter().partition(|i| i.is_empty());
+        let lost: Vec<_> = busy.iter().filter(|i| !i.is_lost()).flat_map(|i| i.lost_lots()).collect();
+        if !lost.is_empty() {
+            self.disown(&lost).await;
+        }
         if done.is_empty() {
             return;
         }
@@ -194,6 +199,25 @@ impl Heart {
             }
         }
         self.sweep().await;
+    }
+
+    /// Gives back the lots whose answers are missing while a long handler keeps their lease: at each beat, as the call that
+    /// had no answer may yet be carried out.
+    async fn disown(&self, tokens: &[Arc<str>]) {
+        let mut cursor = "0".to_owned();
+        loop {
+            let mut args = vec![Value::from(cursor.as_str()), SWEEP_STEP.into()];
+            args.extend(tokens.iter().map(|token| Value::from(&**token)));
+            let reply: Result<(String, i64), _> =
+                self.library.call(&self.queue, "voiceai_v1_disown", args).await;
+            match reply {
+                Ok((next, _)) if next != "0" => cursor = next,
+                Ok(_) => return,
+                Err(error) => {
+                    return tracing::debug!(%error, queue = %self.queue.name, "lost lots were not given back yet");
+                }
+            }
+        }
     }
 
     /// Walks `active` and brings back what dead workers held.

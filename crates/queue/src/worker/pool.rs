@@ -1,7 +1,7 @@
 //! One queue's pool in this process: a single loop that takes, starts, settles and hands back.
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -38,6 +38,8 @@ pub(super) struct Shared {
     /// Rung when a job ended.
     pub(super) bell: Notify,
     running: Mutex<HashMap<JobId, (Attempt, Arc<Lot>)>>,
+    /// The time to drain is over: whatever still runs is stopped, also what begins to be known only now.
+    stopped: AtomicBool,
 }
 
 impl Shared {
@@ -49,8 +51,10 @@ impl Shared {
         // Looked at after the entry is in: whoever marks it lost looks for entries after that.
         if lot.incarnation.is_lost() {
             attempt.stop(Stop::LeaseLost);
+        } else if self.stopped.load(Ordering::SeqCst) {
+            attempt.stop(Stop::ShuttingDown);
         }
-        Entry { shared: self, id: attempt.id().clone() }
+        Entry { shared: self, id: attempt.id().clone(), lot: Arc::clone(lot) }
     }
 
     pub(super) fn push(&self, ended: impl IntoIterator<Item = Ended>) {
@@ -60,6 +64,12 @@ impl Shared {
 
     pub(super) fn take_ended(&self) -> Vec<Ended> {
         std::mem::take(&mut *self.ended.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Stops whatever runs, and whatever is yet to be known as running.
+    pub(super) fn stop_all(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        self.stop_where(Stop::ShuttingDown, |_, _| true);
     }
 
     /// Stops every running attempt that `which` picks.
@@ -77,11 +87,16 @@ impl Shared {
 pub(super) struct Entry<'a> {
     shared: &'a Shared,
     id: JobId,
+    lot: Arc<Lot>,
 }
 
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
-        self.shared.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        let mut running = self.shared.running.lock().unwrap_or_else(PoisonError::into_inner);
+        // The same job may be here again, under another lot, while a handler that lost it still ends.
+        if running.get(&self.id).is_some_and(|(_, lot)| Arc::ptr_eq(lot, &self.lot)) {
+            running.remove(&self.id);
+        }
     }
 }
 
@@ -151,6 +166,7 @@ impl Pool {
             ended: Mutex::default(),
             bell: Notify::new(),
             running: Mutex::default(),
+            stopped: AtomicBool::new(false),
             settings: self.queue,
         });
         let desk = Desk::new(Arc::clone(&shared), self.worker, leases, signals, wanted, kinds);

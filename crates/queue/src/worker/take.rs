@@ -1,7 +1,7 @@
 //! A lot and the answer to a take.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use voiceai_redis::{Str, Value};
@@ -24,6 +24,8 @@ pub(super) struct Incarnation {
     lost: AtomicBool,
     /// When the last successful renewal was sent, ms since boot.
     renewed_ms: AtomicU64,
+    /// Tokens of lots that were asked for and whose answer is missing.
+    lost_lots: Mutex<Vec<Arc<str>>>,
 }
 
 impl Incarnation {
@@ -35,6 +37,7 @@ impl Incarnation {
             retired: AtomicBool::new(false),
             lost: AtomicBool::new(false),
             renewed_ms: AtomicU64::new(sent.as_millis()),
+            lost_lots: Mutex::default(),
         }
     }
 
@@ -55,6 +58,15 @@ impl Incarnation {
 
     pub(super) fn is_empty(&self) -> bool {
         self.open.load(Ordering::Acquire) <= 0
+    }
+
+    /// No answer came to the take of this lot: what lies under its token is nobody's.
+    pub(super) fn lose_lot(&self, token: &Arc<str>) {
+        self.lost_lots.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(token));
+    }
+
+    pub(super) fn lost_lots(&self) -> Vec<Arc<str>> {
+        self.lost_lots.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn retire(&self) {

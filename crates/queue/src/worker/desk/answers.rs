@@ -85,7 +85,8 @@ impl Desk {
                 self.answered(&lot, want, answer);
             }
             Err(error) if error.outcome_unknown() || error.kind() == RedisErrorKind::BadReply => {
-                // A lot may lie under this incarnation that nobody knows of.
+                // A lot may lie under this incarnation that nobody knows of: the heart gives it back.
+                lot.incarnation.lose_lot(&lot.token);
                 self.abandon(&lot.incarnation);
                 self.unsure.extend(acks);
                 self.trouble(&error);
@@ -162,15 +163,15 @@ impl Desk {
         self.reading -= ids.len();
         match result {
             Ok(envelopes) if !lot.incarnation.is_lost() => self.arrived(&lot, ids, envelopes, fails),
-            result => {
+            Err(error) if !lot.incarnation.is_lost() => {
+                // Each goes back to the head of its lane, so the last one first.
+                self.verbs.extend(ids.into_iter().rev().map(|id| returned(id, Arc::clone(&lot))));
+                self.trouble(&error);
+            }
+            _ => {
                 lot.incarnation.settled(ids.len());
                 for id in &ids {
                     self.release_suspect(id);
-                }
-                if let Err(error) = result {
-                    // The lot stays where it is until its lease is let go, and goes back from there.
-                    self.abandon(&lot.incarnation);
-                    self.trouble(&error);
                 }
             }
         }
@@ -196,7 +197,7 @@ impl Desk {
         for (id, envelope) in ids.into_iter().zip(envelopes) {
             let fail = fails.iter().position(|(of, _)| of == id.as_str()).map(|i| fails.swap_remove(i).1);
             let lot = Arc::clone(lot);
-            match envelope {
+            match envelope.filter(|envelope| !envelope.is_empty()) {
                 Some(envelope) => self.buffer.push_back(Taken { id, envelope, fail, lot }),
                 // Removed by somebody, or read from a server that is not the one that handed it out: the one that is
                 // knows what to do with it.

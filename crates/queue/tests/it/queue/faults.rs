@@ -33,6 +33,32 @@ async fn lost_answers_strand_nothing() {
 }
 
 #[tokio::test]
+async fn a_lost_answer_strands_nothing_behind_a_long_handler() {
+    let server = RedisServer::start(RedisOptions::default()).await;
+    let straight = Setup::on(&server.url()).await;
+    let proxy = TcpProxy::start(server.port()).await;
+    let faulty = Setup::on(&proxy.url(&server.url())).await;
+    let worker = faulty.worker(5);
+    let long = straight.enqueue(&Work { sleep_ms: 120_000, ..Work::named("long") }).await;
+    straight.wait_state(&long, State::Active).await;
+    let jobs = (0..300).map(|i| Work { sleep_ms: 20, ..Work::named(format!("{i}")) }.job());
+    straight.client.enqueue_bulk(jobs.collect()).await.unwrap();
+    proxy.drop_every_nth_reply(25);
+    until("some answers were lost", async || proxy.dropped() >= 3).await;
+    proxy.drop_every_nth_reply(0);
+    voiceai_testkit::wait_until(Duration::from_secs(30), "all but the long one are done", async || {
+        let stats = straight.stats().await;
+        (stats.waiting, stats.delayed, stats.active, stats.completed) == (0, 0, 1, 300)
+    })
+    .await;
+    assert_eq!(straight.state(&long).await, Some(State::Active), "the long one still runs");
+    straight.client.cancel(&straight.queue, std::slice::from_ref(&long), "the test is over").await.unwrap();
+    straight.wait_empty(Duration::from_secs(20)).await;
+    check(&straight.client, &straight.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
 async fn a_lost_answer_to_an_enqueue_neither_loses_nor_doubles() {
     let server = RedisServer::start(RedisOptions::default()).await;
     let straight = Setup::on(&server.url()).await;

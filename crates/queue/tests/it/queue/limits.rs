@@ -219,3 +219,35 @@ async fn starts_that_a_fast_clock_wrote_hold_a_rate_for_one_period() {
     check(&s.client, &s.queue).await;
     worker.stop().await;
 }
+
+#[tokio::test]
+async fn a_high_rate_is_used_to_the_full_and_never_passed() {
+    let s = Setup::new().await;
+    let call = async |function: &'static str, args: &[&str]| -> voiceai_redis::Value {
+        let args = args.iter().map(|a| voiceai_redis::Value::from(*a)).collect();
+        s.client.redis().fcall(function, vec![s.key("").into()], args).await.unwrap()
+    };
+    s.client.enqueue_bulk((0..6_000).map(|i| Work::named(format!("{i}")).job()).collect()).await.unwrap();
+    call("voiceai_v1_set", &["rate", "1000 1000"]).await;
+    call("voiceai_v1_join", &["w", "60000", "{}", ""]).await;
+    let mut starts: Vec<(i64, usize)> = Vec::new();
+    let mut lot = 0;
+    let first = loop {
+        lot += 1;
+        let reply = call("voiceai_v1_take", &["w", "60000", "20", &format!("w.{lot}"), "0", "0"]).await;
+        let voiceai_redis::Value::Array(reply) = reply else { panic!("{reply:?}") };
+        let voiceai_redis::Value::Array(ids) = &reply[6] else { panic!("{reply:?}") };
+        starts.push((reply[2].as_i64().unwrap(), ids.len()));
+        let first = starts[0].0;
+        if starts.last().unwrap().0 - first >= 2_600 {
+            break first;
+        }
+    };
+    let until = |end: i64| starts.iter().filter(|(at, _)| at - first < end).map(|(_, n)| n).sum::<usize>();
+    // 1,000 at once, then each as much later as it began, at most a 64th of the period late.
+    assert!(until(2_600) >= 2_900, "{} in 2.6 s", until(2_600));
+    for (at, _) in &starts {
+        let window: usize = starts.iter().filter(|(t, _)| t >= at && t - at < 1_000).map(|(_, n)| n).sum();
+        assert!(window <= 1_000, "{window} within a second");
+    }
+}

@@ -141,3 +141,21 @@ async fn retention_removes_no_dead_job_that_the_history_would_not_see() {
     check(&s.client, &s.queue).await;
     worker.stop().await;
 }
+
+#[tokio::test]
+async fn however_many_notes_are_left_over_they_are_all_written() {
+    let s = Setup::new().await;
+    let jobs = (0..6_000).map(|i| Work::named(format!("{i}")).job().delay(Duration::from_secs(9_000)));
+    let added = s.client.enqueue_bulk(jobs.collect()).await.unwrap();
+    for part in added.chunks(1_000) {
+        let mut args = vec!["nobody writes it down"];
+        args.extend(part.iter().map(|added| added.id.as_str()));
+        call(&s, "voiceai_v1_cancel", &args).await;
+    }
+    assert_eq!(notes(&s).await, 6_000);
+    let worker = s.worker(1);
+    voiceai_testkit::wait_until(Duration::from_secs(40), "the notes are gone", async || notes(&s).await == 0)
+        .await;
+    worker.stop().await;
+    assert_eq!(s.records.all().len(), 6_000);
+}

@@ -364,3 +364,21 @@ async fn a_parent_behind_the_holder_of_its_key_waits_for_both() {
     check(&s.client, &s.queue).await;
     worker.stop().await;
 }
+
+#[tokio::test]
+async fn a_parent_that_failed_behind_the_holder_of_its_key_stays_dead() {
+    let s = Setup::new().await;
+    let worker = s.worker(4);
+    let holder = Work { sleep_ms: 1_500, ..Work::named("holder") }.job();
+    s.client.enqueue(holder.unique("u", UniqueMode::Latest)).await.unwrap();
+    until("the holder runs", async || s.diary.count("holder") == 1).await;
+    let parent = Work::named("p").job().id(id("p")).unique("u", UniqueMode::Latest);
+    let child = Work { discard: true, ..Work::named("child") }.job();
+    s.client.add_flow(parent, vec![child], ChildPolicy::Fail).await.unwrap();
+    s.wait_state("p", State::Dead).await;
+    s.wait_empty(SOON).await;
+    check(&s.client, &s.queue).await;
+    assert_eq!((s.state("p").await, s.diary.count("p")), (Some(State::Dead), 0));
+    assert_eq!(s.command("HLEN", &[&s.key("unique")]).await.as_i64(), Some(0), "nobody waits for the key");
+    worker.stop().await;
+}
