@@ -31,7 +31,8 @@ pub const TASKER: Component = component!(
         "0021_queue_settings",
         "0030_webhooks",
         "0040_backup_series",
-        "0041_export_jobs"
+        "0041_export_jobs",
+        "0050_notices"
     ]
 );
 

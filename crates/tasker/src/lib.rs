@@ -4,13 +4,15 @@
 //! - [`operate`] holds what operators do and see, as typed functions;
 //! - [`run`] composes the service: workers, scheduler, outbox relay, history;
 //! - [`admin`] answers the same over HTTP, where a listener is opened;
-//! - [`jobs`] holds every kind of job.
+//! - [`jobs`] holds every kind of job;
+//! - [`notify`] tells people what happens to the platform.
 
 pub mod admin;
 pub mod cli;
 pub mod commands;
 pub mod jobs;
 pub mod mail;
+pub mod notify;
 pub mod operate;
 pub mod run;
 pub mod ses;

@@ -29,6 +29,7 @@ use crate::admin::Admin;
 use crate::jobs::backup::{self, BackupContext, BackupDatabase, BackupVerify};
 use crate::jobs::export::ExportCleanup;
 use crate::jobs::registry::{self, Contexts, Kinds};
+use crate::notify::NotificationService;
 use crate::jobs::webhook_event::WebhookContext;
 use crate::operate::queue_failure;
 use crate::operate::queues::BUILT_IN;
@@ -70,8 +71,13 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
     webhook::start(&context, &tenure, &stopping)?;
     let bytes_max = settings.webhook.event_bytes_max;
     let webhook = WebhookContext { pool: context.pool.clone(), bytes_max };
-    let contexts =
-        Contexts { redis: context.redis.clone(), backup: backup.clone(), webhook, mail: mail.clone() };
+    let contexts = Contexts {
+        redis: context.redis.clone(),
+        backup: backup.clone(),
+        webhook,
+        mail: mail.clone(),
+        notices: notices(&context, &mail)?,
+    };
     let handlers = registry::handlers(&settings, &contexts);
     tracing::info!(kinds = handlers.kinds().join(","), "job kinds registered");
 
@@ -112,6 +118,17 @@ async fn backup_context(context: &Context<TaskerSettings>) -> Result<Option<Back
     let shared = &context.shared;
     let pool = Some(context.pool.clone());
     registry::backup_context(&context.settings, &shared.general, &shared.postgres.url, pool).await
+}
+
+fn notices(context: &Context<TaskerSettings>, intake: &Intake) -> Result<NotificationService, Failure> {
+    let mail = &context.settings.mail;
+    NotificationService::new(
+        intake.clone(),
+        context.settings.notices.clone(),
+        mail.limits.recipients,
+        context.shared.general.environment.clone(),
+        mail.default_locale.clone(),
+    )
 }
 
 /// Copies of the term beside the data that is fenced with it: the queues, and the offset of the mail stream.

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use voiceai_aws::{AwsAccess, S3Settings};
 use voiceai_config::catalogue::transport::SES_FEEDBACK_TOPIC_ARNS;
-use voiceai_config::catalogue::{queue, storage};
+use voiceai_config::catalogue::{notice, queue, storage};
 use voiceai_config::{Rate, Reader};
 use voiceai_egress::Rule;
 use voiceai_listener::ListenerSettings;
 use voiceai_mail::settings::MailSettings;
 use voiceai_mail::transport::{SesSettings, SmtpSettings};
-use voiceai_runtime::Secret;
 use voiceai_webhook::WebhookSettings;
+use voiceai_runtime::Secret;
 
 use crate::jobs::backup::{BackupPolicy, Keep, check_recipients};
 use crate::jobs::export::ExportSettings;
@@ -105,7 +105,27 @@ pub struct TaskerSettings {
     pub aws: AwsAccess,
     /// `HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY`. The way out.
     pub egress: Rule,
+    /// `ALERT_…`. Who is told what happens to the platform.
+    pub notices: NoticeSettings,
     overrides: BTreeMap<String, Overrides>,
+}
+
+/// Who is told, and how often.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NoticeSettings {
+    /// `ALERT_RECIPIENTS`. Addresses; none: nobody is told.
+    pub recipients: Vec<String>,
+    /// `ALERT_THROTTLE`. How long mail about an event of a group rests after one. Default 15 minutes.
+    pub throttle: Duration,
+}
+
+impl NoticeSettings {
+    fn read(reader: &Reader<'_>) -> Self {
+        Self {
+            recipients: reader.optional(&notice::ALERT_RECIPIENTS).unwrap_or_default(),
+            throttle: reader.get(&notice::ALERT_THROTTLE),
+        }
+    }
 }
 
 impl TaskerSettings {
@@ -171,6 +191,7 @@ impl TaskerSettings {
             aws: AwsAccess::read(reader),
             egress: Rule::read(reader),
             http: ListenerSettings::read(reader),
+            notices: NoticeSettings::read(reader),
             overrides,
         }
     }

@@ -79,7 +79,7 @@ settings! {
         .check("at least 32 bytes", |raw| raw.len() >= 32);
 }
 
-fn is_address(raw: &str) -> bool {
+pub(super) fn is_address(raw: &str) -> bool {
     let printable = raw.bytes().all(|byte| byte.is_ascii_graphic());
     printable
         && raw.len() <= 254

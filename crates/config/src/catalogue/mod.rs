@@ -7,6 +7,7 @@ pub mod general;
 pub mod http;
 pub mod leader;
 pub mod mail;
+pub mod notice;
 pub mod platform;
 pub mod postgres;
 pub mod proxy;
@@ -32,6 +33,7 @@ pub static SECTIONS: &[&Section] = &[
     &http::SECTION,
     &mail::SECTION,
     &transport::SECTION,
+    &notice::SECTION,
     &webhook::SECTION,
     &storage::SECTION,
     &telemetry::SECTION,
@@ -45,6 +47,7 @@ pub fn declarations() -> impl Iterator<Item = &'static Declaration> {
 
 /// Variables that begin like ours: one that is not declared is worth a warning even when it is like no other name.
 pub(crate) const PREFIXES: &[&str] = &[
+    "ALERT_",
     "CLOUD_INIT_",
     "DATABASE_",
     "DIAGNOSTIC_",

@@ -16,6 +16,7 @@ use super::backup::{Address, BackupContext, BackupDatabase, BackupVerify, Tools}
 use super::export::{ExportCleanup, ExportContext, ExportRun};
 use super::send_email::SendEmail;
 use super::webhook_event::{WebhookContext, WebhookEvent};
+use crate::notify::{Notice, NotificationService};
 use crate::settings::{DEFAULT_QUEUE, TaskerSettings};
 
 /// What the handlers work with.
@@ -29,12 +30,16 @@ pub struct Contexts {
     pub mail: Intake,
     /// New events of webhooks.
     pub webhook: WebhookContext,
+    /// Notices to people.
+    pub notices: NotificationService,
 }
 
 /// The handlers of every kind that `settings` switch on.
 #[must_use]
 pub fn handlers(settings: &TaskerSettings, contexts: &Contexts) -> Registry {
-    let mut registry = Registry::new().register::<SendEmail>(contexts.mail.clone());
+    let mut registry = Registry::new()
+        .register::<SendEmail>(contexts.mail.clone())
+        .register::<Notice>(contexts.notices.clone());
     registry = registry.register::<WebhookEvent>(contexts.webhook.clone());
     if settings.diagnostic_jobs {
         registry = registry.register::<Probe>(contexts.redis.clone());
@@ -123,7 +128,7 @@ impl Kinds {
     /// Those that `settings` switch on.
     #[must_use]
     pub fn of(settings: &TaskerSettings) -> Self {
-        let mut kinds = vec![Kind::of::<SendEmail>()];
+        let mut kinds = vec![Kind::of::<SendEmail>(), Kind::of::<Notice>()];
         kinds.push(Kind::of::<WebhookEvent>());
         if settings.diagnostic_jobs {
             kinds.push(Kind::of::<Probe>());

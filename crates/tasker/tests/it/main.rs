@@ -17,6 +17,7 @@ mod loss;
 mod mail;
 mod mail_loss;
 mod mail_rest;
+mod notify;
 mod process;
 mod queue;
 mod replay;
