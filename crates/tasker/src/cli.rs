@@ -20,8 +20,8 @@ pub use jobs::{Discard, Enqueue, Jobs, ListJobs, Replay, Select, State};
 pub use mail::{ListMail, Mail, MailStatus, Part, PauseMail, Preview, ReplayMail, Subject, Suppressions};
 pub use queue::{Clean, OrNone, Purge, Queue, QueueSet};
 pub use webhook::{
-    DeliveryState, Endpoints, EndpointsCommand, ListDeliveries, OneEndpoint, ReplayWebhooks, SelectDeliveries,
-    TestEndpoint, Webhook,
+    DeliveryState, Endpoints, EndpointsCommand, ListDeliveries, OneEndpoint, ReplayWebhooks,
+    SelectDeliveries, TestEndpoint, Webhook,
 };
 
 const AFTER_HELP: &str = "\

@@ -11,8 +11,8 @@ use voiceai_egress::Rule;
 use voiceai_listener::ListenerSettings;
 use voiceai_mail::settings::MailSettings;
 use voiceai_mail::transport::{SesSettings, SmtpSettings};
-use voiceai_webhook::WebhookSettings;
 use voiceai_runtime::Secret;
+use voiceai_webhook::WebhookSettings;
 
 use crate::jobs::backup::{BackupPolicy, Keep, check_recipients};
 use crate::jobs::export::ExportSettings;
