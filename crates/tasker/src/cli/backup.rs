@@ -11,7 +11,7 @@ use super::common::Page;
 /// A series of backups.
 #[derive(Debug, Args)]
 pub struct Series {
-    /// A further database, by the name of its BACKUP_DATABASE_<NAME>_URL in small letters
+    /// A further database, by the name of its `BACKUP_DATABASE_<NAME>_URL` in small letters
     #[arg(long, value_name = "NAME")]
     pub database: Option<String>,
     /// Only this schema; may be given several times

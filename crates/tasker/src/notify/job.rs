@@ -38,7 +38,7 @@ impl Job for Notice {
     type Context = NotificationService;
 
     async fn run(&self, service: &NotificationService, attempt: &Attempt) -> Result<Outcome, JobError> {
-        match service.tell(&attempt.id().to_string(), self, attempt.enqueued_at()).await {
+        match service.tell(attempt.id().as_str(), self, attempt.enqueued_at()).await {
             Ok(Told::Mailed { delivery_id, notices }) => {
                 Ok(Outcome::DoneWith(json!({ "told": true, "deliveryId": delivery_id, "notices": notices })))
             }
