@@ -151,7 +151,7 @@ async fn list_and_status_show_workers_queues_and_leader() {
     let status = stage.ask("status --json").await.json(0);
     assert_eq!(status["workers"][0]["pid"], tasker.pid());
     assert_eq!(status["workers"][0]["capacity"], 5 + 5 + 3);
-    assert_eq!(status["schedules"]["total"], 1);
+    assert_eq!(status["schedules"]["total"], 3);
     let line = line(&stage, "email-queue").await;
     for (field, value) in [
         ("workers", json!(1)),
