@@ -60,7 +60,7 @@ fn every_shipped_template_in_every_locale() {
             });
         }
     }
-    assert_eq!(catalogue.templates().count(), 22);
+    assert_eq!(catalogue.templates().count(), 23);
 }
 
 #[test]
