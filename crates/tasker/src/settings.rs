@@ -199,7 +199,7 @@ impl TaskerSettings {
     /// The pool of `queue`: what its variables say, else its own figures, else the defaults of every queue.
     #[must_use]
     pub fn pool(&self, queue: &str) -> Pool {
-        let own = own_figures(queue, self.worker_concurrency);
+        let own = own_figures(queue, self.worker_concurrency, self.mail.rate);
         let given = self.overrides_of(queue);
         Pool {
             concurrency: given.concurrency.unwrap_or(own.concurrency),
@@ -277,8 +277,9 @@ fn backup_policy(reader: &Reader<'_>) -> BackupPolicy {
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The figures that come with a queue: two queues have pools of their own, beside the one of every other queue.
-fn own_figures(queue: &str, worker_concurrency: u32) -> Pool {
+/// The figures that come with a queue: two queues have pools of their own, beside the one of every other queue. Mail is taken in as
+/// fast as it is sent: who raises `MAIL_SEND_RATE` has one setting to change.
+fn own_figures(queue: &str, worker_concurrency: u32, mail_rate: Rate) -> Pool {
     let every = Pool {
         concurrency: worker_concurrency,
         rate: None,
@@ -292,7 +293,7 @@ fn own_figures(queue: &str, worker_concurrency: u32) -> Pool {
     match queue {
         EMAIL_QUEUE => Pool {
             concurrency: 5,
-            rate: Some(Rate { count: 10, per: Duration::from_secs(1) }),
+            rate: Some(mail_rate),
             attempts: Some(3),
             backoff: Some(Duration::from_secs(60)),
             timeout: None,
@@ -323,6 +324,10 @@ mod tests {
     fn settings(pairs: &[(&str, &str)]) -> TaskerSettings {
         let resolved = Resolved::from_pairs(Binary::Tasker, pairs.iter().copied());
         resolved.read(TaskerSettings::read).unwrap().settings
+    }
+
+    fn pool_rate(pairs: &[(&str, &str)]) -> Rate {
+        settings(pairs).pool(EMAIL_QUEUE).rate.unwrap()
     }
 
     #[test]
@@ -360,6 +365,10 @@ mod tests {
             ("QUEUE_EMAIL_QUEUE_KEEP_DEAD", "30d"),
         ]);
         assert_eq!(settings.pool(EMAIL_QUEUE).concurrency, 50);
+        let raised = pool_rate(&[("MAIL_SEND_RATE", "70/s")]);
+        assert_eq!(raised, Rate { count: 70, per: Duration::from_secs(1) }, "one rule for both");
+        let own = pool_rate(&[("MAIL_SEND_RATE", "70/s"), ("QUEUE_EMAIL_RATE", "3/s")]);
+        assert_eq!(own.count, 3);
         let rate = settings.pool(ORCHESTRATION_QUEUE).rate.unwrap();
         assert_eq!((rate.count, rate.per), (100, Duration::from_secs(60)));
         let mine = settings.pool("my.queue");

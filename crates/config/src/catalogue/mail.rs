@@ -50,6 +50,8 @@ settings! {
     MAIL_RETRY_HINT_MAX: Duration = duration().default("4h").between(0, 604_800_000).only(Binaries::Tasker);
     /// How long a fault of the provider as a whole (credentials, quota, nobody answers) stops all sending; it doubles while the fault lasts, up to 32 times.
     MAIL_PROVIDER_PAUSE: Duration = duration().default("30s").between(100, 3_600_000).only(Binaries::Tasker);
+    /// How long nobody writes to an address after a mail server said that there is no such mailbox (550 5.1.1, as a bounce of SES does for good); `0s` writes to it again at once.
+    MAIL_HARD_BOUNCE_SUPPRESSION: Duration = duration().default("30d").between(0, 315_360_000_000).only(Binaries::Tasker);
     /// What becomes of a class's mail whose sending broke off after its content had begun to go out: `retry` sends it again with the same Message-ID, `hold` leaves it for a person.
     MAIL_UNKNOWN as "MAIL_UNKNOWN_<NAME>": OnUnknown = choice().only(Binaries::Tasker)
         .computed_default("`hold` for the class `billing`, else `retry`");

@@ -17,9 +17,10 @@ settings! {
     SCHEDULER_POLL_INTERVAL_MS: Duration = millis().default("10000").between(10, 600_000).only(Binaries::Tasker);
     /// Jobs of one queue that one process runs at a time.
     QUEUE_CONCURRENCY as "QUEUE_<NAME>_CONCURRENCY": u32 = integer().between(1, 1_000).only(Binaries::Tasker)
-        .computed_default("`WORKER_CONCURRENCY`");
+        .computed_default("5 for `EMAIL_QUEUE`, 3 for `ORCHESTRATION_QUEUE`, else `WORKER_CONCURRENCY`");
     /// Most jobs of one queue that start in a period, over all processes.
-    QUEUE_RATE as "QUEUE_<NAME>_RATE": Rate = rate().only(Binaries::Tasker).computed_default("unlimited");
+    QUEUE_RATE as "QUEUE_<NAME>_RATE": Rate = rate().only(Binaries::Tasker)
+        .computed_default("`MAIL_SEND_RATE` for `EMAIL_QUEUE`, 5/60s for `ORCHESTRATION_QUEUE`, else unlimited");
     /// Attempts of a job in all, the first included, where its kind names none.
     QUEUE_ATTEMPTS as "QUEUE_<NAME>_ATTEMPTS": u32 = integer().between(1, 1_000).only(Binaries::Tasker)
         .computed_default("the kind's own");
