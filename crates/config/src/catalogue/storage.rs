@@ -47,6 +47,8 @@ settings! {
     BACKUP_AGE_RECIPIENTS: Vec<String> = list().only(Binaries::Tasker);
     /// File with the age identities (`AGE-SECRET-KEY-1…`) that scheduled proofs decrypt with. Without it an encrypted backup is proved only by `backup verify --identity`.
     BACKUP_AGE_IDENTITY_FILE: PathBuf = path().only(Binaries::Tasker);
+    /// Bucket of exports, where it is another one than that of the backups; same endpoint and keys.
+    EXPORTS_S3_BUCKET: String = text().only(Binaries::Tasker).computed_default("`S3_BUCKET`, with a warning");
     /// Folder of exports inside the bucket. It must not be `S3_PREFIX` or below it.
     EXPORT_PREFIX: String = text().default("exports").only(Binaries::Tasker);
     /// How long an export's object and row stay after it was made.
@@ -55,6 +57,13 @@ settings! {
     EXPORT_LINK_TTL: Duration = duration().default("1h").between(1_000, 604_800_000).only(Binaries::Tasker);
     /// Tables that may be exported beside `devices`, `alerts` and `telemetry`, as `schema.table` in the database's own spelling.
     EXPORT_TABLES: Vec<String> = list().only(Binaries::Tasker);
+    /// What the call to an order's `callback_url` is signed with, by Standard Webhooks: `whsec_` and 24 to 64 bytes in base64. Without it calls are not signed.
+    EXPORT_CALLBACK_SECRET: Secret = secret().only(Binaries::Tasker);
+    /// Longest time to the answer of a `callback_url`.
+    EXPORT_CALLBACK_TIMEOUT: Duration = duration().default("10s").between(100, 60_000).only(Binaries::Tasker);
+    /// Waits before the first, second, … call to a `callback_url`, in order. After the last one it is given up; the export stays as it is.
+    EXPORT_CALLBACK_RETRY_LADDER: Vec<String> = list().default("0s,10s,1m,5m,30m").only(Binaries::Tasker)
+        .check("durations separated by commas, such as 0s,10s,1m, at most 50, each at most 7d", super::webhook::is_ladder);
 }
 
 fn is_compression(text: &str) -> bool {

@@ -48,7 +48,7 @@ settings! {
     WEBHOOK_RETENTION: Duration = duration().default("30d").between(1_000, 315_360_000_000).only(Binaries::Tasker);
 }
 
-fn is_ladder(raw: &str) -> bool {
+pub(super) fn is_ladder(raw: &str) -> bool {
     let week = Duration::from_secs(7 * 24 * 60 * 60);
     let rungs: Vec<_> = raw.split(',').map(|rung| parse_duration(rung).ok()).collect();
     rungs.len() <= 50 && rungs.iter().all(|rung| rung.is_some_and(|rung| rung <= week))
