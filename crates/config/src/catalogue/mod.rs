@@ -8,6 +8,7 @@ pub mod http;
 pub mod leader;
 pub mod mail;
 pub mod notice;
+pub mod orchestration;
 pub mod platform;
 pub mod postgres;
 pub mod proxy;
@@ -35,6 +36,7 @@ pub static SECTIONS: &[&Section] = &[
     &transport::SECTION,
     &notice::SECTION,
     &webhook::SECTION,
+    &orchestration::SECTION,
     &storage::SECTION,
     &telemetry::SECTION,
     &proxy::SECTION,
@@ -57,6 +59,7 @@ pub(crate) const PREFIXES: &[&str] = &[
     "INTERNAL_HTTP_",
     "LEADER_",
     "MAIL_",
+    "ORCHESTRATION_",
     "PROVIDER_",
     "QUEUE_",
     "REDIS_",
