@@ -3,6 +3,7 @@
 //!
 //! Only what code reads is declared: a variable without a reader would be a promise.
 
+pub mod duty;
 pub mod general;
 pub mod http;
 pub mod leader;
@@ -38,6 +39,7 @@ pub static SECTIONS: &[&Section] = &[
     &webhook::SECTION,
     &orchestration::SECTION,
     &storage::SECTION,
+    &duty::SECTION,
     &telemetry::SECTION,
     &proxy::SECTION,
 ];
@@ -51,6 +53,7 @@ pub fn declarations() -> impl Iterator<Item = &'static Declaration> {
 pub(crate) const PREFIXES: &[&str] = &[
     "ALERT_",
     "CLOUD_INIT_",
+    "CRL_",
     "DATABASE_",
     "DIAGNOSTIC_",
     "DISPATCHER_",
@@ -63,6 +66,7 @@ pub(crate) const PREFIXES: &[&str] = &[
     "PROVIDER_",
     "QUEUE_",
     "REDIS_",
+    "ROLLOUT_",
     "SCALING_",
     "SCHEDULER_",
     "SES_",
