@@ -8,6 +8,7 @@ pub mod general;
 pub mod http;
 pub mod leader;
 pub mod mail;
+pub mod monitor;
 pub mod notice;
 pub mod orchestration;
 pub mod platform;
@@ -37,6 +38,7 @@ pub static SECTIONS: &[&Section] = &[
     &transport::SECTION,
     &notice::SECTION,
     &webhook::SECTION,
+    &monitor::SECTION,
     &orchestration::SECTION,
     &storage::SECTION,
     &duty::SECTION,
@@ -58,10 +60,12 @@ pub(crate) const PREFIXES: &[&str] = &[
     "DIAGNOSTIC_",
     "DISPATCHER_",
     "EMAIL_",
+    "HEALTH_",
     "HEARTBEAT_",
     "INTERNAL_HTTP_",
     "LEADER_",
     "MAIL_",
+    "METRICS_",
     "ORCHESTRATION_",
     "PROVIDER_",
     "QUEUE_",
@@ -71,8 +75,10 @@ pub(crate) const PREFIXES: &[&str] = &[
     "SCHEDULER_",
     "SES_",
     "SMTP_",
+    "SYSTEM_ALERT_",
     "TASKER_",
     "VOICEAI_",
+    "WATCHED_",
     "WEBHOOK_",
     "WORKER_",
 ];
