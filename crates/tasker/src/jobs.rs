@@ -4,6 +4,8 @@
 
 pub mod backup;
 pub mod export;
+pub mod messages;
 pub mod registry;
 pub mod send_email;
+pub mod storage;
 pub mod webhook_event;

@@ -17,18 +17,18 @@ use voiceai_listener::axum::Router;
 use voiceai_mail::intake::Intake;
 use voiceai_mail::rest::Rest;
 use voiceai_postgres::Tenure;
-use voiceai_queue::cron::{self, Definition, Scheduler, SchedulerSettings};
+use voiceai_queue::Client;
+use voiceai_queue::cron::{self, Scheduler, SchedulerSettings};
 use voiceai_queue::history::{History, HistorySettings, Retention, RetentionSettings, Writer};
 use voiceai_queue::outbox::{self, Relay, RelaySettings, Wakeups};
-use voiceai_queue::{Client, Job as _};
 use voiceai_redis::Redis;
 use voiceai_runtime::Vitals;
 use voiceai_service::Context;
 
 use crate::admin::Admin;
-use crate::jobs::backup::{self, BackupContext, BackupDatabase, BackupVerify};
-use crate::jobs::export::ExportCleanup;
+use crate::jobs::backup::{self, BackupContext};
 use crate::jobs::registry::{self, Contexts, Kinds};
+use crate::jobs::storage;
 use crate::jobs::webhook_event::WebhookContext;
 use crate::notify::NotificationService;
 use crate::operate::queue_failure;
@@ -39,15 +39,6 @@ use crate::settings::TaskerSettings;
 use chores::Chores;
 use http::Http;
 use pools::Pools;
-
-/// Name of the schedule that every installation has.
-pub const BACKUP_SCHEDULE: &str = "database-backup";
-
-/// Name of the schedule that removes exports whose time is over.
-pub const EXPORT_SCHEDULE: &str = "export-cleanup";
-
-/// Name of the schedule that proves the newest backup.
-pub const VERIFY_SCHEDULE: &str = "backup-verify";
 
 /// Longest time for which a loop that talks to a store may be silent, beside its own interval: several calls at their limit.
 const STORE_BOUND: Duration = Duration::from_secs(120);
@@ -64,7 +55,7 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
     let client = client.await.map_err(|error| queue_failure(&error))?;
     let settings = context.settings.clone();
     let backup = Box::pin(backup_context(&context)).await?;
-    declare_schedules(&context, backup.is_some()).await?;
+    declare_schedules(&context).await?;
 
     let tenure = context.elect(term_mirrors(&context.redis, &settings));
     let mail = mail::start(&context, &tenure, &stopping)?;
@@ -117,7 +108,7 @@ async fn internal_routes(
 async fn backup_context(context: &Context<TaskerSettings>) -> Result<Option<BackupContext>, Failure> {
     let shared = &context.shared;
     let pool = Some(context.pool.clone());
-    registry::backup_context(&context.settings, &shared.general, &shared.postgres.url, pool).await
+    storage::backup_context(&context.settings, &shared.general, &shared.postgres.url, pool).await
 }
 
 fn notices(context: &Context<TaskerSettings>, intake: &Intake) -> Result<NotificationService, Failure> {
@@ -141,27 +132,12 @@ fn term_mirrors(redis: &Redis, settings: &TaskerSettings) -> Vec<Arc<dyn TermMir
     mirrors
 }
 
-/// The nightly backup and its proof. A schedule that an operator has set is left as it is.
-async fn declare_schedules(context: &Context<TaskerSettings>, has_bucket: bool) -> Result<(), Failure> {
-    let nightly = Definition {
-        queue: BackupDatabase::QUEUE.to_owned(),
-        enabled: has_bucket,
-        ..Definition::new(BACKUP_SCHEDULE, BackupDatabase::KIND, "0 2 * * *")
-    };
-    let proof = Definition {
-        queue: BackupVerify::QUEUE.to_owned(),
-        enabled: has_bucket,
-        ..Definition::new(VERIFY_SCHEDULE, BackupVerify::KIND, "0 5 * * *")
-    };
-    let cleanup = Definition {
-        queue: ExportCleanup::QUEUE.to_owned(),
-        enabled: has_bucket,
-        ..Definition::new(EXPORT_SCHEDULE, ExportCleanup::KIND, "17 * * * *")
-    };
-    for schedule in [nightly, proof, cleanup] {
+/// The schedules that come with the kinds. One that is there is left as the operators have it.
+async fn declare_schedules(context: &Context<TaskerSettings>) -> Result<(), Failure> {
+    for schedule in registry::schedules(&context.settings) {
         let created = cron::declare(&context.pool, &schedule).await;
         if created.map_err(|error| schedule_failure(&error))? {
-            tracing::info!(schedule = schedule.name, enabled = has_bucket, "schedule created");
+            tracing::info!(schedule = schedule.name, enabled = schedule.enabled, "schedule created");
         }
     }
     Ok(())

@@ -16,7 +16,7 @@ use super::{Service, act, warn};
 use crate::IDENTITY;
 use crate::cli::{Backup, Identity, Page, Series};
 use crate::jobs::backup::{self, Address, BackupContext, Entry, Manifest, Proof};
-use crate::jobs::registry;
+use crate::jobs::storage;
 use crate::operate::{Act, trail};
 use crate::settings::TaskerSettings;
 
@@ -73,7 +73,7 @@ impl Asked {
 /// What a running command of another noun works with.
 pub(super) async fn context(service: &Service, pool: PgPool) -> Result<Option<BackupContext>, Failure> {
     let shared = &service.shared;
-    registry::backup_context(&service.settings, &shared.general, &shared.postgres.url, Some(pool)).await
+    storage::backup_context(&service.settings, &shared.general, &shared.postgres.url, Some(pool)).await
 }
 
 impl Ground {
@@ -81,7 +81,7 @@ impl Ground {
         // A stand-in that is nobody's database: no backup is taken for its own.
         let nobody = Secret::new("postgres://localhost/-");
         let url = self.database_url.as_ref().unwrap_or(&nobody);
-        registry::backup_context(&self.settings, &self.general, url, pool).await?.ok_or_else(no_bucket)
+        storage::backup_context(&self.settings, &self.general, url, pool).await?.ok_or_else(no_bucket)
     }
 
     fn database_url(&self) -> Result<&Secret, Failure> {

@@ -1,22 +1,15 @@
-//! Which kinds there are: their handlers for a worker, and what the command line must know without running any.
+//! Which kinds there are: their handlers for a worker, the schedules that come with them, and what the command line must know
+//! without running any. Each family of jobs says all three in a file of its own; here they are put together.
 
-use std::collections::BTreeMap;
-
-use voiceai_aws::ObjectStore;
-use voiceai_cli::Failure;
-use voiceai_config::General;
 use voiceai_mail::intake::Intake;
-use voiceai_postgres::PgPool;
-use voiceai_queue::probe::Probe;
+use voiceai_queue::cron::Definition;
 use voiceai_queue::{Job, Registry};
 use voiceai_redis::Redis;
-use voiceai_runtime::Secret;
 
-use super::backup::{Address, BackupContext, BackupDatabase, BackupVerify, Tools};
-use super::export::{ExportCleanup, ExportContext, ExportRun};
-use super::send_email::SendEmail;
-use super::webhook_event::{WebhookContext, WebhookEvent};
-use crate::notify::{Notice, NotificationService};
+use super::backup::BackupContext;
+use super::webhook_event::WebhookContext;
+use super::{messages, storage};
+use crate::notify::NotificationService;
 use crate::settings::{DEFAULT_QUEUE, TaskerSettings};
 
 /// What the handlers work with.
@@ -37,57 +30,14 @@ pub struct Contexts {
 /// The handlers of every kind that `settings` switch on.
 #[must_use]
 pub fn handlers(settings: &TaskerSettings, contexts: &Contexts) -> Registry {
-    let mut registry = Registry::new()
-        .register::<SendEmail>(contexts.mail.clone())
-        .register::<Notice>(contexts.notices.clone());
-    registry = registry.register::<WebhookEvent>(contexts.webhook.clone());
-    if settings.diagnostic_jobs {
-        registry = registry.register::<Probe>(contexts.redis.clone());
-    }
-    if let Some(backup) = &contexts.backup {
-        registry =
-            registry.register::<BackupDatabase>(backup.clone()).register::<BackupVerify>(backup.clone());
-        if let Some(pool) = &backup.pool {
-            let exports = ExportContext {
-                store: backup.store.clone(),
-                pool: pool.clone(),
-                instance: backup.instance.clone(),
-                settings: settings.exports.clone(),
-            };
-            registry = registry.register::<ExportRun>(exports.clone()).register::<ExportCleanup>(exports);
-        }
-    }
-    registry
+    let registry = messages::register(Registry::new(), settings, contexts);
+    storage::register(registry, settings, contexts)
 }
 
-/// What backups work with; `None` where no bucket is set.
-///
-/// # Errors
-/// Refused (4) when `database_url`, or a further database's, is no address.
-pub async fn backup_context(
-    settings: &TaskerSettings,
-    general: &General,
-    database_url: &Secret,
-    pool: Option<PgPool>,
-) -> Result<Option<BackupContext>, Failure> {
-    let Some(store) = &settings.store else { return Ok(None) };
-    let mut others = BTreeMap::new();
-    for (name, url) in &settings.backup_databases {
-        others.insert(name.clone(), Address::parse("BACKUP_DATABASE_<NAME>_URL", url)?);
-    }
-    Ok(Some(BackupContext {
-        store: ObjectStore::new(store).await,
-        prefix: store.prefix.clone(),
-        database: Address::parse("DATABASE_URL", database_url)?,
-        pool,
-        environment: general.environment.clone(),
-        instance: general.instance_id.clone(),
-        tools: Tools::default(),
-        policy: settings.backup.clone(),
-        others,
-        target: None,
-        schemas: Vec::new(),
-    }))
+/// The schedules that come with the kinds: made where they are absent, and from then on the operators'.
+#[must_use]
+pub fn schedules(settings: &TaskerSettings) -> Vec<Definition> {
+    storage::schedules(settings)
 }
 
 /// A kind as the command line knows it.
@@ -103,7 +53,9 @@ pub struct Kind {
 }
 
 impl Kind {
-    const fn of<J: Job>() -> Self {
+    /// The kind of `J`.
+    #[must_use]
+    pub const fn of<J: Job>() -> Self {
         Self { name: J::KIND, queue: J::QUEUE, priority: J::PRIORITY, parses: parses::<J> }
     }
 
@@ -128,17 +80,8 @@ impl Kinds {
     /// Those that `settings` switch on.
     #[must_use]
     pub fn of(settings: &TaskerSettings) -> Self {
-        let mut kinds = vec![Kind::of::<SendEmail>(), Kind::of::<Notice>()];
-        kinds.push(Kind::of::<WebhookEvent>());
-        if settings.diagnostic_jobs {
-            kinds.push(Kind::of::<Probe>());
-        }
-        if settings.store.is_some() {
-            kinds.push(Kind::of::<BackupDatabase>());
-            kinds.push(Kind::of::<BackupVerify>());
-            kinds.push(Kind::of::<ExportRun>());
-            kinds.push(Kind::of::<ExportCleanup>());
-        }
+        let mut kinds = messages::kinds(settings);
+        kinds.extend(storage::kinds(settings));
         Self(kinds)
     }
 
