@@ -267,7 +267,6 @@ impl<T> Setting<T> {
         self
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "no setting of today depends on another's value"))]
     pub(crate) const fn required_when(mut self, other: &'static str, value: &'static str) -> Self {
         self.declaration.required = Required::When(other, value);
         self

@@ -15,6 +15,7 @@ pub mod platform;
 pub mod postgres;
 pub mod proxy;
 pub mod queue;
+pub mod recording;
 pub mod redis;
 pub mod scaler;
 pub mod storage;
@@ -38,10 +39,11 @@ pub static SECTIONS: &[&Section] = &[
     &transport::SECTION,
     &notice::SECTION,
     &webhook::SECTION,
-    &monitor::SECTION,
     &orchestration::SECTION,
+    &monitor::SECTION,
     &storage::SECTION,
     &duty::SECTION,
+    &recording::SECTION,
     &telemetry::SECTION,
     &proxy::SECTION,
 ];
@@ -54,12 +56,15 @@ pub fn declarations() -> impl Iterator<Item = &'static Declaration> {
 /// Variables that begin like ours: one that is not declared is worth a warning even when it is like no other name.
 pub(crate) const PREFIXES: &[&str] = &[
     "ALERT_",
+    "BACKUP_",
     "CLOUD_INIT_",
     "CRL_",
     "DATABASE_",
     "DIAGNOSTIC_",
     "DISPATCHER_",
     "EMAIL_",
+    "EXPORTS_",
+    "EXPORT_",
     "HEALTH_",
     "HEARTBEAT_",
     "INTERNAL_HTTP_",
@@ -67,8 +72,11 @@ pub(crate) const PREFIXES: &[&str] = &[
     "MAIL_",
     "METRICS_",
     "ORCHESTRATION_",
+    "POST_CALL_",
     "PROVIDER_",
     "QUEUE_",
+    "RECORDING_",
+    "RECORDINGS_",
     "REDIS_",
     "ROLLOUT_",
     "SCALING_",
