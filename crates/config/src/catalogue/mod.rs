@@ -5,6 +5,7 @@
 
 pub mod duty;
 pub mod general;
+pub mod housekeeping;
 pub mod http;
 pub mod leader;
 pub mod mail;
@@ -44,6 +45,7 @@ pub static SECTIONS: &[&Section] = &[
     &storage::SECTION,
     &duty::SECTION,
     &recording::SECTION,
+    &housekeeping::SECTION,
     &telemetry::SECTION,
     &proxy::SECTION,
 ];
@@ -67,6 +69,7 @@ pub(crate) const PREFIXES: &[&str] = &[
     "EXPORT_",
     "HEALTH_",
     "HEARTBEAT_",
+    "HOUSEKEEPING_",
     "INTERNAL_HTTP_",
     "LEADER_",
     "MAIL_",
@@ -78,6 +81,7 @@ pub(crate) const PREFIXES: &[&str] = &[
     "RECORDING_",
     "RECORDINGS_",
     "REDIS_",
+    "RETENTION_",
     "ROLLOUT_",
     "SCALING_",
     "SCHEDULER_",
