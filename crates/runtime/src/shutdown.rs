@@ -134,6 +134,17 @@ impl Shutdown {
         })
     }
 
+    /// Runs a loop that outlives a panic, as a task that [`Shutdown::drain`] waits for: see [`crate::restarting`].
+    pub fn spawn_restarting<F, Fut>(&self, name: impl Into<String>, make: F) -> JoinHandle<()>
+    where
+        F: FnMut() -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let (name, stopping) = (name.into(), self.stopping());
+        let entry = name.clone();
+        self.spawn(entry, async move { crate::restarting(&name, &stopping, make).await })
+    }
+
     /// Stops the intake and waits for every task, at most `limit`, or until a second signal.
     ///
     /// # Errors
