@@ -89,7 +89,9 @@ mod tests {
         for good in ["https://api.stripe.com", "http://127.0.0.1:9", "http://[::1]:9", "http://localhost:9"] {
             assert!(is_https(good), "{good}");
         }
-        for bad in ["http://api.stripe.com", "ftp://127.0.0.1", "http://127.0.0.1.example.com", "api.stripe.com"] {
+        for bad in
+            ["http://api.stripe.com", "ftp://127.0.0.1", "http://127.0.0.1.example.com", "api.stripe.com"]
+        {
             assert!(!is_https(bad), "{bad}");
         }
     }

@@ -1,0 +1,72 @@
+use std::time::Duration;
+
+use voiceai_postgres::sqlx;
+use voiceai_queue::{JobError, Outcome};
+
+/// How long a job waits while PostgreSQL is away. It costs no attempt.
+const AWAY: Duration = Duration::from_secs(5);
+
+/// Something that was tried with the platform's tables and did not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum PlatformError {
+    /// The database failed.
+    #[error("{tried}")]
+    Database {
+        /// What was tried.
+        tried: &'static str,
+        /// Why it failed.
+        source: sqlx::Error,
+    },
+    /// What was given cannot be used.
+    #[error("{what}: {reason}")]
+    Invalid {
+        /// Which value.
+        what: String,
+        /// What is wrong with it, and what it should be.
+        reason: String,
+    },
+}
+
+impl PlatformError {
+    /// For `map_err`: what was tried with the database.
+    pub fn database(tried: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
+        move |source| Self::Database { tried, source }
+    }
+
+    /// A value that cannot be used.
+    pub fn invalid(what: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Invalid { what: what.into(), reason: reason.into() }
+    }
+
+    /// True when the database is away, so that the same call may succeed later.
+    #[must_use]
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Database { source, .. } if voiceai_postgres::is_unavailable(source))
+    }
+
+    /// True when the same call will never succeed: bad data, or a role that may not do it.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Invalid { .. } => true,
+            // 22: a value of the wrong kind, 23: against a constraint, 42501: not allowed to this role.
+            Self::Database { source: sqlx::Error::Database(error), .. } => error
+                .code()
+                .is_some_and(|code| code.starts_with("22") || code.starts_with("23") || code == "42501"),
+            Self::Database { .. } => false,
+        }
+    }
+
+    /// How a job ends that met this error: it waits while the database is away, is parked when it can never succeed, and is tried
+    /// again else.
+    ///
+    /// # Errors
+    /// In the last two cases.
+    pub fn into_outcome(self, kind: &'static str) -> Result<Outcome, JobError> {
+        if self.is_unavailable() {
+            tracing::warn!(kind, error = %self, "a job on the platform's tables waits for PostgreSQL");
+            return Ok(Outcome::Snooze(AWAY));
+        }
+        Err(if self.is_final() { JobError::discard(self) } else { JobError::retry(self) })
+    }
+}

@@ -1,0 +1,5 @@
+//! Jobs on the platform's tables, on a real PostgreSQL.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod stage;
+mod tables;
