@@ -12,8 +12,10 @@ ARG REVISION=unknown
 WORKDIR /source
 COPY . .
 # The target directory is a cache and no layer, so the program is copied out of it in the same step.
+# The allocator asks the machine that builds for its page size; kernels of arm64 have 4, 16 or 64 KiB, and one build must run on all.
 RUN --mount=type=cache,id=voiceai-registry,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,id=voiceai-target,target=/source/target,sharing=locked \
+    if [ "$(uname -m)" = aarch64 ]; then export JEMALLOC_SYS_WITH_LG_PAGE=16; fi; \
     VOICEAI_REVISION="${REVISION}" cargo build --release --locked --package voiceai-scaler --bin voiceai-scaler \
     && install -D target/release/voiceai-scaler /out/voiceai-scaler
 

@@ -5,6 +5,10 @@
 mod direct;
 mod ours;
 
+/// As in voiceai-tasker.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 use anyhow::{Context, bail};
 
 fn main() -> anyhow::Result<()> {

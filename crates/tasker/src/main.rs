@@ -2,6 +2,12 @@
 
 use std::process::ExitCode;
 
+use tikv_jemallocator::Jemalloc;
+
+/// What is allocated on one thread is often freed on another here, which glibc's allocator pays dearly.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
+
 #[tokio::main]
 async fn main() -> ExitCode {
     match voiceai_cli::parse() {
