@@ -172,6 +172,7 @@ fn policy(reader: &Reader<'_>) -> Policy {
         login_code_lifetime: reader.get(&names::MAIL_LOGIN_CODE_LIFETIME),
         provider_pause: reader.get(&names::MAIL_PROVIDER_PAUSE),
         hold_unknown,
+        hard_bounce: reader.get(&names::MAIL_HARD_BOUNCE_SUPPRESSION),
     }
 }
 

@@ -17,7 +17,7 @@ pub const COMMON: Component = component!("common", "common", ["0001_leadership",
 
 /// Servers, operations, decisions.
 pub const SCALER: Component =
-    component!("scaler", "scaler", ["0001_servers", "0002_server_group", "0010_providers"]);
+    component!("scaler", "scaler", ["0001_servers", "0002_server_group", "0010_providers", "0011_spec_hash"]);
 
 /// Schedules, job history, backups.
 pub const TASKER: Component = component!(
@@ -32,12 +32,20 @@ pub const TASKER: Component = component!(
         "0030_webhooks",
         "0040_backup_series",
         "0041_export_jobs",
-        "0050_notices"
+        "0042_export_callbacks",
+        "0050_notices",
+        "0060_service_health",
+        "0061_system_metrics",
+        "0070_housekeeping",
+        "0075_certificates",
+        "0076_notice_audiences",
+        "0077_sla_reports",
+        "0078_rollout_orders"
     ]
 );
 
 /// Outgoing mail.
-pub const MAIL: Component = component!("mail", "mail", ["0001_deliveries", "0002_feedback"]);
+pub const MAIL: Component = component!("mail", "mail", ["0001_deliveries", "0002_feedback", "0003_upkeep"]);
 
 /// Every component, in the order in which they are run.
 pub const ALL: &[Component] = &[COMMON, SCALER, TASKER, MAIL];

@@ -3,6 +3,7 @@ use std::time::Duration;
 use voiceai_config::catalogue::mail::OnUnknown;
 
 use crate::Class;
+use crate::transport::{Axis, Outcome, Reason};
 
 /// When a mail is tried again, and when no more.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +22,13 @@ pub struct Policy {
     pub provider_pause: Duration,
     /// `MAIL_UNKNOWN_<CLASS>`, where it is not `retry`.
     pub hold_unknown: Vec<Class>,
+    /// `MAIL_HARD_BOUNCE_SUPPRESSION`. How long a mailbox that is not there is left alone; zero: it is not.
+    pub hard_bounce: Duration,
 }
+
+/// Enhanced codes that speak of this one mailbox, for good: there is none, it has moved away, its domain takes no mail. A reply
+/// without such a code may mean anything, and a domain that cannot be found (5.1.2) may be the relay's own trouble.
+const NO_MAILBOX: [&str; 3] = ["5.1.1", "5.1.6", "5.1.10"];
 
 /// So often a process may end in the middle of an attempt at one mail before that mail is taken for the cause.
 pub(super) const CRASHES_MAX: u32 = 5;
@@ -53,6 +60,15 @@ impl Policy {
         Some(hint.map_or(wait, |hint| wait.max(hint.min(self.hint_max))))
     }
 
+    /// How long nobody is to write to the recipient after `outcome`; `None`: it says nothing against the address.
+    #[must_use]
+    pub fn suppress_after(&self, outcome: &Outcome) -> Option<Duration> {
+        let Outcome::Refused { axis: Axis::Recipient, summary } = outcome else { return None };
+        let gone = summary.reason == Reason::Mailbox
+            && summary.enhanced.as_deref().is_some_and(|code| NO_MAILBOX.contains(&code));
+        (gone && !self.hard_bounce.is_zero()).then_some(self.hard_bounce)
+    }
+
     /// How long the provider rests after the `faults`th fault in a row (1 is the first).
     #[must_use]
     pub fn pause_after(&self, faults: u32, hint: Option<Duration>) -> Duration {
@@ -78,6 +94,7 @@ pub(super) fn policy() -> Policy {
         login_code_lifetime: minutes(10),
         provider_pause: Duration::from_secs(30),
         hold_unknown: vec![Class::Transactional],
+        hard_bounce: minutes(60),
     }
 }
 
@@ -117,5 +134,36 @@ mod tests {
         assert_eq!(policy.max_age_of(Class::Marketing), Duration::from_secs(86_400));
         assert_eq!(policy.on_unknown(Class::Auth), OnUnknown::Retry);
         assert_eq!(policy.on_unknown(Class::Transactional), OnUnknown::Hold);
+    }
+
+    #[test]
+    fn only_a_mailbox_that_is_not_there_counts_against_the_address() {
+        let refused = |axis, reason, code: Option<&str>| Outcome::Refused {
+            axis,
+            summary: crate::transport::Summary {
+                phase: crate::transport::Phase::Rcpt,
+                reason,
+                code: Some(550),
+                enhanced: code.map(str::to_owned),
+                text: "no".to_owned(),
+                host: String::new(),
+                tls: None,
+                duration_ms: 1,
+            },
+        };
+        let policy = policy();
+        let gone = refused(Axis::Recipient, Reason::Mailbox, Some("5.1.1"));
+        assert_eq!(policy.suppress_after(&gone), Some(Duration::from_secs(3600)));
+        for other in [
+            refused(Axis::Recipient, Reason::Mailbox, None),
+            refused(Axis::Recipient, Reason::Mailbox, Some("5.1.2")),
+            refused(Axis::Recipient, Reason::Mailbox, Some("5.2.1")),
+            refused(Axis::Recipient, Reason::MailboxBusy, Some("5.2.2")),
+            refused(Axis::Message, Reason::Policy, Some("5.7.1")),
+        ] {
+            assert_eq!(policy.suppress_after(&other), None, "{other:?}");
+        }
+        let never = Policy { hard_bounce: Duration::ZERO, ..policy };
+        assert_eq!(never.suppress_after(&gone), None);
     }
 }

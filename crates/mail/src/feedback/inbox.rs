@@ -92,7 +92,15 @@ async fn write(
             note(transaction, report, address, *effect, detail).await?;
         }
         if let Some(reason) = reason {
-            let entry = Entry { address, tenant: None, class: None, reason, detail, origin: message_id };
+            let entry = Entry {
+                address,
+                tenant: None,
+                class: None,
+                reason,
+                detail,
+                origin: message_id,
+                lasts: reason.lasts(),
+            };
             record(&mut **transaction, &entry).await?;
             suppressed += 1;
         }

@@ -8,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 use super::command::{Attachment, Command, Content};
 use crate::Address;
 use crate::delivery::words;
+use crate::message::subject_fits;
 use crate::settings::Limits;
 
 words! {
@@ -53,8 +54,6 @@ pub(crate) struct Checked {
     pub(crate) fingerprint: [u8; 32],
 }
 
-/// RFC 5322 2.1.1: a line has at most 998 octets.
-const SUBJECT_LONGEST: usize = 998;
 const PRIORITY_MAX: u8 = 10;
 
 /// Checks everything that does not need a template: ids, addresses, header values, counts and sizes.
@@ -130,15 +129,8 @@ fn recipients(command: &Command, limits: &Limits) -> Result<Vec<Recipient>, Reje
 fn check_content(content: &Content) -> Result<(), Rejected> {
     match content {
         Content::Rendered { subject, text_body, html_body } => {
-            if subject.len() > SUBJECT_LONGEST {
-                return Err(Rejected::new("invalid_subject", "subject is longer than 998 bytes"));
-            }
-            if subject.chars().any(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')) {
-                return Err(Rejected::new(
-                    "invalid_subject",
-                    "subject holds line ends or control characters",
-                ));
-            }
+            subject_fits(subject)
+                .map_err(|problem| Rejected::new("invalid_subject", format!("subject {problem}")))?;
             if text_body.is_empty() && html_body.is_empty() {
                 return Err(Rejected::new("missing_content", "text_body and html_body are both empty"));
             }

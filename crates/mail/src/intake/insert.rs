@@ -197,7 +197,5 @@ delivery AS (
     INSERT INTO mail.delivery_payloads (delivery_id, part, message, command, secret)
     SELECT d.delivery_id, p.part - 1, p.message, CASE WHEN p.part = 1 THEN $27::json END, $28
     FROM delivery d, unnest($26::bytea[]) WITH ORDINALITY AS p (message, part)
-), woken AS (
-    SELECT pg_notify('voiceai_mail', '') FROM delivery WHERE $23 = 'open'
 )
-SELECT status, (SELECT count(*) FROM woken) FROM delivery";
+SELECT status FROM delivery";

@@ -24,6 +24,7 @@ pub use payload::{Payload, RenderedPayload, TemplatePayload};
 use crate::delivery::{DeliveryStatus, Policy};
 use crate::error::MailError;
 use crate::settings::{Limits, MailSettings, SenderSettings};
+use crate::wake::Herald;
 use crate::{Class, Wake, metrics};
 use check::{Checked, too_large};
 
@@ -70,6 +71,7 @@ struct Inner {
     /// Nothing is ever sent: what is accepted is recorded as suppressed at once.
     suppress: bool,
     wake: Wake,
+    herald: Herald,
 }
 
 impl std::fmt::Debug for Intake {
@@ -100,6 +102,7 @@ impl Intake {
         wake: Wake,
     ) -> Self {
         Self(Arc::new(Inner {
+            herald: Herald::new(pool.clone()),
             pool,
             compose,
             limits: settings.limits,
@@ -152,12 +155,15 @@ impl Intake {
     async fn accept_new(&self, command: Command, resend_of: Option<&str>) -> Result<Accepted, AcceptError> {
         let inner = &*self.0;
         let checked = check::check(command, &inner.limits)?;
-        // Most commands that come again have been answered before; making their mail once more would be for nothing.
-        if let Some(known) = insert::find(&inner.pool, &checked).await? {
-            return known;
-        }
         let message_id = self.message_id();
-        let composed = self.compose(&checked, &message_id)?;
+        let composed = match self.compose(&checked, &message_id) {
+            Ok(composed) => composed,
+            // It may have been accepted under other limits: then its answer stays what it was.
+            Err(rejected) => {
+                let known = insert::find(&inner.pool, &checked).await?;
+                return known.unwrap_or(Err(rejected.into()));
+            }
+        };
         let class = composed.as_ref().map_or(Class::Transactional, |composed| composed.class);
         let entry =
             Entry { checked: &checked, message_id: &message_id, composed, class, suppress: inner.suppress };
@@ -166,11 +172,17 @@ impl Intake {
         if let Some(status) = inserted {
             if !matches!(status, DeliveryStatus::Suppressed | DeliveryStatus::Failed) {
                 inner.wake.wake();
+                // An operator's command may end before it could tell anybody later.
+                if resend_of.is_some() {
+                    inner.herald.call_now().await;
+                } else {
+                    inner.herald.call();
+                }
             }
             let delivery_id = checked.command.delivery_id;
             return Ok(Accepted { delivery_id, status, known: false });
         }
-        // A twin was faster. Its row is committed: the insertion waited for it.
+        // It came before, or a twin was faster. That row is committed: the insertion waited for it.
         match insert::find(&inner.pool, &checked).await? {
             Some(known) => known,
             None => Err(MailError::Row {

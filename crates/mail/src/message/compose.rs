@@ -1,5 +1,7 @@
 use std::time::SystemTime;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use jiff::Timestamp;
 use lettre::message::header::{
@@ -15,8 +17,10 @@ use crate::{Address, Class};
 
 /// The most characters of a name beside an address.
 const NAME_LONGEST: usize = 128;
-/// The most characters of a subject; RFC 5322 lets a line be 998 bytes, and encoding triples some characters.
-const SUBJECT_LONGEST: usize = 250;
+/// A word of a subject above this is encoded, which breaks it into several: a line may have 998 bytes and is broken at blanks only.
+const WORD_LONGEST: usize = 200;
+/// Bytes of one encoded word's text: base64 makes 60 of them, and a word with its marks may have 75 (RFC 2047).
+const ENCODED_BYTES: usize = 45;
 
 /// An address and the name beside it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,15 +152,22 @@ pub fn compose(mail: &Composition<'_>) -> Result<Bytes, ComposeError> {
 }
 
 fn headers(mail: &Composition<'_>) -> Result<MessageBuilder, ComposeError> {
-    one_line(mail.subject, "the subject", SUBJECT_LONGEST)?;
+    subject_fits(mail.subject)
+        .map_err(|problem| ComposeError::Header { what: "the subject".to_owned(), problem })?;
     printable(mail.message_id, "the Message-ID")?;
     printable(mail.idempotency_key, "the idempotency key")?;
     let seconds = u64::try_from(mail.date.as_second()).unwrap_or(0);
     let mut builder = Message::builder()
         .message_id(Some(format!("<{}>", mail.message_id)))
         .date(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds))
-        .from(mail.from.for_lettre("from")?)
-        .subject(mail.subject);
+        .from(mail.from.for_lettre("from")?);
+    builder = if mail.subject.split(' ').any(|word| word.len() > WORD_LONGEST) {
+        let name = HeaderName::new_from_ascii_str("Subject");
+        let encoded = encoded_words(mail.subject);
+        builder.raw_header(HeaderValue::dangerous_new_pre_encoded(name, mail.subject.to_owned(), encoded))
+    } else {
+        builder.subject(mail.subject)
+    };
     for (at, mailbox) in mail.to.iter().enumerate() {
         builder = builder.to(mailbox.for_lettre(&format!("to[{at}]"))?);
     }
@@ -197,6 +208,20 @@ fn headers(mail: &Composition<'_>) -> Result<MessageBuilder, ComposeError> {
     let envelope =
         lettre::address::Envelope::new(None, vec![address]).map_err(|_| ComposeError::NoRecipient)?;
     Ok(builder.envelope(envelope))
+}
+
+/// A text as encoded words (RFC 2047), a line each.
+fn encoded_words(text: &str) -> String {
+    let mut words = Vec::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let end =
+            (0..=ENCODED_BYTES.min(rest.len())).rev().find(|at| rest.is_char_boundary(*at)).unwrap_or(0);
+        let (word, after) = rest.split_at(end);
+        words.push(format!("=?utf-8?b?{}?=", STANDARD.encode(word)));
+        rest = after;
+    }
+    words.join("\r\n ")
 }
 
 /// A header whose value is ASCII and was checked.
@@ -251,6 +276,23 @@ fn attached(attachment: &Attachment, number: usize) -> Result<SinglePart, Compos
 /// The same for the same mail, and nothing that a text could contain by accident.
 fn boundary(message_id: &str) -> String {
     Sha256::digest(message_id.as_bytes()).iter().take(12).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The most bytes of a subject: as many as RFC 5322 lets a line have.
+pub const SUBJECT_LONGEST: usize = 998;
+
+/// The one rule for subjects, whether they come with a command or from a template.
+///
+/// # Errors
+/// What is wrong, in words that follow its name.
+pub fn subject_fits(subject: &str) -> Result<(), &'static str> {
+    if subject.chars().any(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')) {
+        Err("has a line end or another control character")
+    } else if subject.len() > SUBJECT_LONGEST {
+        Err("is longer than 998 bytes")
+    } else {
+        Ok(())
+    }
 }
 
 fn one_line(value: &str, what: &str, longest: usize) -> Result<(), ComposeError> {

@@ -5,5 +5,5 @@ mod compose;
 mod error;
 
 pub use check::{Unfit, check};
-pub use compose::{Attachment, Composition, Mailbox, compose, new_message_id};
+pub use compose::{Attachment, Composition, Mailbox, SUBJECT_LONGEST, compose, new_message_id, subject_fits};
 pub use error::ComposeError;

@@ -7,12 +7,10 @@ mod list;
 mod pauses;
 mod resend;
 mod show;
-mod suppressions;
 
 pub use cursor::Cursor;
 pub use dead::{DeadFilter, DeadLetter, DeadReplay, PLACE, check_dead, dead_letters, release};
 pub use list::{DeliveryRow, Filter, list};
-pub use pauses::{Pause, Scope, pause, pauses, resume};
+pub use pauses::{PAUSE_LONGEST, Pause, Scope, pause, pauses, resume};
 pub use resend::{ResendError, resend};
 pub use show::{AttemptRow, Delivery, RecipientRow, attempts, show};
-pub use suppressions::{Suppression, suppress, suppressions, unsuppress};

@@ -6,6 +6,7 @@ use serde::Serialize;
 use voiceai_postgres::sqlx::postgres::PgRow;
 use voiceai_postgres::sqlx::{self, PgPool, Row};
 
+use crate::Address;
 use crate::delivery::words;
 use crate::error::MailError;
 use crate::store::claim;
@@ -19,6 +20,30 @@ words! {
         Domain = "domain",
         /// Mail of one tenant.
         Tenant = "tenant",
+    }
+}
+
+/// The longest pause: what is to rest for longer is to be configured.
+pub const PAUSE_LONGEST: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+impl Scope {
+    /// `text` as rows name it: a domain as recipients are grouped by it, in lower case and ASCII.
+    ///
+    /// # Errors
+    /// What is expected instead: a pause of what does not exist would keep nothing.
+    pub fn subject(self, text: &str) -> Result<String, &'static str> {
+        match self {
+            Self::Provider if matches!(text, "smtp" | "ses") => Ok(text.to_owned()),
+            Self::Provider => Err("the provider is `smtp` or `ses`"),
+            Self::Domain => Address::parse(&format!("a@{text}"))
+                .map(|address| address.domain().to_owned())
+                .map_err(|_| "a domain has the form example.com"),
+            Self::Tenant => {
+                let sound = (1..=64).contains(&text.len())
+                    && !text.chars().any(|c| c.is_control() || c.is_whitespace());
+                if sound { Ok(text.to_owned()) } else { Err("a tenant has 1 to 64 bytes without blanks") }
+            }
+        }
     }
 }
 
@@ -43,7 +68,7 @@ pub struct Pause {
     pub faults: i32,
 }
 
-/// Keeps mail from `subject` for `length`. A pause that a person made before is replaced.
+/// Keeps mail from `subject` ([`Scope::subject`]) for `length`. A pause that a person made before is replaced.
 ///
 /// # Errors
 /// As the database says.
@@ -119,4 +144,26 @@ pub async fn pauses(pool: &PgPool) -> Result<Vec<Pause>, MailError> {
         })
     };
     rows.iter().map(|row| read(row).map_err(MailError::database(tried))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_paused_is_named_as_its_rows_are() {
+        assert_eq!(Scope::Domain.subject("Bücher.Example").as_deref(), Ok("xn--bcher-kva.example"));
+        assert_eq!(Scope::Provider.subject("ses").as_deref(), Ok("ses"));
+        assert_eq!(Scope::Tenant.subject("Acme").as_deref(), Ok("Acme"));
+        let long = "t".repeat(65);
+        for (scope, text) in [
+            (Scope::Provider, "smpt"),
+            (Scope::Domain, "kim@example.com"),
+            (Scope::Domain, ""),
+            (Scope::Tenant, "a b"),
+            (Scope::Tenant, long.as_str()),
+        ] {
+            assert!(scope.subject(text).is_err(), "{scope} {text:?}");
+        }
+    }
 }

@@ -12,12 +12,7 @@ use utoipa::ToSchema;
 use voiceai_listener::{MaybeJson, Operator, Problem, StrictJson, StrictPath};
 
 use super::{ProblemDocument, Rest, Why, problems};
-use crate::operate::{self, Pause, Scope};
-
-/// Longest pause: what is to be paused for longer is to be configured.
-const LONGEST: u64 = 30 * 24 * 60 * 60;
-/// Longest name of what is paused.
-const SUBJECT_LONGEST: usize = 320;
+use crate::operate::{self, PAUSE_LONGEST, Pause, Scope};
 
 /// All pauses that are not over.
 #[derive(Debug, Serialize, ToSchema)]
@@ -59,16 +54,10 @@ fn subject_of(scope: &str, subject: &str) -> Result<(Scope, String), Problem> {
     let scope: Scope = scope.parse().map_err(|expected| {
         Problem::not_found("scope_not_found", format!("the scope of a pause: {expected}"))
     })?;
-    let sound = (1..=SUBJECT_LONGEST).contains(&subject.len()) && !subject.chars().any(char::is_control);
-    if !sound {
-        return Err(Problem::bad_request(
-            "invalid_subject",
-            "what is paused has a name without control characters",
-        )
-        .remedy(format!("Name a {scope} in at most {SUBJECT_LONGEST} bytes.")));
-    }
-    // Recipients are grouped by their domain in lower case.
-    Ok((scope, if scope == Scope::Domain { subject.to_lowercase() } else { subject.to_owned() }))
+    let subject = scope.subject(subject).map_err(|expected| {
+        Problem::bad_request("invalid_subject", expected).remedy("Correct what the path names.")
+    })?;
+    Ok((scope, subject))
 }
 
 /// Pause a provider, a domain or a tenant.
@@ -98,8 +87,9 @@ pub(super) async fn pause(
     StrictJson(NewPause { reason, for_seconds }): StrictJson<NewPause>,
 ) -> Result<StatusCode, Problem> {
     let (scope, subject) = subject_of(&scope, &subject)?;
-    if reason.trim().is_empty() || !(1..=LONGEST).contains(&for_seconds) {
-        let detail = format!("a pause has a reason, and for_seconds from 1 to {LONGEST}");
+    let longest = PAUSE_LONGEST.as_secs();
+    if reason.trim().is_empty() || !(1..=longest).contains(&for_seconds) {
+        let detail = format!("a pause has a reason, and for_seconds from 1 to {longest}");
         return Err(Problem::bad_request("invalid_pause", detail).remedy("Correct the body."));
     }
     let named = format!("{scope}:{subject}");

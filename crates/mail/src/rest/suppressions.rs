@@ -12,7 +12,7 @@ use utoipa::{IntoParams, ToSchema};
 use voiceai_listener::{MaybeJson, Operator, Problem, StrictJson, StrictPath, StrictQuery};
 
 use super::{ProblemDocument, Rest, Why, next_of, page, problems};
-use crate::operate::{self, Suppression};
+use crate::suppression::{self, Entry, Reason, Suppression};
 use crate::{Address, Class};
 
 /// Longest time for which an address is put on the list; without one it is for good.
@@ -62,7 +62,7 @@ pub(super) async fn list(
 ) -> Result<Json<SuppressionPage>, Problem> {
     let limit = page(limit)?;
     let before = cursor.map(|text| text.parse::<i64>().map_err(|_| super::wrong_cursor())).transpose()?;
-    let rows = operate::suppressions(rest.pool(), address.as_deref(), before, i64::from(limit) + 1).await;
+    let rows = suppression::suppressions(rest.pool(), address.as_deref(), before, i64::from(limit) + 1).await;
     let mut suppressions = rows.map_err(|error| problems::store(&error))?;
     let next = next_of(&mut suppressions, limit, |row| row.id.to_string());
     Ok(Json(SuppressionPage { suppressions, next }))
@@ -127,9 +127,19 @@ pub(super) async fn suppress(
     }
     let details = json!({ "tenant": tenant, "class": class, "for_seconds": for_seconds });
     rest.audit(&operator, "mail.suppress", &address.normalised(), Some(&reason), details).await?;
-    let length = for_seconds.map(Duration::from_secs);
-    let tenant = tenant.as_deref();
-    let done = operate::suppress(rest.pool(), &address, tenant, class, &reason, &operator.0, length).await;
+    let done = suppression::record(
+        rest.pool(),
+        &Entry {
+            address: &address.normalised(),
+            tenant: tenant.as_deref(),
+            class,
+            reason: Reason::Operator,
+            detail: &reason,
+            origin: &operator.0,
+            lasts: for_seconds.map(Duration::from_secs),
+        },
+    )
+    .await;
     done.map_err(|error| problems::store(&error)).map(|()| StatusCode::NO_CONTENT)
 }
 
@@ -161,7 +171,7 @@ pub(super) async fn unsuppress(
     let address = address_of(&address)?;
     rest.audit(&operator, "mail.unsuppress", &address.normalised(), why.reason.as_deref(), json!({})).await?;
     let removed =
-        operate::unsuppress(rest.pool(), &address).await.map_err(|error| problems::store(&error))?;
+        suppression::unsuppress(rest.pool(), &address).await.map_err(|error| problems::store(&error))?;
     if removed > 0 {
         return Ok(StatusCode::NO_CONTENT);
     }

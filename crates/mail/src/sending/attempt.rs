@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
-use voiceai_postgres::PgPool;
 use voiceai_runtime::random_unit;
 
 use super::Shared;
+use super::marker::Marks;
 use super::writer::Desk;
 use crate::delivery::{Ended, Facts, Settled, Verdict, settle};
 use crate::error::chain;
@@ -17,12 +17,9 @@ use crate::store::finish::Finished;
 use crate::store::pauses;
 use crate::transport::{Axis, Envelope, Outcome, Outgoing, Phase, Reason, Stage, Summary, Withdraw};
 
-/// Longest wait for the database to take down that content is about to go out. The peer waits meanwhile.
-const STAGE_LIMIT: Duration = Duration::from_secs(5);
-
 /// Writes the point of no return down before it is passed.
 struct Recorder<'a> {
-    pool: &'a PgPool,
+    marks: &'a Marks,
     key: &'a Key,
     began: AtomicBool,
 }
@@ -30,14 +27,13 @@ struct Recorder<'a> {
 impl Stage for Recorder<'_> {
     fn content_begins(&self) -> BoxFuture<'_, Result<(), Withdraw>> {
         Box::pin(async {
-            match tokio::time::timeout(STAGE_LIMIT, claim::content_begins(self.pool, self.key)).await {
-                Ok(Ok(true)) => {
+            match self.marks.begin(self.key).await {
+                Ok(true) => {
                     self.began.store(true, Ordering::Release);
                     Ok(())
                 }
-                Ok(Ok(false)) => Err(Withdraw("the claim has passed to another process".to_owned())),
-                Ok(Err(error)) => Err(Withdraw(chain(&error))),
-                Err(_) => Err(Withdraw(format!("PostgreSQL gave no answer within {STAGE_LIMIT:?}"))),
+                Ok(false) => Err(Withdraw("the claim has passed to another process".to_owned())),
+                Err(why) => Err(Withdraw(why)),
             }
         })
     }
@@ -47,6 +43,7 @@ impl Stage for Recorder<'_> {
 pub(super) struct Attempt {
     pub(super) shared: Arc<Shared>,
     pub(super) desk: Desk,
+    pub(super) marks: Marks,
     pub(super) claimed: Claimed,
     pub(super) probing: bool,
     /// Not to be begun any more.
@@ -105,7 +102,7 @@ impl Attempt {
 
     async fn send(&self, facts: &Facts, mail: &Outgoing) {
         let Self { shared, claimed, .. } = self;
-        let stage = Recorder { pool: &shared.pool, key: &claimed.key, began: AtomicBool::new(false) };
+        let stage = Recorder { marks: &self.marks, key: &claimed.key, began: AtomicBool::new(false) };
         let began = || stage.began.load(Ordering::Acquire);
         let started = tokio::time::Instant::now();
         let sending = shared.transport.send(mail, &stage);
@@ -194,6 +191,10 @@ impl Attempt {
                     _ => None,
                 };
                 let summary = outcome.summary();
+                let end = match self.shared.settings.policy.suppress_after(outcome) {
+                    Some(length) => end.bounced(self.claimed.to.to_lowercase(), length),
+                    None => end,
+                };
                 (end.said(summary, provider_id), Some(Duration::from_millis(summary.duration_ms)))
             }
             _ => (end, None),

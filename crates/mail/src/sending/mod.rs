@@ -4,6 +4,7 @@
 
 mod attempt;
 mod keeper;
+mod marker;
 mod scheduler;
 mod writer;
 
@@ -113,6 +114,8 @@ impl Sending {
         let (desk, writer) = writer::new(shared.pool.clone());
         let pulse = vitals.register("mail result writer", shared.terms.lease);
         let writer = tokio::spawn(writer.run(forced.clone(), pulse));
+        let (marks, marker) = marker::new(shared.pool.clone());
+        let marker = tokio::spawn(marker.run(vitals.register("mail content marker", STORE_BOUND)));
         let pulse = vitals.register("mail keeper", STORE_BOUND);
         let keeper = keeper::Keeper::new(Arc::clone(&shared), desk.clone(), wake.clone());
         let keeper = tokio::spawn(keeper.run(finished.clone(), pulse));
@@ -121,6 +124,7 @@ impl Sending {
         let scheduler = scheduler::Scheduler {
             shared: Arc::clone(&shared),
             desk,
+            marks,
             wake,
             gate,
             hurry,
@@ -135,8 +139,8 @@ impl Sending {
         }
         finished.cancel();
         let _ = keeper.await;
-        // All senders are gone with the scheduler and the keeper, which ends it.
-        let _ = writer.await;
+        // All senders are gone with the scheduler, its attempts and the keeper, which ends them.
+        let _ = tokio::join!(marker, writer);
         tracing::info!(claimed = shared.claimed_total.load(Ordering::Relaxed), "mail worker pool stopped");
     }
 }

@@ -7,6 +7,7 @@ use tracing::Instrument as _;
 use voiceai_runtime::{Backoff, Pulse, random_unit};
 
 use super::attempt::Attempt;
+use super::marker::Marks;
 use super::writer::Desk;
 use super::{Gate, Shared};
 use crate::Wake;
@@ -17,6 +18,7 @@ use crate::store::claim::{self, Claims};
 pub(super) struct Scheduler {
     pub(super) shared: Arc<Shared>,
     pub(super) desk: Desk,
+    pub(super) marks: Marks,
     pub(super) wake: Wake,
     pub(super) gate: Gate,
     pub(super) hurry: CancellationToken,
@@ -120,6 +122,7 @@ impl Scheduler {
         let attempt = Attempt {
             shared: Arc::clone(&self.shared),
             desk: self.desk.clone(),
+            marks: self.marks.clone(),
             claimed,
             probing,
             hurry: self.hurry.clone(),
@@ -136,11 +139,18 @@ impl Scheduler {
         );
     }
 
-    /// Until a slot is free.
+    /// Until slots are free. One claim of several costs little more than a claim of one, so others may come free for a moment.
     async fn slot(&self) {
-        let _ = self.shared.slots.acquire().await;
+        if self.shared.slots.acquire().await.is_err() {
+            return;
+        }
+        let several = (self.shared.settings.concurrency / 4).clamp(1, 64);
+        let several = self.shared.slots.acquire_many(u32::try_from(several).unwrap_or(1));
+        let _ = tokio::time::timeout(LINGER, several).await;
     }
 }
 
 /// Waits for a slot rather than for time; the figure is the safety net.
 const SLOT: Duration = Duration::from_secs(5);
+/// How long it is waited for further slots; short beside any mail server's answers.
+const LINGER: Duration = Duration::from_millis(2);

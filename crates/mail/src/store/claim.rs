@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -189,20 +190,27 @@ pub(crate) async fn message(pool: &PgPool, key: &Key, part: i16) -> Result<Optio
         .transpose()
 }
 
-/// Writes down that content is about to go out. False: the claim is not ours any more.
-pub(crate) async fn content_begins(pool: &PgPool, key: &Key) -> Result<bool, MailError> {
-    let done = sqlx::query(
-        "UPDATE mail.attempts SET content_began_at = clock_timestamp() WHERE delivery_id = $1 AND position = $2 \
-         AND attempt_no = $3 AND claim_token = $4 AND status = 'in_progress'",
+/// Writes down that the contents of these are about to go out, in one statement. Answers the tokens of those that are still ours.
+pub(crate) async fn contents_begin(pool: &PgPool, keys: &[Key]) -> Result<HashSet<Uuid>, MailError> {
+    let tried = "record that a mail's content is about to go out";
+    let ids: Vec<&str> = keys.iter().map(|key| key.delivery_id.as_str()).collect();
+    let positions: Vec<i16> = keys.iter().map(|key| key.position).collect();
+    let numbers: Vec<i32> = keys.iter().map(|key| key.attempt_no).collect();
+    let tokens: Vec<Uuid> = keys.iter().map(|key| key.token).collect();
+    let rows = sqlx::query(
+        "UPDATE mail.attempts a SET content_began_at = clock_timestamp() \
+         FROM unnest($1::text[], $2::int2[], $3::int4[], $4::uuid[]) AS k (delivery_id, position, attempt_no, token) \
+         WHERE (a.delivery_id, a.position, a.attempt_no) = (k.delivery_id, k.position, k.attempt_no) \
+             AND a.claim_token = k.token AND a.status = 'in_progress' RETURNING a.claim_token",
     )
-    .bind(&key.delivery_id)
-    .bind(key.position)
-    .bind(key.attempt_no)
-    .bind(key.token)
-    .execute(pool)
+    .bind(ids)
+    .bind(positions)
+    .bind(numbers)
+    .bind(tokens)
+    .fetch_all(pool)
     .await
-    .map_err(MailError::database("record that a mail's content is about to go out"))?;
-    Ok(done.rows_affected() == 1)
+    .map_err(MailError::database(tried))?;
+    rows.iter().map(|row| row.try_get(0).map_err(MailError::database(tried))).collect()
 }
 
 /// Gives back what this worker holds and has not begun.

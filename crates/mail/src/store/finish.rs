@@ -1,9 +1,12 @@
+use std::time::Duration;
+
 use serde::Serialize;
 use voiceai_postgres::sqlx::{self, PgPool, Row};
 
 use super::claim::Key;
 use crate::delivery::{Settled, Verdict};
 use crate::error::MailError;
+use crate::suppression::heavier;
 use crate::transport::Summary;
 
 /// What became of one attempt, as it is written.
@@ -28,6 +31,8 @@ pub(crate) struct Finished {
     tls: Option<String>,
     duration_ms: Option<u64>,
     provider_id: Option<String>,
+    bounced: Option<String>,
+    bounced_s: Option<f64>,
 }
 
 impl Finished {
@@ -58,6 +63,8 @@ impl Finished {
             tls: None,
             duration_ms: None,
             provider_id: None,
+            bounced: None,
+            bounced_s: None,
         }
     }
 
@@ -75,6 +82,18 @@ impl Finished {
         self
     }
 
+    /// The mailbox does not exist: nobody writes to `address` (in lower case) for so long.
+    pub(crate) fn bounced(mut self, address: String, length: Duration) -> Self {
+        self.bounced = Some(address);
+        self.bounced_s = Some(length.as_secs_f64());
+        self
+    }
+
+    /// True when more follows than the next attempt or an end: a dead letter, a suppressed address.
+    const fn has_consequences(&self) -> bool {
+        self.dead.is_some() || self.bounced.is_some()
+    }
+
     /// As the end of a process that is gone.
     pub(crate) const fn crashed(mut self) -> Self {
         self.crashed = true;
@@ -89,7 +108,8 @@ pub(crate) async fn finish(pool: &PgPool, ends: &[Finished]) -> Result<u64, Mail
         return Ok(0);
     }
     let tried = "write down what became of mail";
-    let row = sqlx::query(FINISH)
+    let statement = if ends.iter().any(Finished::has_consequences) { FINISH_ALL } else { FINISH };
+    let row = sqlx::query(statement)
         .bind(sqlx::types::Json(ends))
         .fetch_one(pool)
         .await
@@ -101,12 +121,14 @@ pub(crate) async fn finish(pool: &PgPool, ends: &[Finished]) -> Result<u64, Mail
 // Every part hangs on `done`, which is empty for a claim that is not the caller's any more. The delivery's counts are added to, never
 // computed anew: two recipients of one delivery may end at the same moment. Rows are locked in the order of their keys, so that two
 // such statements never wait for each other.
-const FINISH: &str = "\
+macro_rules! finish {
+    () => {
+        "\
 WITH input AS MATERIALIZED (
     SELECT * FROM jsonb_to_recordset($1) AS x (
         delivery_id text, position smallint, attempt_no int, token uuid, status text, recipient text, wait_s float8, rung int,
         dead text, crashed boolean, phase text, reason text, code int, enhanced text, detail text, host text, tls text,
-        duration_ms bigint, provider_id text)
+        duration_ms bigint, provider_id text, bounced text, bounced_s float8)
 ), clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 locked AS MATERIALIZED (
     SELECT d.delivery_id, d.priority, d.created_at FROM mail.deliveries d
@@ -148,13 +170,39 @@ locked AS MATERIALIZED (
             (SELECT min(due_at) FROM next n WHERE n.delivery_id = d.delivery_id),
             (SELECT min(due_at) FROM mail.attempts a WHERE a.delivery_id = d.delivery_id AND a.status = 'scheduled')) END
     FROM counted c WHERE d.delivery_id = c.delivery_id
-), dead AS (
-    INSERT INTO mail.dead_letters (delivery_id, reason, error, archived_at)
+)"
+    };
+}
+
+/// What most ends need. The rest is left away rather than empty: a statement that could write to the outbox wakes its relays.
+const FINISH: &str = concat!(finish!(), " SELECT count(*) FROM done");
+
+// The operators are told in the same statement, at most once a minute here (the notice's own throttle puts those minutes into one
+// mail), and never of a notice that could not be sent: that would be a new one each time.
+const FINISH_ALL: &str = concat!(
+    finish!(),
+    ", dead AS (INSERT INTO mail.dead_letters (delivery_id, reason, error, archived_at)
     SELECT DISTINCT ON (delivery_id) delivery_id, dead,
         left(concat_ws(' ', status, phase, code, enhanced, detail), 1000), now
     FROM done WHERE dead IS NOT NULL ORDER BY delivery_id, position
     ON CONFLICT (delivery_id) DO UPDATE SET
         reason = EXCLUDED.reason, error = EXCLUDED.error, archived_at = EXCLUDED.archived_at, replayed_at = NULL,
         deaths = dead_letters.deaths + (dead_letters.replayed_at IS NOT NULL)::int
-)
-SELECT count(*) FROM done";
+    RETURNING delivery_id, reason, error, archived_at
+), told AS (
+    INSERT INTO ops.outbox (id, queue, kind, payload)
+    SELECT 'mail-dead-letters-' || floor(extract(epoch FROM max(dead.archived_at)) / 60)::bigint, 'email-queue', 'notification.send',
+        json_build_object('event', 'dead_letters', 'group', 'mail', 'at', to_json(max(dead.archived_at) AT TIME ZONE 'UTC') #>> '{}' || 'Z',
+            'reason', 'mail is given up, such as delivery ' || min(delivery_id) || ': '
+                || (array_agg(dead.reason || ', ' || dead.error ORDER BY delivery_id))[1]
+                || ' -- all of it: voiceai-tasker mail list --status dead_letter')
+    FROM dead JOIN mail.deliveries d USING (delivery_id) WHERE d.source <> 'platform' HAVING count(*) > 0
+    ON CONFLICT (id) DO NOTHING
+), bounced AS (
+    INSERT INTO mail.suppressions AS have (address, reason, detail, origin, expires_at)
+    SELECT DISTINCT ON (bounced) bounced, 'hard_bounce', left(concat_ws(' ', code, enhanced, detail), 500), delivery_id,
+        now + make_interval(secs => bounced_s)
+    FROM done WHERE bounced IS NOT NULL ORDER BY bounced",
+    heavier!(),
+    ") SELECT count(*) FROM done"
+);

@@ -1,11 +1,14 @@
 //! Who must not be written to: by his own click, by what became of earlier mail, by an operator.
 //!
-//! The list itself is read where attempts are claimed; operators see to it through [`crate::operate`].
+//! Everybody writes the list by one rule (`heavier`); it is read where attempts are claimed.
 
 mod links;
+mod list;
 mod page;
 mod store;
 
 pub use links::{LinkError, Links, Unsubscribe};
+pub use list::{Suppression, suppressions};
 pub use page::routes;
-pub use store::{Entry, Reason, record};
+pub(crate) use store::heavier;
+pub use store::{Entry, Reason, record, unsuppress};

@@ -47,6 +47,7 @@ async fn end(State(desk): State<Arc<Desk>>, Path(token): Path<String>, headers: 
         reason: Reason::Unsubscribe,
         detail: "by the link in a mail",
         origin: "unsubscribe link",
+        lasts: Reason::Unsubscribe.lasts(),
     };
     match record(&desk.pool, &entry).await {
         Ok(()) => {

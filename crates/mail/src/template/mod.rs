@@ -32,13 +32,12 @@ pub use locale::{canonical as canonical_locale, chain as locale_chain};
 pub use manifest::{Kind, Variable};
 
 use crate::Class;
+use crate::message::subject_fits;
 
 /// Steps of one rendering; a hundred times what the largest shipped template takes.
 const FUEL: u64 = 200_000;
 /// The most bytes of one rendered part; far below any server's limit.
 const PART_LONGEST: usize = 2 * 1024 * 1024;
-/// The most characters of a subject. Longer ones are cut by every reader's program.
-const SUBJECT_LONGEST: usize = 250;
 
 /// All templates of a folder. Cheap to share behind an `Arc`; nothing in it changes.
 #[derive(Debug)]
@@ -201,17 +200,13 @@ impl Catalogue {
     }
 
     fn check_subject(&self, template: &Template, locale: &str, subject: &str) -> Result<(), RenderError> {
-        let message = if subject.is_empty() {
-            "the subject is empty"
-        } else if subject.chars().any(char::is_control) {
-            "the subject has more than one line, or a control character"
-        } else if subject.chars().count() > SUBJECT_LONGEST {
-            "the subject is longer than 250 characters"
-        } else {
-            return Ok(());
+        let problem = match subject_fits(subject) {
+            Ok(()) if subject.is_empty() => "is empty",
+            Ok(()) => return Ok(()),
+            Err(problem) => problem,
         };
         let file = format!("{}/{locale}/{SUBJECT}", template.id);
-        Err(RenderError::Failed { file, line: None, message: message.to_owned() })
+        Err(RenderError::Failed { file, line: None, message: format!("the subject {problem}") })
     }
 }
 

@@ -356,6 +356,22 @@ async fn soft_bounces_add_up_and_a_delivery_forgives_them() {
     assert_eq!(setting.suppressed().await, [pair("full@example.com", "complaint")]);
 }
 
+#[tokio::test]
+async fn a_complaint_counts_whichever_report_of_the_mail_comes_first() {
+    let setting = setting().await;
+    let complaint = json!({"notificationType": "Complaint", "complaint": {"complainedRecipients": [{"emailAddress": "kim@example.com"}]}, "mail": {"messageId": "m"}});
+    let delivery = json!({"notificationType": "Delivery", "delivery": {"recipients": ["kim@example.com"]}, "mail": {"messageId": "m"}});
+    for (n, text) in [complaint, delivery].into_iter().enumerate() {
+        let message = setting.message(&format!("late-{n}"), "Notification", &text.to_string(), "2");
+        assert_eq!(setting.post(&message).await, StatusCode::OK);
+    }
+    assert_eq!(
+        setting.suppressed().await,
+        [pair("kim@example.com", "complaint")],
+        "a delivery takes nothing back"
+    );
+}
+
 #[test]
 fn openssl_is_there() {
     assert!(Path::new("/usr/bin/openssl").exists(), "openssl is missing: run scripts/install.sh test");

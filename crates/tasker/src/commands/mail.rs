@@ -1,5 +1,8 @@
 //! `mail …`
 
+mod holds;
+mod replay;
+
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -7,19 +10,15 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use voiceai_cli::{Column, Failure, Mutation, Output, Question, confirm, human_duration};
+use voiceai_mail::Wake;
 use voiceai_mail::malformed::{self, Malformed};
-use voiceai_mail::operate::{
-    self as mail, AttemptRow, Cursor, DeadFilter, Delivery, DeliveryRow, Filter, Pause, Scope, Suppression,
-};
+use voiceai_mail::operate::{self as mail, AttemptRow, Cursor, Delivery, DeliveryRow, Filter};
 use voiceai_mail::template::Template;
-use voiceai_mail::{Address, Wake};
-use voiceai_replay::{Candidate, Pace, Plan, Store};
 
-use super::{Service, act, stopping};
-use crate::cli::{ListMail, Mail, Part, PauseMail, Preview, ReplayMail, Subject, Suppressions, When};
-use crate::operate::mail::{self as operate, mail_failure, resend_failure};
+use super::{Service, act};
+use crate::cli::{ListMail, Mail, Part, Preview};
+use crate::operate::mail::{mail_failure, resend_failure};
 use crate::operate::queues::age;
-use crate::operate::replay::Carried;
 use crate::operate::trail;
 
 pub(super) async fn run(command: Mail, service: &Service, output: Output) -> Result<(), Failure> {
@@ -27,13 +26,13 @@ pub(super) async fn run(command: Mail, service: &Service, output: Output) -> Res
         Mail::List(wanted) => list(wanted, service, output).await,
         Mail::Show { id } => show(&id, service, output).await,
         Mail::Resend { id, mutation } => resend(&id, &mutation, service, output).await,
-        Mail::Replay(command) => replay(command, service, output).await,
+        Mail::Replay(command) => replay::run(command, service, output).await,
         Mail::Preview(command) => preview(&command, service, output),
         Mail::Templates => templates(service, output),
         Mail::Malformed { page } => malformed(page.limit, page.cursor.as_deref(), service, output).await,
-        Mail::Suppressions(command) => Box::pin(suppressions(command, service, output)).await,
-        Mail::Pause(command) => pause(command, service, output).await,
-        Mail::Resume { subject, mutation } => resume(&subject, &mutation, service, output).await,
+        Mail::Suppressions(command) => Box::pin(holds::suppressions(command, service, output)).await,
+        Mail::Pause(command) => holds::pause(command, service, output).await,
+        Mail::Resume { subject, mutation } => holds::resume(&subject, &mutation, service, output).await,
     }
 }
 
@@ -180,126 +179,6 @@ async fn resend(id: &str, mutation: &Mutation, service: &Service, output: Output
     output.one(&document, |_| format!("{}: {}, sends {id} again\n", accepted.delivery_id, accepted.status))
 }
 
-async fn replay(command: ReplayMail, service: &Service, output: Output) -> Result<(), Failure> {
-    let pool = service.pool().await?;
-    let policy = &service.settings.mail.policy;
-    let store = Store::new(pool.clone(), trail::SERVICE);
-    let pace =
-        Pace { per_second: command.rate.0, look_every: Duration::from_millis(250), follow: command.wait };
-    if let Some(id) = command.resume {
-        if !command.execute || command.mutation.dry_run {
-            let carried = crate::operate::replay::shown(&store, id, "planned").await?;
-            return output.one(&document(&carried, None), |_| carried_text(&carried));
-        }
-        let act = act(&command.mutation)?;
-        let object = format!("replay {id}");
-        confirm(&command.mutation, &Question { verb: "Go on with", object: &object, count: None })?;
-        let carried = operate::resume(&pool, policy, &store, id, pace, &act, &stopping()?).await?;
-        return show_carried(&carried, None, output);
-    }
-    let dead = DeadFilter {
-        ids: command.ids.clone(),
-        tenant: command.tenant.clone(),
-        template: command.template.clone(),
-        error_contains: command.error_contains.clone(),
-        since: command.since.map(operate::since),
-        reason: command.reason_is,
-    };
-    // The proof compares what the person wrote: `2h` is the same selection an hour later.
-    let filter = DeadFilter { since: None, ..dead.clone() };
-    let filter = filter.normalised().with("since", command.since.map(When::normalised));
-    let plan = operate::plan(&pool, &dead, command.limit).await?;
-    let allowed = operate::allow(&pool, policy, &store, &filter, command.limit).await;
-    let execute = command.execute && !command.mutation.dry_run;
-    if !execute || allowed.is_err() || plan.would_replay == 0 {
-        let shown = json!({
-            "executed": false, "filter": filter, "limit": command.limit, "allowed": allowed.is_ok(), "matched": plan.matched,
-            "checked": plan.checked, "passed": plan.passed, "would_replay": plan.would_replay, "refused": plan.refused,
-            "candidates": plan.candidates.iter().take(1_000).collect::<Vec<_>>(), "next": null,
-        });
-        output.one(&shown, |_| plan_text(&plan, &filter.to_string(), command.limit, output))?;
-        allowed?;
-        return if execute && plan.matched > 0 { Err(nothing_passes(&plan)) } else { Ok(()) };
-    }
-    let act = act(&command.mutation)?;
-    let object = format!("of {} dead letters matching {filter}", plan.matched);
-    confirm(
-        &command.mutation,
-        &Question { verb: "Replay", object: &object, count: Some(plan.would_replay) },
-    )?;
-    let orders = operate::Orders { filter: &filter, plan: &plan, limit: command.limit, pace };
-    let carried = operate::execute(&pool, policy, &store, &orders, &act, &stopping()?).await?;
-    show_carried(&carried, Some(&plan), output)
-}
-
-fn nothing_passes(plan: &Plan) -> Failure {
-    let why: Vec<_> = plan.refused.iter().map(|(code, count)| format!("{count} {code}")).collect();
-    Failure::refused(
-        "nothing_to_replay",
-        format!("none of the {} matching dead letters passes the checks: {}", plan.matched, why.join(", ")),
-        "Heal what the checks name, such as a pause of the provider.",
-    )
-}
-
-fn plan_text(plan: &Plan, filter: &str, limit: u32, output: Output) -> String {
-    let text_of = |row: &Candidate, name: &str| row.shown[name].as_str().unwrap_or_default().to_owned();
-    let columns = [
-        Column::new("ID", |row: &Candidate| row.id.clone()),
-        Column::new("TEMPLATE", move |row: &Candidate| text_of(row, "template_id")),
-        Column::new("DEAD SINCE", move |row: &Candidate| text_of(row, "dead_at")),
-        Column::new("REASON", move |row: &Candidate| text_of(row, "reason")),
-        Column::new("SAID", move |row: &Candidate| text_of(row, "error")),
-        Column::new("CHECK", |row: &Candidate| match &row.refused {
-            Some(refusal) => refusal.message.clone(),
-            None => "passes".to_owned(),
-        }),
-    ];
-    let mut text = format!(
-        "{} match ({filter}), {} were checked, {} pass; with --limit {limit} {} would be replayed. Nothing was changed.\n",
-        plan.matched, plan.checked, plan.passed, plan.would_replay
-    );
-    if !plan.candidates.is_empty() {
-        text.push_str(&output.table(&plan.candidates, &columns));
-    }
-    text
-}
-
-fn document(carried: &Carried, plan: Option<&Plan>) -> Value {
-    let mut document = json!(carried);
-    document["executed"] = (carried.ended != "planned").into();
-    if let Some(plan) = plan {
-        document["matched"] = plan.matched.into();
-        document["passed"] = plan.passed.into();
-        document["refused"] = json!(plan.refused);
-    }
-    document
-}
-
-fn show_carried(carried: &Carried, plan: Option<&Plan>, output: Output) -> Result<(), Failure> {
-    output.one(&document(carried, plan), |_| carried_text(carried))?;
-    operate::judge(carried).map_or(Ok(()), Err)
-}
-
-fn carried_text(carried: &Carried) -> String {
-    let counts = &carried.replay.counts;
-    let mut text = format!(
-        "replay {} {}: {} deliveries, {} sent, {} not ended yet, {} died again, {} skipped, {} gone, {} left alone\n",
-        carried.replay.id,
-        carried.ended,
-        counts.items,
-        counts.completed,
-        counts.open,
-        counts.died,
-        counts.skipped,
-        counts.gone,
-        counts.pending
-    );
-    for item in carried.items.iter().filter(|item| item.detail.is_some()) {
-        let _ = writeln!(text, "  {} {:?}: {}", item.id, item.state, item.detail.clone().unwrap_or_default());
-    }
-    text
-}
-
 fn preview(command: &Preview, service: &Service, output: Output) -> Result<(), Failure> {
     let catalogue = crate::mail::catalogue(&service.settings.mail)?;
     let made = match &command.variables {
@@ -379,156 +258,4 @@ async fn malformed(
         Column::new("WHAT", |row: &Malformed| row.failure_message.clone()),
     ];
     output.list("malformed", &rows, next.as_deref(), &columns)
-}
-
-async fn suppressions(command: Suppressions, service: &Service, output: Output) -> Result<(), Failure> {
-    let pool = service.pool().await?;
-    let parse = |text: &str| {
-        Address::parse(text)
-            .map_err(|error| Failure::usage("invalid_address", error.to_string(), "Correct the address."))
-    };
-    match command {
-        Suppressions::List { address, page } => {
-            let before = page.cursor.as_deref().map(str::parse).transpose().map_err(wrong_cursor)?;
-            let rows = mail::suppressions(&pool, address.as_deref(), before, i64::from(page.limit) + 1).await;
-            let mut rows = rows.map_err(|error| mail_failure(&error))?;
-            let next = further(&mut rows, page.limit).map(|row| row.id.to_string());
-            let columns = [
-                Column::new("ADDRESS", |row: &Suppression| row.address.clone()),
-                Column::new("REASON", |row: &Suppression| row.reason.clone()),
-                Column::new("CLASS", |row: &Suppression| row.class.clone()),
-                Column::new("TENANT", |row: &Suppression| row.tenant.clone()),
-                Column::new("SINCE", |row: &Suppression| format!("{:.0}", row.created_at)),
-                Column::new("UNTIL", |row: &Suppression| {
-                    row.expires_at.map(|at| format!("{at:.0}")).unwrap_or_default()
-                }),
-                Column::new("DETAIL", |row: &Suppression| row.detail.clone().unwrap_or_default()),
-            ];
-            output.list("suppressions", &rows, next.as_deref(), &columns)
-        }
-        Suppressions::Add { address, tenant, class, length, mutation } => {
-            let address = parse(&address)?;
-            let act = act(&mutation)?;
-            let document = json!({
-                "address": address.normalised(), "tenant": tenant, "class": class,
-                "for_seconds": length.map(|length| length.as_secs_f64()), "dry_run": mutation.dry_run,
-            });
-            if mutation.dry_run {
-                return output.one(&document, |_| format!("would write to {address} no more\n"));
-            }
-            let object = address.to_string();
-            confirm(&mutation, &Question { verb: "Write no more to", object: &object, count: None })?;
-            trail::record(&pool, &act, "mail.suppress", &address.normalised(), document.clone()).await?;
-            mail::suppress(&pool, &address, tenant.as_deref(), class, &act.why(), &act.actor, length)
-                .await
-                .map_err(|error| mail_failure(&error))?;
-            output.one(&document, |_| format!("{address} is written to no more\n"))
-        }
-        Suppressions::Remove { address, mutation } => {
-            let address = parse(&address)?;
-            let act = act(&mutation)?;
-            if mutation.dry_run {
-                let document = json!({ "address": address.normalised(), "dry_run": true });
-                return output.one(&document, |_| format!("would take {address} off the list\n"));
-            }
-            let object = address.to_string();
-            confirm(&mutation, &Question { verb: "Write again to", object: &object, count: None })?;
-            trail::record(&pool, &act, "mail.unsuppress", &address.normalised(), json!({})).await?;
-            let removed = mail::unsuppress(&pool, &address).await.map_err(|error| mail_failure(&error))?;
-            if removed == 0 {
-                return Err(Failure::not_found(
-                    "not_suppressed",
-                    format!("{address} is not on the list"),
-                    "See `mail suppressions list`.",
-                ));
-            }
-            let document = json!({ "address": address.normalised(), "removed": removed });
-            output.one(&document, |_| format!("{address} is written to again\n"))
-        }
-    }
-}
-
-fn subject(subject: &Subject) -> Option<(Scope, String)> {
-    let Subject { provider, domain, tenant } = subject;
-    provider
-        .clone()
-        .map(|name| (Scope::Provider, name))
-        .or_else(|| domain.as_ref().map(|name| (Scope::Domain, name.to_lowercase())))
-        .or_else(|| tenant.clone().map(|name| (Scope::Tenant, name)))
-}
-
-async fn pause(command: PauseMail, service: &Service, output: Output) -> Result<(), Failure> {
-    let pool = service.pool().await?;
-    let Some((scope, name)) = subject(&command.subject) else {
-        let rows = mail::pauses(&pool).await.map_err(|error| mail_failure(&error))?;
-        let columns = [
-            Column::new("SCOPE", |row: &Pause| row.scope.clone()),
-            Column::new("SUBJECT", |row: &Pause| row.subject.clone()),
-            Column::new(
-                "BY",
-                |row: &Pause| {
-                    if row.automatic { "itself".to_owned() } else { row.created_by.clone() }
-                },
-            ),
-            Column::new("UNTIL", |row: &Pause| format!("{:.0}", row.until)),
-            Column::new("REASON", |row: &Pause| row.reason.clone()),
-        ];
-        return output.list("pauses", &rows, None, &columns);
-    };
-    let Some(reason) = command.mutation.reason.clone() else {
-        return Err(Failure::usage(
-            "reason_needed",
-            "a pause keeps mail from people and says why",
-            "Pass --reason TEXT.",
-        ));
-    };
-    let act = act(&command.mutation)?;
-    let document = json!({
-        "scope": scope, "subject": name, "for_seconds": command.length.as_secs_f64(), "dry_run": command.mutation.dry_run,
-    });
-    if command.mutation.dry_run {
-        return output.one(&document, |_| format!("would pause {scope} {name}\n"));
-    }
-    let object = format!("mail of {scope} {name} for {}", human_duration(command.length));
-    confirm(&command.mutation, &Question { verb: "Pause", object: &object, count: None })?;
-    trail::record(&pool, &act, "mail.pause", &format!("{scope}:{name}"), document.clone()).await?;
-    mail::pause(&pool, scope, &name, &reason, &act.actor, command.length)
-        .await
-        .map_err(|error| mail_failure(&error))?;
-    output.one(&document, |_| format!("{scope} {name} is paused for {}\n", human_duration(command.length)))
-}
-
-async fn resume(
-    wanted: &Subject,
-    mutation: &Mutation,
-    service: &Service,
-    output: Output,
-) -> Result<(), Failure> {
-    let Some((scope, name)) = subject(wanted) else {
-        return Err(Failure::usage(
-            "subject_needed",
-            "it is not said what to resume",
-            "Pass --provider, --domain or --tenant; `mail pause` shows what is paused.",
-        ));
-    };
-    let act = act(mutation)?;
-    let pool = service.pool().await?;
-    let paused = mail::pauses(&pool).await.map_err(|error| mail_failure(&error))?;
-    if !paused.iter().any(|pause| pause.scope == scope.as_str() && pause.subject == name) {
-        return Err(Failure::not_found(
-            "not_paused",
-            format!("{scope} {name} is not paused"),
-            "`mail pause` shows what is.",
-        ));
-    }
-    if mutation.dry_run {
-        let document = json!({ "scope": scope, "subject": name, "dry_run": true });
-        return output.one(&document, |_| format!("would resume {scope} {name}\n"));
-    }
-    let object = format!("mail of {scope} {name}");
-    confirm(mutation, &Question { verb: "Resume", object: &object, count: None })?;
-    trail::record(&pool, &act, "mail.resume", &format!("{scope}:{name}"), json!({})).await?;
-    let resumed = mail::resume(&pool, scope, &name).await.map_err(|error| mail_failure(&error))?;
-    let document = json!({ "scope": scope, "subject": name, "resumed": resumed });
-    output.one(&document, |_| format!("{scope} {name} is resumed\n"))
 }

@@ -6,11 +6,16 @@ use std::time::Duration;
 
 use serde_json::json;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use voiceai_postgres::sqlx::postgres::PgPoolOptions;
 use voiceai_postgres::sqlx::{self, PgPool, Row};
 use voiceai_redis::{Redis, RedisSettings};
-use voiceai_testkit::{PostgresServer, Process, Program, RedisOptions, RedisServer, SmtpSink, wait_for};
+use voiceai_testkit::{
+    Port, PostgresServer, Process, Program, RedisOptions, RedisServer, SmtpSink, wait_for,
+};
 
+use crate::http::TOKEN;
 use crate::stage::{PATIENCE, answer};
 
 /// Two taskers on stores of their own, and a mail server that takes everything.
@@ -19,6 +24,8 @@ struct House {
     postgres: PostgresServer,
     sink: SmtpSink,
     taskers: Vec<Process>,
+    /// Where each tasker listens.
+    ports: [Port; 2],
     folder: TempDir,
 }
 
@@ -26,8 +33,8 @@ impl House {
     async fn start() -> Self {
         let redis = RedisServer::start(RedisOptions { appendonly: true, ..RedisOptions::default() }).await;
         let (postgres, sink) = (PostgresServer::start().await, SmtpSink::start().await);
-        let folder = tempfile::tempdir().unwrap();
-        let mut house = Self { redis, postgres, sink, taskers: Vec::new(), folder };
+        let (folder, ports) = (tempfile::tempdir().unwrap(), [Port::reserve(), Port::reserve()]);
+        let mut house = Self { redis, postgres, sink, taskers: Vec::new(), ports, folder };
         for n in 0..2 {
             let tasker = house.program(n).arg("run").start();
             tasker.wait_for_line(PATIENCE, "service ready").await;
@@ -53,7 +60,9 @@ impl House {
             ("MAIL_SEND_RATE", "100000/s".to_owned()),
             ("MAIL_RETRY_LADDER", "500ms,500ms,500ms,500ms,500ms,500ms,500ms,500ms".to_owned()),
             ("MAIL_PROVIDER_PAUSE", "200ms".to_owned()),
-            ("QUEUE_EMAIL_RATE", "100000/s".to_owned()),
+            ("MAIL_LOGIN_CODE_LIFETIME", "1h".to_owned()),
+            ("TASKER_HTTP_ADDR", format!(":{}", self.ports[n].number())),
+            ("INTERNAL_HTTP_TOKEN", TOKEN.to_owned()),
             ("QUEUE_EMAIL_CONCURRENCY", "20".to_owned()),
             ("QUEUE_EMAIL_ATTEMPTS", "50".to_owned()),
             ("QUEUE_EMAIL_BACKOFF", "200ms".to_owned()),
@@ -124,6 +133,47 @@ async fn by_queue(program: Program, folder: std::path::PathBuf, count: usize) {
     }
 }
 
+/// Asks for login codes at both taskers in turn; a request whose answer was lost is made again under its key.
+async fn by_rest(ports: [u16; 2], count: usize) {
+    const AT_A_TIME: usize = 4;
+    let lane = |lane: usize| async move {
+        for n in (lane..count).step_by(AT_A_TIME) {
+            let mut tried = n;
+            while !accepted(ports[tried % 2], n).await {
+                tried += 1;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    };
+    tokio::join!(lane(0), lane(1), lane(2), lane(3));
+}
+
+async fn accepted(port: u16, n: usize) -> bool {
+    let body = json!({ "email": format!("r{n}@example.com"), "code": format!("{n:06}"), "locale": "de" })
+        .to_string();
+    let request = format!(
+        "POST /api/v1/internal/login-code-deliveries HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\
+         Authorization: Bearer {TOKEN}\r\nIdempotency-Key: challenge-{n}\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let asked = async {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        stream.write_all(request.as_bytes()).await?;
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).await?;
+        Ok::<_, std::io::Error>(reply)
+    };
+    let Ok(Ok(reply)) = tokio::time::timeout(Duration::from_secs(10), asked).await else { return false };
+    if reply.starts_with("HTTP/1.1 200") {
+        assert!(reply.ends_with(r#"{"outcome":"sent"}"#), "{reply}");
+        return true;
+    }
+    // Nothing else than that it cannot be stored now; a conflict would be a mail of another content.
+    assert!(reply.is_empty() || reply.starts_with("HTTP/1.1 503"), "{reply}");
+    false
+}
+
 async fn pool(url: &str) -> Result<PgPool, sqlx::Error> {
     PgPoolOptions::new().max_connections(1).acquire_timeout(Duration::from_secs(3)).connect(url).await
 }
@@ -148,11 +198,16 @@ async fn strike(house: &mut House, faults: usize) {
 
 async fn rounds(count: usize, faults: usize) {
     let mut house = House::start().await;
-    let (streamed, queued) = (count / 2, count - count / 2);
+    let (streamed, queued) = (count / 3, count / 3);
+    let asked = count - streamed - queued;
     let (url, folder) = (house.redis.url(), house.folder.path().to_owned());
-
-    let program = house.program(0);
-    tokio::join!(by_stream(url, streamed), by_queue(program, folder, queued), strike(&mut house, faults),);
+    let (program, ports) = (house.program(0), [house.ports[0].number(), house.ports[1].number()]);
+    tokio::join!(
+        by_stream(url, streamed),
+        by_queue(program, folder, queued),
+        by_rest(ports, asked),
+        strike(&mut house, faults),
+    );
     let url = house.postgres.url();
     wait_for(Duration::from_secs(120 + count as u64 / 100), "every delivery has ended", async || {
         let pool = pool(&url).await.map_err(|error| error.to_string())?;
@@ -170,6 +225,12 @@ async fn rounds(count: usize, faults: usize) {
         Err(format!("{sent} of {all} sent ({count} given), others {others:?}, {malformed} malformed"))
     })
     .await;
+    let pool = pool(&url).await.unwrap();
+    let rows = sqlx::query("SELECT source, count(*) FROM mail.deliveries GROUP BY source ORDER BY source");
+    let found: Vec<(String, i64)> =
+        rows.fetch_all(&pool).await.unwrap().iter().map(|row| (row.get(0), row.get(1))).collect();
+    let given = [("authsession", asked), ("email_queue", queued), ("notification", streamed)];
+    assert_eq!(found, given.map(|(source, count)| (source.to_owned(), count as i64)), "the counts agree");
     check_sink(&house, count).await;
     assert!(house.taskers.iter().all(|tasker| tasker.exit().is_none()), "losing a store ends no process");
 }

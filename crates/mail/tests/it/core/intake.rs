@@ -1,9 +1,10 @@
 use serde_json::json;
 use voiceai_mail::Wake;
 use voiceai_mail::delivery::DeliveryStatus;
-use voiceai_mail::intake::{AcceptError, Content, Source};
+use voiceai_mail::intake::{AcceptError, Command, Content, Source};
+use voiceai_postgres::sqlx;
 
-use super::support::{Bench, command, intake, template};
+use super::support::{Bench, command, intake, settings, template};
 
 #[tokio::test]
 async fn concurrent_twins_make_one_delivery_and_other_content_is_a_conflict() {
@@ -139,4 +140,69 @@ async fn the_schema_derives_the_same_status_as_the_code() {
         }
     }
     assert_eq!(checked, 128);
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_for_now_and_leaves_no_half_of_a_mail() {
+    let bench = Bench::new(&[]).await;
+    bench
+        .database
+        .execute(
+            "CREATE FUNCTION mail.full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ \
+             BEGIN RAISE disk_full USING MESSAGE = 'could not extend file: No space left on device'; END $$; \
+             CREATE TRIGGER full_disk BEFORE INSERT ON mail.delivery_payloads FOR EACH ROW EXECUTE FUNCTION mail.full_disk()",
+        )
+        .await;
+    let refused = bench.intake.accept(command("d-1", &["a@example.com"])).await;
+    let Err(AcceptError::Store(error)) = refused else { panic!("{refused:?}") };
+    assert!(error.is_unavailable() && !error.is_about_the_data(), "the caller tries again: {error:?}");
+    assert_eq!(bench.number("SELECT count(*) FROM mail.deliveries").await, 0);
+    bench.database.execute("DROP TRIGGER full_disk ON mail.delivery_payloads").await;
+    assert!(!bench.intake.accept(command("d-1", &["a@example.com"])).await.unwrap().known);
+}
+
+#[tokio::test]
+async fn what_was_accepted_under_wider_limits_keeps_its_answer() {
+    let bench = Bench::new(&[]).await;
+    let mut long = command("d-1", &["a@example.com"]);
+    long.content = Content::Rendered {
+        subject: "s".to_owned(),
+        // Twice as long once it is quoted: only the composed mail is too large.
+        text_body: "=".repeat(8_000),
+        html_body: String::new(),
+    };
+    bench.accept(long.clone()).await;
+    let narrow = settings(&[("MAIL_MESSAGE_BYTES_MAX", "10000")]);
+    let narrow = intake(&bench.pool, &narrow, false, Wake::new());
+    assert!(narrow.accept(long.clone()).await.unwrap().known);
+    let other = Command { delivery_id: "d-2".into(), idempotency_key: "notification:d-2".into(), ..long };
+    assert!(matches!(narrow.accept(other).await, Err(AcceptError::Rejected(_))));
+}
+
+#[tokio::test]
+async fn every_subject_that_is_accepted_can_be_composed_and_no_other() {
+    let bench = Bench::new(&[]).await;
+    for (n, subject) in
+        ["x".repeat(998), "ab ".repeat(332), "ü".repeat(499), "x ü ".repeat(199)].into_iter().enumerate()
+    {
+        let id = format!("d-{n}");
+        let mut mail = command(&id, &["a@example.com"]);
+        mail.content =
+            Content::Rendered { subject: subject.clone(), text_body: "t".into(), html_body: String::new() };
+        assert_eq!(bench.intake.accept(mail).await.unwrap().status, DeliveryStatus::Queued, "{subject}");
+        let bytes: Vec<u8> =
+            sqlx::query_scalar("SELECT message FROM mail.delivery_payloads WHERE delivery_id = $1")
+                .bind(&id)
+                .fetch_one(&bench.pool)
+                .await
+                .unwrap();
+        let read = mail_parser::MessageParser::default().parse(&bytes).expect("a mail");
+        assert_eq!(read.subject().map(str::trim_end), Some(subject.trim_end()));
+    }
+    let mut mail = command("long", &["a@example.com"]);
+    mail.content =
+        Content::Rendered { subject: "x".repeat(999), text_body: "t".into(), html_body: String::new() };
+    assert!(
+        matches!(bench.intake.accept(mail).await, Err(AcceptError::Rejected(r)) if r.code == "invalid_subject")
+    );
 }

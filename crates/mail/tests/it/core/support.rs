@@ -80,6 +80,8 @@ pub(super) fn template(id: &str, template_id: &str, variables: serde_json::Value
 pub(super) enum Act {
     Accept,
     Refuse,
+    /// Says that there is no such mailbox.
+    Gone,
     Defer(Option<Duration>),
     Fault,
     TimeOut,
@@ -147,6 +149,13 @@ impl Provider {
             Act::Refuse => Outcome::Refused {
                 axis: Axis::Recipient,
                 summary: summary(Phase::Final, Reason::Mailbox, 550, "550 5.1.1 no such user"),
+            },
+            Act::Gone => Outcome::Refused {
+                axis: Axis::Recipient,
+                summary: Summary {
+                    enhanced: Some("5.1.1".to_owned()),
+                    ..summary(Phase::Rcpt, Reason::Mailbox, 550, "no such user")
+                },
             },
             Act::Defer(retry_after) => Outcome::Deferred {
                 axis: Axis::Recipient,

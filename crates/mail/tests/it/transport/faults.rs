@@ -146,6 +146,39 @@ async fn service_not_available_pauses_the_provider_at_each_step() {
 }
 
 #[tokio::test]
+async fn a_server_that_gives_up_or_falls_silent_before_the_login_pauses_the_provider() {
+    let certificate = Certificate::localhost();
+    let (_folder, ca_file) = authority(&certificate);
+    for (step, phase) in [(Step::Starttls, Phase::Starttls), (Step::Auth, Phase::Auth)] {
+        let sink = SmtpSink::with(SinkOptions {
+            tls: SinkTls::Starttls(certificate.clone()),
+            login: Some(("mailer".to_owned(), "first".to_owned())),
+            ..SinkOptions::default()
+        })
+        .await;
+        let smtp = transport(&SmtpSettings {
+            tls: TlsMode::Starttls,
+            ca_file: Some(ca_file.clone()),
+            credentials: login("mailer", "first"),
+            ..hasty(sink.port())
+        });
+        sink.once(step, Act::reply("421 4.3.2 going down"));
+        let outcome = send(&smtp, &mail()).await;
+        assert_eq!(
+            (provider_fault(&outcome).phase, provider_fault(&outcome).code),
+            (phase, Some(421)),
+            "{outcome:?}"
+        );
+        sink.once(step, Act::Hang);
+        assert_eq!(timed_out(&bounded(&smtp, &mail(), 3).await).phase, phase);
+        sink.once(step, Act::Drop);
+        assert_eq!(provider_fault(&send(&smtp, &mail()).await).phase, phase);
+        assert_eq!(sink.count(), 0);
+        accepted(&send(&smtp, &mail()).await);
+    }
+}
+
+#[tokio::test]
 async fn replies_are_laid_at_the_right_door() {
     #[derive(Debug, PartialEq)]
     enum Door {

@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use jiff::Timestamp;
 use jiff_sqlx::Timestamp as SqlTimestamp;
 use serde::Serialize;
@@ -7,7 +5,6 @@ use voiceai_postgres::sqlx::postgres::PgRow;
 use voiceai_postgres::sqlx::{self, PgPool, Row};
 
 use crate::error::MailError;
-use crate::{Address, Class};
 
 /// One entry of the list of those who must not be written to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
@@ -68,48 +65,4 @@ pub async fn suppressions(
         })
     };
     rows.iter().map(|row| read(row).map_err(MailError::database(tried))).collect()
-}
-
-/// Puts `address` on the list for a person's reason; `length`: not for good.
-///
-/// # Errors
-/// As the database says.
-pub async fn suppress(
-    pool: &PgPool,
-    address: &Address,
-    tenant: Option<&str>,
-    class: Option<Class>,
-    detail: &str,
-    by: &str,
-    length: Option<Duration>,
-) -> Result<(), MailError> {
-    sqlx::query(
-        "INSERT INTO mail.suppressions (address, tenant, class, reason, detail, origin, expires_at) \
-         VALUES ($1, $2, $3, 'operator', $4, $5, clock_timestamp() + make_interval(secs => $6)) \
-         ON CONFLICT (address, tenant, class) DO UPDATE SET reason = EXCLUDED.reason, detail = EXCLUDED.detail, \
-             origin = EXCLUDED.origin, created_at = EXCLUDED.created_at, expires_at = EXCLUDED.expires_at",
-    )
-    .bind(address.normalised())
-    .bind(tenant.unwrap_or_default())
-    .bind(class.map_or("", Class::as_str))
-    .bind(detail)
-    .bind(by)
-    .bind(length.map(|length| length.as_secs_f64()))
-    .execute(pool)
-    .await
-    .map(drop)
-    .map_err(MailError::database("suppress an address"))
-}
-
-/// Takes every entry of `address` off the list; answers how many there were.
-///
-/// # Errors
-/// As the database says.
-pub async fn unsuppress(pool: &PgPool, address: &Address) -> Result<u64, MailError> {
-    sqlx::query("DELETE FROM mail.suppressions WHERE address = $1")
-        .bind(address.normalised())
-        .execute(pool)
-        .await
-        .map(|done| done.rows_affected())
-        .map_err(MailError::database("take an address off the list"))
 }
