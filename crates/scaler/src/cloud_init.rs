@@ -69,7 +69,7 @@ pub struct CloudInit {
 #[derive(Debug, thiserror::Error)]
 pub enum CloudInitError {
     /// Variables without a value.
-    #[error("bootstrap variables without a value: {}", .0.join(", "))]
+    #[error("bootstrap variables without a value, in the settings and in the group's `secretsName`: {}", .0.join(", "))]
     Missing(Vec<&'static str>),
     /// The group's secret.
     #[error("{0}")]
@@ -112,6 +112,26 @@ impl CloudInit {
             .collect()
     }
 
+    /// The values of the group's secret, once it is known that nothing is missing: what the settings leave out may stand there.
+    ///
+    /// # Errors
+    /// As [`CloudInit::secrets`]; for `hetzner` and `aws` also when a bootstrap variable has no value at all.
+    pub async fn bootstrap(&self, server: &ServerRow) -> Result<Vec<(String, Secret)>, CloudInitError> {
+        let secrets = self.secrets(server).await?;
+        let in_secret =
+            |name: &str| secrets.iter().any(|(key, value)| key == name && !value.expose().is_empty());
+        let missing: Vec<_> = self
+            .variables
+            .iter()
+            .filter(|(name, value)| value.is_none() && !in_secret(name))
+            .map(|(name, _)| *name)
+            .collect();
+        if !missing.is_empty() && matches!(server.provider.as_str(), "hetzner" | "aws") {
+            return Err(CloudInitError::Missing(missing));
+        }
+        Ok(secrets)
+    }
+
     /// Makes the document and leaves it in a file that only this user may read, and that is gone with the value returned.
     ///
     /// # Errors
@@ -122,12 +142,7 @@ impl CloudInit {
         runner: &ScriptRunner,
         cancel: &CancellationToken,
     ) -> Result<NamedTempFile, CloudInitError> {
-        let missing: Vec<_> =
-            self.variables.iter().filter(|(_, value)| value.is_none()).map(|(name, _)| *name).collect();
-        if !missing.is_empty() && matches!(server.provider.as_str(), "hetzner" | "aws") {
-            return Err(CloudInitError::Missing(missing));
-        }
-        let secrets = self.secrets(server).await?;
+        let secrets = self.bootstrap(server).await?;
         let document = self.run(server, &secrets, runner, cancel).await?;
         let most = if server.provider == "aws" { BYTES_MAX_AWS } else { BYTES_MAX };
         check(&document, most).map_err(CloudInitError::Document)?;

@@ -77,6 +77,7 @@ impl Snapshot {
             store.provider_holds(),
             store.resting_names(),
         )?;
+        heartbeats.know(fleet.iter().map(|row| row.server.name.clone()));
         // The walk goes on beside the reading of the rows.
         heartbeats.after_a_walk(WALK_WITHIN).await;
         let names = fleet.iter().map(|row| row.server.name.clone());

@@ -18,8 +18,8 @@ use voiceai_scaler_core::name::is_label_value;
 const SCAN_COUNT: i64 = 2_000;
 /// Steps in one turn of the walk; a key space of a million keys takes a few turns.
 const STEPS_PER_TURN: usize = 200;
-/// Most unknown names that are remembered.
-const NAMES_MAX: usize = 20_000;
+/// Most names of others that are remembered.
+const NAMES_MAX: usize = 100_000;
 
 /// The heartbeats of one moment.
 #[derive(Debug, Clone, Default)]
@@ -89,6 +89,9 @@ pub struct HeartbeatReader {
     redis: Redis,
     prefix: Arc<str>,
     found: Arc<Mutex<BTreeSet<String>>>,
+    /// The names that were last read as known: the walk passes over them, so that however large our own fleet is, others are
+    /// found.
+    known: Arc<Mutex<Arc<HashSet<String>>>>,
     /// True once a walk has been made to its end.
     walked: Arc<watch::Sender<bool>>,
 }
@@ -97,7 +100,13 @@ impl HeartbeatReader {
     /// Of keys that begin with `prefix`.
     #[must_use]
     pub fn new(redis: Redis, prefix: &str) -> Self {
-        Self { redis, prefix: Arc::from(prefix), found: Arc::default(), walked: Arc::default() }
+        Self {
+            redis,
+            prefix: Arc::from(prefix),
+            found: Arc::default(),
+            known: Arc::default(),
+            walked: Arc::default(),
+        }
     }
 
     fn key(&self, name: &str) -> String {
@@ -110,10 +119,7 @@ impl HeartbeatReader {
     /// As Redis says.
     pub async fn read(&self, known: impl IntoIterator<Item = String>) -> Result<Heartbeats, RedisError> {
         let mut names: Vec<String> = known.into_iter().collect();
-        let ours: HashSet<&str> = names.iter().map(String::as_str).collect();
-        let others: Vec<String> =
-            self.found().iter().filter(|name| !ours.contains(name.as_str())).cloned().collect();
-        names.extend(others);
+        names.extend(self.others(&names));
         let keys = names.iter().map(|name| Key::from(self.key(name))).collect();
         let values = self.redis.get_many(keys).await?;
         let beats: HashMap<String, Result<Beat, String>> = names
@@ -190,12 +196,31 @@ impl HeartbeatReader {
         let _ = tokio::time::timeout(within, walked.wait_for(|walked| *walked)).await;
     }
 
+    /// From now on these names are no others'.
+    pub fn know(&self, names: impl IntoIterator<Item = String>) {
+        *lock(&self.known) = Arc::new(names.into_iter().collect());
+    }
+
+    /// What the walk has found besides `names`.
+    fn others(&self, names: &[String]) -> Vec<String> {
+        let mut found = self.found();
+        if found.is_empty() {
+            return Vec::new();
+        }
+        let ours: HashSet<&str> = names.iter().map(String::as_str).collect();
+        let known = Arc::clone(&lock(&self.known));
+        found.retain(|name| !known.contains(name));
+        found.iter().filter(|name| !ours.contains(name.as_str())).cloned().collect()
+    }
+
     fn remember(&self, keys: Vec<String>) {
+        let known = Arc::clone(&lock(&self.known));
         let mut found = self.found();
         for key in keys {
             // A name that is no name is nobody's server.
             if let Some(name) = key.strip_prefix(&*self.prefix).filter(|name| is_label_value(name))
                 && found.len() < NAMES_MAX
+                && !known.contains(name)
             {
                 found.insert(name.to_owned());
             }
@@ -203,8 +228,12 @@ impl HeartbeatReader {
     }
 
     fn found(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.found)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The prefix as a literal within a glob pattern.

@@ -32,10 +32,16 @@ command -v python3 >/dev/null || refuse no_python "python3 is not installed"
   export LABELS=${LABELS:-} STATE_DIR REDIS_URL=${SET[2]} HEARTBEAT_KEY_PREFIX=${SET[3]} HEARTBEAT_MS=${SET[4]}
   export HEARTBEAT_TTL_MS=${SET[5]} CAPACITY=${SET[6]} BOOT_DELAY_MS=${SET[7]} ADDRESS=${SET[8]} PORT=${SET[9]}
   exec 9>&- </dev/null >"$STATE_DIR/$INSTANCE_NAME.log" 2>&1
-  exec setsid -f python3 "$HERE/voice-server.py" --name "$INSTANCE_NAME"
-)
+  exec setsid python3 "$HERE/voice-server.py" --name "$INSTANCE_NAME"
+) &
+SERVER=$!
 
-if wait_until 15 test -f "$STATE_FILE"; then
+# One that ends before it has told its address will not tell it any more.
+told_or_ended() {
+  [ -f "$STATE_FILE" ] || ! kill -0 "$SERVER" 2>/dev/null
+}
+wait_until 15 told_or_ended || true
+if [ -f "$STATE_FILE" ]; then
   answer ready 0
 fi
 tail -n 5 -- "$STATE_DIR/$INSTANCE_NAME.log" >&2 || true

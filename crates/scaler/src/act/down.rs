@@ -1,5 +1,6 @@
 //! Taking a server away.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -51,9 +52,8 @@ impl Engine {
                 self.write_event(look, memory, Event::LeftoversRemoved).await
             }
             State::Cleaned => {
-                let next = self.publish_and_write(look, memory, Step::event(Event::Finished)).await?;
-                self.notify(look, "scaled", "the server was removed").await;
-                Ok(next)
+                let notices = vec![look.notice("scaled", "the server was removed")];
+                self.publish_and_write(look, memory, Step { notices, ..Step::event(Event::Finished) }).await
             }
             State::Cancelling => self.go_back(look, memory).await,
             // Final, or of the other kind: the look before this one ends such an operation.
@@ -109,9 +109,9 @@ impl Engine {
         let group = look.server.group_name.as_str();
         let stale = self.patience.stale_after;
         let managed = ours.iter().any(|name| beats.of(name, group, look.now, stale).known().is_some());
+        let names: HashSet<&str> = names.iter().map(String::as_str).collect();
         let unmanaged = beats.all(look.now, stale).any(|(name, reading)| {
-            !names.iter().any(|known| known == name)
-                && reading.known().is_some_and(|beat| beat.group.as_deref() == Some(group))
+            !names.contains(name) && reading.known().is_some_and(|beat| beat.group.as_deref() == Some(group))
         });
         Ok(!managed && !unmanaged)
     }
@@ -225,16 +225,17 @@ impl Engine {
         match look.operation.settings.at_deadline {
             AtDeadline::End => {
                 let note = format!("deadline passed with {calls} calls; they are ended");
-                self.notify_again(look, "drain_overdue", &note, which).await;
-                let step = Step { note: Some(note), ..Step::event(Event::DeadlinePassed) };
+                let notices = vec![look.notice_of("drain_overdue", &note, which)];
+                let step = Step { note: Some(note), notices, ..Step::event(Event::DeadlinePassed) };
                 self.write(look, memory, step).await
             }
             // Left as it is, and told again each time the same span has passed.
             AtDeadline::Extend | AtDeadline::Leave => {
                 let note = format!("deadline passed with {calls} calls; still waiting for them");
-                self.notify_again(look, "drain_overdue", &note, which).await;
+                let notices = vec![look.notice_of("drain_overdue", &note, which)];
                 let wait = wait.max(SignedDuration::from_mins(1));
-                let step = Step { deadline: Some(look.now + wait), note: Some(note), ..Step::default() };
+                let step =
+                    Step { deadline: Some(look.now + wait), note: Some(note), notices, ..Step::default() };
                 self.write(look, memory, step).await
             }
         }
@@ -248,9 +249,8 @@ impl Engine {
             Deletion::Gone => self.write_event(look, memory, Event::ProviderGone).await,
             Deletion::Later(next) => Ok(next),
             Deletion::Refused(why) => {
-                let next = self.write(look, memory, Step::failed("refused", why.clone())).await?;
-                self.notify(look, "failed", &format!("it cannot be deleted: {why}")).await;
-                Ok(next)
+                let notices = vec![look.notice("failed", &format!("it cannot be deleted: {why}"))];
+                self.write(look, memory, Step { notices, ..Step::failed("refused", why) }).await
             }
         }
     }
@@ -263,9 +263,8 @@ impl Engine {
             Outcome::Said(Class::Done, answer) => {
                 let text =
                     format!("the provider has it after all, {:?}; it is left to a person", answer.status);
-                let next = self.write(look, memory, Step::failed("not_a_ghost", text.clone())).await?;
-                self.notify(look, "failed", &text).await;
-                Ok(next)
+                let notices = vec![look.notice("failed", &text)];
+                self.write(look, memory, Step { notices, ..Step::failed("not_a_ghost", text) }).await
             }
             _ => Ok(self.poll()),
         }

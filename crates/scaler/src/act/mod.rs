@@ -3,6 +3,7 @@
 mod calls;
 mod delete;
 mod down;
+mod failed;
 mod ledger;
 mod provider;
 mod routing;
@@ -22,7 +23,7 @@ use crate::cloud_init::CloudInit;
 use crate::dispatcher::{Dispatcher, DispatcherError};
 use crate::failpoint::{self, Side};
 use crate::heartbeats::HeartbeatReader;
-use crate::notices::Notices;
+use crate::notices::Notice;
 use crate::routing::proxies::Proxies;
 use crate::script::Answer;
 use crate::store::{OperationRow, ServerRow, Step, StepOutcome, Store, StoreError};
@@ -67,8 +68,6 @@ pub struct Engine {
     pub providers: Providers,
     /// Start-up documents.
     pub cloud_init: CloudInit,
-    /// Notices for the tasker.
-    pub notices: Notices,
     /// Waits.
     pub patience: Patience,
     /// Held from reading the rows to writing the state they lead to, so that no publication undoes another's change.
@@ -150,6 +149,29 @@ struct Look<'a> {
     kill: &'a CancellationToken,
     /// The database's clock: the one that every scaler shares.
     now: Timestamp,
+}
+
+impl Look<'_> {
+    /// What people are told of an event that an operation has once.
+    fn notice(&self, event: &'static str, reason: &str) -> Notice {
+        self.keyed(event, reason, self.operation.id.to_string())
+    }
+
+    /// What they are told of one that it may have more than once; `which` makes the same one the same.
+    fn notice_of(&self, event: &'static str, reason: &str, which: impl std::fmt::Display) -> Notice {
+        self.keyed(event, reason, format!("{}:{which}", self.operation.id))
+    }
+
+    fn keyed(&self, event: &'static str, reason: &str, key: String) -> Notice {
+        Notice {
+            event,
+            group: self.server.group_name.clone(),
+            server: Some(self.server.name.clone()),
+            reason: reason.to_owned(),
+            at: self.now,
+            key,
+        }
+    }
 }
 
 impl Engine {

@@ -3,19 +3,15 @@
 use jiff::SignedDuration;
 use voiceai_scaler_core::{Event, Service, State};
 
-use super::delete::Deletion;
 use super::{ActError, BOOT_CAP, Engine, Look, Memory, Next, ScriptKind};
 use crate::cloud_init::CloudInitError;
-use crate::notices::Notice;
 use crate::script::{Answer, Class, Outcome, Status};
-use crate::store::Step;
+use crate::store::{CreateHold, Step};
 
 /// After a quota that is used up nothing is bought for this long.
 const QUOTA_REST: SignedDuration = SignedDuration::from_mins(30);
 /// Answers `absent` that are believed after a call whose outcome is unknown: a listing may lag behind a creation.
 const ABSENT_BELIEVED: u32 = 2;
-/// Failures after which the provider has made nothing.
-const NOTHING_MADE: [&str; 6] = ["refused", "not_found", "quota", "out_of_stock", "not_started", "bootstrap"];
 /// The provider refused to say what became of a creation: something may have been made.
 const STATUS_REFUSED: &str = "status_refused";
 /// How often a secret that cannot be read is tried again.
@@ -44,7 +40,7 @@ impl Engine {
     /// What the server starts with is looked at before anything is asked for: a missing variable buys nothing.
     async fn fetch_secrets(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
         if self.cloud_init.is_needed(&look.server.provider)
-            && let Err(error) = self.cloud_init.secrets(look.server).await
+            && let Err(error) = self.cloud_init.bootstrap(look.server).await
         {
             return self.not_rendered(look, memory, &error).await;
         }
@@ -109,7 +105,8 @@ impl Engine {
         let why = "every machine type and location of the group is out of stock";
         let until = look.now + super::provider::OUT_OF_STOCK_REST;
         let (id, name) = (&look.server.group_id, &look.server.group_name);
-        self.store.hold_creates(look.tenure, id, name, until, why, false).await?;
+        let hold = CreateHold { group_id: id, group_name: name, until, why, circuit: false, notice: None };
+        self.store.hold_creates(look.tenure, &hold).await?;
         self.fail(look, memory, "out_of_stock", why.to_owned()).await
     }
 
@@ -196,8 +193,10 @@ impl Engine {
                 let why = format!("the provider's quota is used up: {}", words(answer));
                 let until = look.now + QUOTA_REST;
                 let (id, name) = (&look.server.group_id, &look.server.group_name);
-                self.store.hold_creates(look.tenure, id, name, until, &why, false).await?;
-                self.notify(look, "degraded", &why).await;
+                let notice = Some(look.notice("degraded", &why));
+                let hold =
+                    CreateHold { group_id: id, group_name: name, until, why: &why, circuit: false, notice };
+                self.store.hold_creates(look.tenure, &hold).await?;
                 self.fail(look, memory, "quota", why).await
             }
             Class::Retry | Class::RateLimited => {
@@ -390,9 +389,11 @@ impl Engine {
                 return Ok(self.poll());
             }
         }
-        let next = self.publish_and_write(look, memory, Step::event(Event::Finished)).await?;
-        self.notify(look, "scaled", "the server is in service").await;
-        Ok(next)
+        let step = Step {
+            notices: vec![look.notice("scaled", "the server is in service")],
+            ..Step::event(Event::Finished)
+        };
+        self.publish_and_write(look, memory, step).await
     }
 
     /// Gives up, and says why. What was made is taken away next.
@@ -403,100 +404,12 @@ impl Engine {
         code: &str,
         text: String,
     ) -> Result<Next, ActError> {
-        let next = self.write(look, memory, Step::failed(code, text.clone())).await?;
-        self.notify(look, "failed", &text).await;
-        Ok(next)
-    }
-
-    /// Keeps the server for a while when the group wishes to see why it never became healthy, and none other is kept.
-    async fn after_failure(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
-        let keep = look.server.spec.keep_failed_ms.map(SignedDuration::from_millis);
-        let worth_keeping = look.operation.error_code.as_deref() == Some("no_heartbeat");
-        if let Some(keep) = keep.filter(|_| worth_keeping) {
-            let until = look.operation.state_at + keep;
-            if until > look.now && !self.another_is_kept(look).await? {
-                if look.operation.deadline.is_none() {
-                    let why = look.operation.error_text.as_deref().unwrap_or("it never became healthy");
-                    let note = format!("kept for inspection until {until}: {why}");
-                    self.notify_again(look, "failed", &note, "kept").await;
-                    let step = Step { deadline: Some(until), note: Some(note), ..Step::default() };
-                    return self.write(look, memory, step).await;
-                }
-                return Ok(Next::Wait(super::until_then(look.now, until)));
-            }
-        }
-        self.write_event(look, memory, Event::CleanupStarted).await
-    }
-
-    async fn another_is_kept(&self, look: &Look<'_>) -> Result<bool, ActError> {
-        let fleet = self.store.fleet().await?;
-        Ok(fleet.iter().any(|row| {
-            row.server.group_id == look.server.group_id
-                && row.server.id != look.server.id
-                && row.operation.as_ref().is_some_and(|other| {
-                    other.operation.state == State::Failed
-                        && other.deadline.is_some()
-                        && (other.state_at, other.id) < (look.operation.state_at, look.operation.id)
-                })
-        }))
-    }
-
-    async fn clean(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
-        // Never asked for, or refused in so many words: nothing can be there, and what has the name is not ours.
-        let code = look.operation.error_code.as_deref().unwrap_or_default();
-        if look.operation.intent_at.is_some() && !NOTHING_MADE.contains(&code) {
-            match self.delete(look, memory).await? {
-                Deletion::Gone => {
-                    // A killed leader's script may still make it: nothing is over before its time limit.
-                    let until = look.operation.intent_at.map(|at| at + self.providers.limit());
-                    let unclear = code == "deadline" && look.server.provider_id.is_none();
-                    if let Some(until) = until.filter(|until| unclear && *until > look.now) {
-                        memory.looks = 0;
-                        let wait = super::until_then(look.now, until).max(self.patience.status_poll);
-                        return Ok(Next::Wait(wait));
-                    }
-                }
-                Deletion::Later(next) => return Ok(next),
-                Deletion::Refused(why) => {
-                    // Its labels are not ours, or deletion is forbidden: it stays, counted and named, for a person.
-                    return self.try_later(look, memory, code, why, Some(300)).await;
-                }
-            }
-            self.heartbeats.forget(&look.server.name).await?;
-        }
-        self.publish_and_write(look, memory, Step::event(Event::ProviderGone)).await
+        let notices = vec![look.notice("failed", &text)];
+        self.write(look, memory, Step { notices, ..Step::failed(code, text) }).await
     }
 
     pub(super) fn is_too_late(&self, look: &Look<'_>) -> bool {
         look.operation.created_at + BOOT_CAP <= look.now
-    }
-
-    /// Tells of an event that an operation has once.
-    pub(super) async fn notify(&self, look: &Look<'_>, event: &'static str, reason: &str) {
-        self.tell(look, event, reason, look.operation.id.to_string()).await;
-    }
-
-    /// Tells of an event that an operation may have more than once; `which` makes the same one the same.
-    pub(super) async fn notify_again(
-        &self,
-        look: &Look<'_>,
-        event: &'static str,
-        reason: &str,
-        which: impl std::fmt::Display,
-    ) {
-        self.tell(look, event, reason, format!("{}:{which}", look.operation.id)).await;
-    }
-
-    async fn tell(&self, look: &Look<'_>, event: &'static str, reason: &str, key: String) {
-        let notice = Notice {
-            event,
-            group: look.server.group_name.clone(),
-            server: Some(look.server.name.clone()),
-            reason: reason.to_owned(),
-            at: look.now,
-            key,
-        };
-        self.notices.send(&notice).await;
     }
 }
 

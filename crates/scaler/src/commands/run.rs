@@ -14,7 +14,6 @@ use crate::act::{Engine, Patience, Providers};
 use crate::dispatcher::{Dispatcher, TERM_KEY};
 use crate::heartbeats::HeartbeatReader;
 use crate::lead::{self, LeadSettings};
-use crate::notices::Notices;
 use crate::routing::proxies::Proxies;
 use crate::script::{ScriptRunner, Surroundings};
 use crate::settings::ScalerSettings;
@@ -98,7 +97,6 @@ fn engine(context: &Context<ScalerSettings>, dispatcher: Redis) -> Result<Engine
             settings.script_timeout,
         ),
         cloud_init: settings.cloud_init.clone(),
-        notices: Notices::new(context.pool.clone()),
         patience: Patience {
             status_poll: settings.status_poll,
             heartbeat_wait: signed(settings.heartbeat_wait),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use opentelemetry::KeyValue;
@@ -16,7 +17,9 @@ use crate::act::{ActError, Engine, chain};
 use crate::evaluate::{Evaluation, Recollection, Snapshot};
 use crate::failpoint::{self, Side};
 use crate::notices::Notice;
-use crate::store::{Created, DecisionRow, DownSettings, NewRemoval, NewServer, Raised, StoreError};
+use crate::store::{
+    CreateHold, Created, DecisionRow, DownSettings, NewRemoval, NewServer, Raised, StoreError,
+};
 
 /// Failures within half an hour that open a group's circuit.
 const CIRCUIT_FAILURES: i64 = 3;
@@ -43,6 +46,21 @@ pub struct Evaluated {
     pub places: Places,
     /// Servers that are failed and on which no operation works.
     pub left_to_a_person: Vec<String>,
+    /// Where the time went.
+    pub took: Took,
+}
+
+/// How long each part of an evaluation took.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Took {
+    /// Reading rows and heartbeats.
+    pub read: Duration,
+    /// Deciding.
+    pub decide: Duration,
+    /// Writing the decisions down, and the intents that follow from them.
+    pub write: Duration,
+    /// Bringing the routing records to what the rows say.
+    pub route: Duration,
 }
 
 impl Evaluator {
@@ -85,12 +103,15 @@ impl Evaluator {
     /// As the stores say; a publication that fails is tried again at the next evaluation and is no error.
     pub async fn evaluate(&mut self) -> Result<Evaluated, ActError> {
         self.tenure.check()?;
+        let (mut took, mut began) = (Took::default(), Instant::now());
+        let mut lap = || std::mem::replace(&mut began, Instant::now()).elapsed();
         let engine = Arc::clone(&self.engine);
         let mark = engine.routing_mark().await;
         let mut snapshot = Snapshot::read(&engine.store, &engine.heartbeats).await?;
         if !std::mem::replace(&mut self.remembered, true) {
             self.remember(&snapshot).await;
         }
+        took.read = lap();
         engine.providers.adopt(&snapshot.holds);
         self.open_circuits(&mut snapshot).await?;
         let held = self.tenure.is_held().then_some(
@@ -103,6 +124,7 @@ impl Evaluator {
         for row in &rows {
             self.tell(row);
         }
+        took.decide = lap();
         if !rows.is_empty() {
             engine.store.write_decisions(&self.tenure, snapshot.now, &rows).await?;
         }
@@ -113,12 +135,15 @@ impl Evaluator {
         for evaluation in &evaluations {
             self.apply(evaluation, &snapshot, &mut taken).await?;
         }
+        took.write = lap();
         if !self.tenure.is_held() {
             let kept = engine.keep_routing(&self.tenure, mark, &snapshot.fleet, &snapshot.resting).await;
             not_published(kept);
         }
+        took.route = lap();
         let (groups, servers) = (evaluations.len(), snapshot.fleet.len());
         Ok(Evaluated {
+            took,
             groups,
             servers,
             places: places(&snapshot),
@@ -176,6 +201,7 @@ impl Evaluator {
                         actor: &self.settings.instance_id,
                         reason,
                         settings,
+                        notice: None,
                     };
                     failpoint::reached(State::Planned, Side::Before);
                     match self.engine.store.plan_removal(&self.tenure, &removal).await? {
@@ -236,8 +262,6 @@ impl Evaluator {
             let why = format!(
                 "degraded: {CIRCUIT_FAILURES} servers failed within half an hour; buying rests for {minutes} min"
             );
-            self.engine.store.hold_creates(&self.tenure, &policy.id, &policy.name, until, &why, true).await?;
-            tracing::error!(group = policy.name, why, "circuit opened");
             let notice = Notice {
                 event: "degraded",
                 group: policy.name.clone(),
@@ -246,7 +270,16 @@ impl Evaluator {
                 at: snapshot.now,
                 key: format!("{}:{}", policy.id, until.as_second()),
             };
-            self.engine.notices.send(&notice).await;
+            let hold = CreateHold {
+                group_id: &policy.id,
+                group_name: &policy.name,
+                until,
+                why: &why,
+                circuit: true,
+                notice: Some(notice),
+            };
+            self.engine.store.hold_creates(&self.tenure, &hold).await?;
+            tracing::error!(group = policy.name, why, "circuit opened");
             standing.no_creates = Some((until, why));
         }
         Ok(())

@@ -7,7 +7,16 @@ use jiff::Timestamp;
 
 use super::Lead;
 use crate::act::{GHOST, chain, is_absent};
+use crate::notices::Notice;
 use crate::store::{Created, DownSettings, NewRemoval, StoreError};
+
+/// What the provider said of a silent server.
+pub(super) struct Asked {
+    name: String,
+    group: String,
+    /// True when it has no such server.
+    absent: bool,
+}
 
 impl Lead {
     pub(super) fn ghosts_every(&self) -> Duration {
@@ -38,11 +47,11 @@ impl Lead {
                 return Ok(());
             }
             Some(task) => {
-                for (name, absent) in task.await.unwrap_or_default() {
+                for Asked { name, group, absent } in task.await.unwrap_or_default() {
                     let times = if absent { self.absent.get(&name).copied().unwrap_or(0) + 1 } else { 0 };
                     self.absent.insert(name.clone(), times);
                     if times >= 2 && silent.contains(&name) {
-                        self.clear_ghost(&name, now).await?;
+                        self.clear_ghost(&name, &group, now).await?;
                     }
                 }
             }
@@ -57,20 +66,30 @@ impl Lead {
             let mut said = Vec::new();
             for (server, candidate) in fleet {
                 let answer = engine.providers.look(&server, candidate, &kill).await;
-                said.push((server.name, is_absent(&answer)));
+                let absent = is_absent(&answer);
+                said.push(Asked { name: server.name, group: server.group_name, absent });
             }
             said
         }));
         Ok(())
     }
 
-    async fn clear_ghost(&self, name: &str, now: Timestamp) -> Result<(), StoreError> {
+    async fn clear_ghost(&self, name: &str, group: &str, now: Timestamp) -> Result<(), StoreError> {
         let removal = NewRemoval {
             server: name,
             at: now,
             actor: &self.settings.instance_id,
             reason: GHOST,
             settings: DownSettings::default(),
+            notice: Some(Notice {
+                event: "failed",
+                group: group.to_owned(),
+                server: Some(name.to_owned()),
+                reason: "the provider no longer has it; its rows and its routing record are cleared"
+                    .to_owned(),
+                at: now,
+                key: format!("ghost:{name}:{}", now.as_second()),
+            }),
         };
         if let Created::Operation(operation) = self.engine.store.plan_removal(&self.tenure, &removal).await? {
             tracing::error!(server = name, %operation, "the provider no longer has it; its rows and routing are cleared");

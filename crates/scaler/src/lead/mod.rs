@@ -18,7 +18,7 @@ use voiceai_runtime::{Pulse, Shutdown, Vitals};
 use crate::act::{Engine, chain};
 
 use evaluator::not_published;
-pub use evaluator::{Evaluated, Evaluator, action_word, drain_settings};
+pub use evaluator::{Evaluated, Evaluator, Took, action_word, drain_settings};
 pub use orphans::Places;
 
 /// How often open operations are looked for.
@@ -132,7 +132,7 @@ struct Lead {
     /// Servers that are left to a person, by the last evaluation.
     left: Vec<String>,
     /// The asking that is under way: silent servers, and whether the provider has none such.
-    asking: Option<JoinHandle<Vec<(String, bool)>>>,
+    asking: Option<JoinHandle<Vec<ghosts::Asked>>>,
     /// Where servers of ours may be, by the last evaluation.
     places: Places,
     /// The look for orphans that is under way.
@@ -233,7 +233,18 @@ impl Lead {
                 let took_ms = began.elapsed().as_millis();
                 self.evaluations += 1;
                 let (number, groups, servers) = (self.evaluations, seen.groups, seen.servers);
-                tracing::debug!(number, groups, servers, took_ms, "evaluation made");
+                let ms = |part: Duration| part.as_millis();
+                tracing::debug!(
+                    number,
+                    groups,
+                    servers,
+                    took_ms,
+                    read_ms = ms(seen.took.read),
+                    decide_ms = ms(seen.took.decide),
+                    write_ms = ms(seen.took.write),
+                    route_ms = ms(seen.took.route),
+                    "evaluation made"
+                );
                 let first = self.places.is_empty();
                 (self.places, self.left) = (seen.places, seen.left_to_a_person);
                 if first {

@@ -20,7 +20,7 @@ use crate::act::{ActError, Engine, ScriptKind, chain};
 use crate::evaluate::Snapshot;
 use crate::notices::Notice;
 use crate::script::{Class, Listed, MANAGED_BY, Outcome, Status};
-use crate::store::NewOrphan;
+use crate::store::{Judgement, NewOrphan};
 
 /// Deletions of orphans a sweep: a fault of ours must not run away with a fleet.
 const DELETIONS_MAX: u32 = 2;
@@ -176,39 +176,20 @@ impl Sweep {
             if verdict == Verdict::Delete && *deletions == 0 {
                 verdict = Verdict::Wait;
             }
-            store
-                .judge_orphan(
-                    &self.tenure,
-                    (provider, &server.id),
-                    verdict.as_str(),
-                    verdict == Verdict::Delete,
-                    None,
-                )
-                .await?;
-            if verdict.is_for_a_person() && sighting.sightings >= 2 {
-                self.report(provider, &server, verdict, now).await;
-            }
+            let told = verdict.is_for_a_person() && sighting.sightings >= 2;
+            let judgement = Judgement {
+                verdict: verdict.as_str(),
+                asking: verdict == Verdict::Delete,
+                notice: told.then(|| report(provider, &server, verdict, now)),
+                ..Judgement::default()
+            };
+            store.judge_orphan(&self.tenure, (provider, &server.id), &judgement).await?;
             if verdict == Verdict::Delete {
                 *deletions -= 1;
                 self.delete(provider, config, &server, now).await?;
             }
         }
         Ok(())
-    }
-
-    async fn report(&self, provider: &str, server: &Listed, verdict: Verdict, now: Timestamp) {
-        let reason = format!("orphan at {provider}, id {}: {}", server.id, verdict.text());
-        let group = server.labels.get("group").cloned().unwrap_or_default();
-        tracing::error!(provider, server = server.name, id = server.id, reason, "orphan");
-        let notice = Notice {
-            event: "degraded",
-            group,
-            server: Some(server.name.clone()),
-            reason,
-            at: now,
-            key: format!("orphan:{provider}:{}:{}", server.id, verdict.as_str()),
-        };
-        self.engine.notices.send(&notice).await;
     }
 
     /// The script reads the operation's label back before it deletes anything, and no row stands for that operation's
@@ -240,7 +221,6 @@ impl Sweep {
         };
         let key = (provider, server.id.as_str());
         let word = Verdict::Delete.as_str();
-        self.engine.store.judge_orphan(&self.tenure, key, word, false, Some(&outcome)).await?;
         let notice = Notice {
             event: "degraded",
             group: group.to_owned(),
@@ -249,8 +229,25 @@ impl Sweep {
             at: now,
             key: format!("orphan:{provider}:{}:delete", server.id),
         };
-        self.engine.notices.send(&notice).await;
+        let judgement =
+            Judgement { verdict: word, asking: false, outcome: Some(&outcome), notice: Some(notice) };
+        self.engine.store.judge_orphan(&self.tenure, key, &judgement).await?;
         Ok(())
+    }
+}
+
+/// What people are told of an orphan that is theirs to delete.
+fn report(provider: &str, server: &Listed, verdict: Verdict, now: Timestamp) -> Notice {
+    let reason = format!("orphan at {provider}, id {}: {}", server.id, verdict.text());
+    let group = server.labels.get("group").cloned().unwrap_or_default();
+    tracing::error!(provider, server = server.name, id = server.id, reason, "orphan");
+    Notice {
+        event: "degraded",
+        group,
+        server: Some(server.name.clone()),
+        reason,
+        at: now,
+        key: format!("orphan:{provider}:{}:{}", server.id, verdict.as_str()),
     }
 }
 

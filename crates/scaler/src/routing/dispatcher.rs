@@ -36,6 +36,9 @@ static SNAPSHOT: LazyLock<Script> = LazyLock::new(|| {
 static NOTE: LazyLock<Script> =
     LazyLock::new(|| Script::new("dispatcher note", include_str!("../lua/note.lua")));
 
+/// Most records in one script, but for a set that was lost: that one has to be there at once or not at all.
+const PART_MAX: usize = 2_000;
+
 /// What a publication changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Published {
@@ -157,7 +160,14 @@ impl Dispatcher {
         tenure: &Tenure,
         records: &Records,
     ) -> Result<Option<Published>, DispatcherError> {
-        self.send(tenure, records, "part").await
+        let mut all = Published { written: 0, removed: 0, generation: 0 };
+        for part in parts(records) {
+            let Some(published) = self.send(tenure, &part, "part").await? else { return Ok(None) };
+            all.written += published.written;
+            all.removed += published.removed;
+            all.generation = published.generation;
+        }
+        Ok(Some(all))
     }
 
     async fn send(
@@ -296,6 +306,16 @@ impl Dispatcher {
         }
         Ok(())
     }
+}
+
+/// In pieces that do not keep Redis from others for long: no record depends on another one.
+fn parts(records: &Records) -> Vec<Records> {
+    if records.put.len() + records.remove.len() <= PART_MAX {
+        return vec![records.clone()];
+    }
+    let put = records.put.chunks(PART_MAX).map(|put| Records { put: put.to_vec(), remove: Vec::new() });
+    let remove = records.remove.chunks(PART_MAX);
+    put.chain(remove.map(|remove| Records { put: Vec::new(), remove: remove.to_vec() })).collect()
 }
 
 /// Others may have written anything there.

@@ -9,3 +9,4 @@ pub mod listing;
 pub mod proxies;
 pub mod records;
 pub mod rpc;
+pub mod verdict;

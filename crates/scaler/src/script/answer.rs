@@ -11,6 +11,11 @@ pub const STDOUT_MAX: usize = 64 * 1024;
 /// The same for `list.sh`, which speaks of every server.
 pub(super) const LIST_MAX: usize = 16 * 1024 * 1024;
 
+/// Most characters of a provider's code, machine type or location.
+const WORD_MAX: usize = 128;
+/// Most characters of its messages.
+const MESSAGE_MAX: usize = 2000;
+
 /// A server as the provider sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -178,11 +183,17 @@ pub(super) fn read_list(exit: i32, stdout: &[u8], too_long: bool) -> Result<Vec<
         .map_err(|error| format!("the last line of stdout is not the agreed JSON: {error}"))?;
     if class != Class::Done {
         let why = list.error.map(|error| format!(": {}: {}", error.code, error.message)).unwrap_or_default();
-        return Err(format!("{}{why}", class.as_str()));
+        let mut why = format!("{}{why}", class.as_str());
+        tidy(&mut why, MESSAGE_MAX);
+        return Err(why);
     }
-    let servers = list.servers.ok_or("the last line of stdout holds no `servers`")?;
+    let mut servers = list.servers.ok_or("the last line of stdout holds no `servers`")?;
     if servers.iter().any(|server| !is_provider_id(&server.id)) {
         return Err("an id is none (letters, digits, `.`, `_`, `:`, `/`, `-`, at most 128)".to_owned());
+    }
+    for server in &mut servers {
+        tidy(&mut server.name, WORD_MAX);
+        server.labels.values_mut().for_each(|value| tidy(value, WORD_MAX));
     }
     Ok(servers)
 }
@@ -208,7 +219,26 @@ fn check(line: &str, name: &str) -> Result<Answer, String> {
             return Err(format!("its {field} is no IP address"));
         }
     }
+    for word in [&mut answer.machine, &mut answer.location].into_iter().flatten() {
+        tidy(word, WORD_MAX);
+    }
+    if let Some(error) = &mut answer.error {
+        tidy(&mut error.code, WORD_MAX);
+        tidy(&mut error.message, MESSAGE_MAX);
+    }
     Ok(answer)
+}
+
+/// Makes a provider's words fit for a row, a log line and a mail: PostgreSQL takes no NUL, and whatever a row does not take
+/// would keep the step that brings it from ever being written.
+fn tidy(text: &mut String, most: usize) {
+    if text.chars().any(char::is_control) {
+        *text = text.chars().map(|one| if one.is_control() { ' ' } else { one }).collect();
+    }
+    if let Some((end, _)) = text.char_indices().nth(most) {
+        text.truncate(end);
+        text.push('…');
+    }
 }
 
 #[cfg(test)]
@@ -246,6 +276,24 @@ mod tests {
         for exit in [1, 2, 15, 124, 126, 127, 137, 143, -1] {
             assert!(matches!(read(exit, GOOD.as_bytes(), false, "n"), Outcome::Unknown(_, None)), "{exit}");
         }
+    }
+
+    #[test]
+    fn a_providers_words_fit_into_a_row() {
+        let told = format!(
+            r#"{{"name":"n","status":"failed","type":"a\u0000b","error":{{"code":"c\u0000\u001b","message":"{}\n\u0000"}}}}"#,
+            "é".repeat(5000)
+        );
+        let Outcome::Said(Class::Quota, answer) = read(12, told.as_bytes(), false, "n") else {
+            panic!("{told}")
+        };
+        let error = answer.error.expect("an error");
+        assert_eq!((answer.machine.as_deref(), error.code.as_str()), (Some("a b"), "c  "));
+        assert_eq!((error.message.chars().count(), error.message.ends_with("é…")), (2001, true));
+        let list =
+            br#"{"servers":[{"id":"7","name":"a\u0000","status":"ready","labels":{"group":"\u0000"}}]}"#;
+        let list = read_list(0, list, false).expect("a list");
+        assert_eq!((list[0].name.as_str(), list[0].labels["group"].as_str()), ("a ", " "));
     }
 
     #[test]

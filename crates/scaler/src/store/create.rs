@@ -9,6 +9,7 @@ use voiceai_scaler_core::policy::Policy;
 
 use super::rows::{DownSettings, ServerSpec, get};
 use super::{Store, StoreError};
+use crate::notices::{Columns, Notice, enqueue_notices};
 
 /// A server to be made.
 #[derive(Debug)]
@@ -38,6 +39,25 @@ pub struct NewRemoval<'a> {
     pub reason: &'a str,
     /// How.
     pub settings: DownSettings,
+    /// What people are told of it.
+    pub notice: Option<Notice>,
+}
+
+/// A group for which nothing is bought for a while.
+#[derive(Debug)]
+pub struct CreateHold<'a> {
+    /// The group's id.
+    pub group_id: &'a str,
+    /// The group's name.
+    pub group_name: &'a str,
+    /// The end of it.
+    pub until: Timestamp,
+    /// Why.
+    pub why: &'a str,
+    /// True when it is the circuit that opens: the next time it stays open for longer.
+    pub circuit: bool,
+    /// What people are told of it.
+    pub notice: Option<Notice>,
 }
 
 /// What became of an intent.
@@ -116,7 +136,8 @@ impl Store {
     pub async fn plan_removal(&self, tenure: &Tenure, new: &NewRemoval<'_>) -> Result<Created, StoreError> {
         const TRIED: &str = "write the intent to remove a server";
         let term = tenure.check()?;
-        let row = sqlx::query(
+        let notices: Columns = new.notice.iter().collect();
+        let row = sqlx::query(concat!(
             "WITH leader AS (SELECT 1 FROM ops.leader_terms WHERE name = $1 AND term = $2 FOR SHARE), \
              server AS ( \
                  UPDATE ops.servers s SET status = 'draining' FROM leader \
@@ -134,9 +155,10 @@ impl Store {
              cooldown AS ( \
                  INSERT INTO ops.scaling_groups AS g (group_id, group_name, last_down_at) \
                  SELECT group_id, group_name, $8 FROM server WHERE $8::timestamptz IS NOT NULL \
-                 ON CONFLICT (group_id) DO UPDATE SET group_name = EXCLUDED.group_name, last_down_at = $8) \
-             SELECT EXISTS (SELECT FROM leader), (SELECT id FROM operation)",
-        )
+                 ON CONFLICT (group_id) DO UPDATE SET group_name = EXCLUDED.group_name, last_down_at = $8), ",
+            enqueue_notices!("operation", "$9", "$10"),
+            "SELECT EXISTS (SELECT FROM leader), (SELECT id FROM operation)",
+        ))
         .bind(&*term.name)
         .bind(term.number)
         .bind(new.server)
@@ -146,6 +168,8 @@ impl Store {
         .bind(serde_json::to_value(&new.settings).unwrap_or(Value::Null))
         // Clearing up after a server that is gone is no scaling decision.
         .bind((new.reason != crate::act::GHOST).then(|| new.at.to_sqlx()))
+        .bind(notices.ids)
+        .bind(notices.payloads)
         .fetch_one(&self.pool)
         .await
         .map_err(StoreError::database(TRIED))?;
@@ -201,18 +225,11 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::plan_server`].
-    pub async fn hold_creates(
-        &self,
-        tenure: &Tenure,
-        group_id: &str,
-        group_name: &str,
-        until: Timestamp,
-        why: &str,
-        circuit: bool,
-    ) -> Result<(), StoreError> {
+    pub async fn hold_creates(&self, tenure: &Tenure, hold: &CreateHold<'_>) -> Result<(), StoreError> {
         const TRIED: &str = "stop buying for a group";
         let term = tenure.check()?;
-        let row = sqlx::query(
+        let notices: Columns = hold.notice.iter().collect();
+        let row = sqlx::query(concat!(
             "WITH leader AS (SELECT 1 FROM ops.leader_terms WHERE name = $1 AND term = $2 FOR SHARE), \
              held AS ( \
                  INSERT INTO ops.scaling_groups AS g \
@@ -220,16 +237,20 @@ impl Store {
                  SELECT $3, $4, $5, $6, CASE WHEN $7 THEN 1 ELSE 0 END, CASE WHEN $7 THEN now() END FROM leader \
                  ON CONFLICT (group_id) DO UPDATE SET no_creates_until = $5, no_creates_why = $6, \
                      circuit_opened = g.circuit_opened + CASE WHEN $7 THEN 1 ELSE 0 END, \
-                     circuit_since = CASE WHEN $7 THEN now() ELSE g.circuit_since END) \
-             SELECT EXISTS (SELECT FROM leader)",
-        )
+                     circuit_since = CASE WHEN $7 THEN now() ELSE g.circuit_since END \
+                 RETURNING 1), ",
+            enqueue_notices!("held", "$8", "$9"),
+            "SELECT EXISTS (SELECT FROM leader)",
+        ))
         .bind(&*term.name)
         .bind(term.number)
-        .bind(group_id)
-        .bind(group_name)
-        .bind(until.to_sqlx())
-        .bind(why)
-        .bind(circuit)
+        .bind(hold.group_id)
+        .bind(hold.group_name)
+        .bind(hold.until.to_sqlx())
+        .bind(hold.why)
+        .bind(hold.circuit)
+        .bind(notices.ids)
+        .bind(notices.payloads)
         .fetch_one(&self.pool)
         .await
         .map_err(StoreError::database(TRIED))?;

@@ -12,14 +12,17 @@ mod providers;
 mod rows;
 mod servers;
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
 use voiceai_postgres::{NotTrusted, PgPool, sqlx};
 
-pub use create::{Created, NewRemoval, NewServer, Raised};
+pub use create::{CreateHold, Created, NewRemoval, NewServer, Raised};
 pub use decisions::DecisionRow;
 pub use groups::{GroupRow, GroupStanding, Pause};
 pub use operate::{OperateError, Target};
 pub use operations::{Step, StepOutcome};
-pub use providers::{HoldKind, NewOrphan, OrphanRow, ProviderHold};
+pub use providers::{HoldKind, Judgement, NewOrphan, OrphanRow, ProviderHold};
 pub use rows::{DownSettings, OperationRow, ServerRow, ServerSpec};
 pub use servers::FleetRow;
 
@@ -71,13 +74,15 @@ impl StoreError {
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: PgPool,
+    /// Policies of servers by their hash, as the fleet was last read.
+    specs: Arc<Mutex<HashMap<i64, Arc<ServerSpec>>>>,
 }
 
 impl Store {
     /// On a migrated database.
     #[must_use]
-    pub const fn new(pool: PgPool) -> Self {
-        Self { pool }
+    pub fn new(pool: PgPool) -> Self {
+        Self { pool, specs: Arc::default() }
     }
 
     /// The pool, for what is shared by both services.

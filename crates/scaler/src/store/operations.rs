@@ -6,6 +6,7 @@ use voiceai_scaler_core::{Event, Operation, State};
 
 use super::rows::{OperationRow, get};
 use super::{Store, StoreError};
+use crate::notices::{Columns, Notice, enqueue_notices};
 
 /// What a step changes besides the state. `None` leaves a column as it is.
 #[derive(Debug, Clone, Default)]
@@ -38,6 +39,8 @@ pub struct Step {
     pub error: Option<(String, String)>,
     /// One line for the history.
     pub note: Option<String>,
+    /// What people are told of it, in the same statement.
+    pub notices: Vec<Notice>,
 }
 
 impl Step {
@@ -64,7 +67,7 @@ pub enum StepOutcome {
 }
 
 impl Store {
-    /// Writes one step: the operation's state, the server's status, the history, all or nothing, and only by the newest
+    /// Writes one step: the operation's state, the server's status, the history and the notices, all or nothing, and only by the newest
     /// leader and on the row as it was read.
     ///
     /// # Errors
@@ -85,6 +88,7 @@ impl Store {
         let term = tenure.check()?;
         let (code, text) = step.error.clone().unzip();
         let moved = step.event.is_some();
+        let notices: Columns = step.notices.iter().collect();
         let answer = sqlx::query(STEP)
             .bind(&*term.name)
             .bind(term.number)
@@ -112,6 +116,8 @@ impl Store {
             .bind(step.note.as_deref())
             .bind(leaves_a_line(step))
             .bind(step.error.is_none() && step.event.is_some_and(Event::is_progress))
+            .bind(notices.ids)
+            .bind(notices.payloads)
             .fetch_one(&self.pool)
             .await
             .map_err(StoreError::database(TRIED))?;
@@ -123,7 +129,8 @@ impl Store {
     }
 }
 
-const STEP: &str = "\
+const STEP: &str = concat!(
+    "\
     WITH leader AS (SELECT 1 FROM ops.leader_terms WHERE name = $1 AND term = $2 FOR SHARE), \
     moved AS ( \
         UPDATE ops.operations o SET state = $6, version = o.version + 1, term = $2, \
@@ -148,8 +155,10 @@ const STEP: &str = "\
         FROM moved WHERE s.id = moved.server_id), \
     healthy AS ( \
         UPDATE ops.scaling_groups g SET circuit_opened = 0 \
-        FROM moved JOIN ops.servers s ON s.id = moved.server_id WHERE $6 = 'heartbeat' AND g.group_id = s.group_id) \
-    SELECT EXISTS (SELECT FROM leader), EXISTS (SELECT FROM moved)";
+        FROM moved JOIN ops.servers s ON s.id = moved.server_id WHERE $6 = 'heartbeat' AND g.group_id = s.group_id), ",
+    enqueue_notices!("moved", "$27", "$28"),
+    "SELECT EXISTS (SELECT FROM leader), EXISTS (SELECT FROM moved)"
+);
 
 fn illegal(row: &OperationRow, event: Event) -> StoreError {
     let Operation { kind, state } = row.operation;

@@ -11,6 +11,7 @@ use voiceai_scaler_core::orphan::{End, Maker};
 
 use super::rows::{get, time};
 use super::{Store, StoreError};
+use crate::notices::{Columns, Notice, enqueue_notices};
 
 /// Why a provider is asked for nothing new.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -58,6 +59,19 @@ pub struct NewOrphan {
     pub group: String,
     /// The operation in its label.
     pub operation: Option<Uuid>,
+}
+
+/// What is done about an orphan.
+#[derive(Debug, Default)]
+pub struct Judgement<'a> {
+    /// The stable word.
+    pub verdict: &'a str,
+    /// True when its deletion is about to be asked for.
+    pub asking: bool,
+    /// What came of that.
+    pub outcome: Option<&'a str>,
+    /// What people are told of it.
+    pub notice: Option<Notice>,
 }
 
 /// An orphan as it is remembered.
@@ -237,7 +251,7 @@ impl Store {
         Ok(sightings)
     }
 
-    /// Writes what is done about an orphan: before its deletion is asked for (`asking`), and what came of it.
+    /// Writes what is done about an orphan, and tells people of it.
     ///
     /// # Errors
     /// As [`Store::hold_provider`].
@@ -245,27 +259,29 @@ impl Store {
         &self,
         tenure: &Tenure,
         (provider, provider_id): (&str, &str),
-        verdict: &str,
-        asking: bool,
-        outcome: Option<&str>,
+        judgement: &Judgement<'_>,
     ) -> Result<(), StoreError> {
         const TRIED: &str = "write what is done about an orphan";
         let term = tenure.check()?;
-        let row = sqlx::query(
+        let notices: Columns = judgement.notice.iter().collect();
+        let row = sqlx::query(concat!(
             "WITH leader AS (SELECT 1 FROM ops.leader_terms WHERE name = $1 AND term = $2 FOR SHARE), \
              judged AS ( \
                  UPDATE ops.orphans SET verdict = $5, asked_at = CASE WHEN $6 THEN now() ELSE asked_at END, \
                      outcome = COALESCE($7, outcome) \
-                 FROM leader WHERE provider = $3 AND provider_id = $4) \
-             SELECT EXISTS (SELECT FROM leader)",
-        )
+                 FROM leader WHERE provider = $3 AND provider_id = $4), ",
+            enqueue_notices!("leader", "$8", "$9"),
+            "SELECT EXISTS (SELECT FROM leader)",
+        ))
         .bind(&*term.name)
         .bind(term.number)
         .bind(provider)
         .bind(provider_id)
-        .bind(verdict)
-        .bind(asking)
-        .bind(outcome)
+        .bind(judgement.verdict)
+        .bind(judgement.asking)
+        .bind(judgement.outcome)
+        .bind(notices.ids)
+        .bind(notices.payloads)
         .fetch_one(&self.pool)
         .await
         .map_err(StoreError::database(TRIED))?;

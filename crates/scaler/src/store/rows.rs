@@ -1,6 +1,5 @@
 //! Rows as types.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
@@ -161,6 +160,11 @@ pub struct OperationRow {
 /// Columns of a server, in the order of [`server`].
 pub(super) const SERVER: &str = "s.id, s.name, s.group_id, s.group_name, s.service, s.status, s.made_by, s.provider, \
     s.provider_id, s.ip, s.private_ip, s.spec, s.protected_until, s.created_at, s.in_service_at";
+/// The same with the policy's hash in the policy's place: what many rows share is read once.
+pub(super) const SERVER_BY_HASH: &str = "s.id, s.name, s.group_id, s.group_name, s.service, s.status, s.made_by, s.provider, \
+    s.provider_id, s.ip, s.private_ip, s.spec_hash, s.protected_until, s.created_at, s.in_service_at";
+/// Where the policy, or its hash, stands.
+pub(super) const SPEC: usize = 11;
 /// How many there are.
 pub(super) const SERVER_COLUMNS: usize = 15;
 
@@ -192,50 +196,36 @@ fn unreadable(what: &'static str, row: &str, why: impl ToString) -> StoreError {
     StoreError::Unreadable { what, row: row.to_owned(), why: why.to_string() }
 }
 
-/// Policies that were read already, by their text: in a fleet of thousands there are few.
-#[derive(Debug, Default)]
-pub(super) struct Specs(HashMap<Vec<u8>, Arc<ServerSpec>>);
-
-impl Specs {
-    fn read(&mut self, row: &PgRow, at: usize, name: &str) -> Result<Arc<ServerSpec>, StoreError> {
-        let raw = row
-            .try_get_raw(at)
-            .map_err(StoreError::database("read a column"))?
-            .as_bytes()
-            .map_err(|error| unreadable("spec", name, error))?;
-        if let Some(known) = self.0.get(raw) {
-            return Ok(Arc::clone(known));
-        }
-        let spec: Value = get(row, at)?;
-        let spec = serde_json::from_value(spec).map_err(|error| unreadable("spec", name, error))?;
-        let spec = Arc::new(spec);
-        self.0.insert(raw.to_vec(), Arc::clone(&spec));
-        Ok(spec)
-    }
+/// A policy as a row holds it.
+pub(super) fn spec(row: &PgRow, at: usize, of: &str) -> Result<Arc<ServerSpec>, StoreError> {
+    let spec: Value = get(row, at)?;
+    serde_json::from_value(spec).map(Arc::new).map_err(|error| unreadable("spec", of, error))
 }
 
 /// Reads [`SERVER`] from column `at` on.
 pub(super) fn server(row: &PgRow, at: usize) -> Result<ServerRow, StoreError> {
-    server_with(row, at, &mut Specs::default())
+    let name: String = get(row, at + 1)?;
+    let spec = spec(row, at + SPEC, &name)?;
+    server_with(row, at, spec)
 }
 
-/// The same for many rows.
-pub(super) fn server_with(row: &PgRow, at: usize, specs: &mut Specs) -> Result<ServerRow, StoreError> {
+/// The same where the policy is known already.
+pub(super) fn server_with(row: &PgRow, at: usize, spec: Arc<ServerSpec>) -> Result<ServerRow, StoreError> {
     let name: String = get(row, at + 1)?;
-    let service: String = get(row, at + 4)?;
-    let status: String = get(row, at + 5)?;
+    let service: &str = get(row, at + 4)?;
+    let status: &str = get(row, at + 5)?;
     Ok(ServerRow {
         id: get(row, at)?,
         group_id: get(row, at + 2)?,
         group_name: get(row, at + 3)?,
-        service: Service::parse(&service).ok_or_else(|| unreadable("service", &name, &service))?,
-        status: ServerStatus::parse(&status).ok_or_else(|| unreadable("status", &name, &status))?,
+        service: Service::parse(service).ok_or_else(|| unreadable("service", &name, service))?,
+        status: ServerStatus::parse(status).ok_or_else(|| unreadable("status", &name, status))?,
         made_by: get(row, at + 6)?,
         provider: get(row, at + 7)?,
         provider_id: get(row, at + 8)?,
         ip: get(row, at + 9)?,
         private_ip: get(row, at + 10)?,
-        spec: specs.read(row, at + 11, &name)?,
+        spec,
         protected_until: time_if_any(row, at + 12)?,
         created_at: time(row, at + 13)?,
         in_service_at: time_if_any(row, at + 14)?,

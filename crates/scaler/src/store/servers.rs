@@ -1,6 +1,7 @@
 //! Servers with their open operations.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
@@ -8,7 +9,10 @@ use voiceai_postgres::sqlx;
 use voiceai_scaler_core::fleet::Phase;
 use voiceai_scaler_core::{Operation, ServerStatus};
 
-use super::rows::{self, OPERATION, OPERATION_COLUMNS, OperationRow, SERVER, SERVER_COLUMNS, ServerRow, get};
+use super::rows::{
+    self, OPERATION, OPERATION_COLUMNS, OperationRow, SERVER, SERVER_BY_HASH, SERVER_COLUMNS, SPEC,
+    ServerRow, ServerSpec, get,
+};
 use super::{Store, StoreError};
 
 /// For how long a name is not given out again after its server's end.
@@ -64,23 +68,54 @@ impl Store {
     /// As the database says.
     pub async fn fleet(&self) -> Result<Vec<FleetRow>, StoreError> {
         let sql = format!(
-            "SELECT {SERVER}, {OPERATION} FROM ops.servers s \
+            "SELECT {SERVER_BY_HASH}, {OPERATION} FROM ops.servers s \
              LEFT JOIN ops.operations o ON o.server_id = s.id AND o.finished_at IS NULL \
-             WHERE s.status <> 'gone' ORDER BY s.name"
+             WHERE s.status <> 'gone'"
         );
         let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
             .fetch_all(&self.pool)
             .await
             .map_err(StoreError::database("read the servers"))?;
-        let mut specs = rows::Specs::default();
-        rows.iter()
-            .map(|row| {
-                Ok(FleetRow {
-                    server: rows::server_with(row, 0, &mut specs)?,
-                    operation: rows::operation(row, SERVER_COLUMNS)?,
-                })
-            })
-            .collect()
+        let hashes = rows.iter().map(|row| get(row, SPEC)).collect::<Result<Vec<i64>, _>>()?;
+        let specs = self.specs(&hashes).await?;
+        let mut fleet = Vec::with_capacity(rows.len());
+        for (row, hash) in rows.iter().zip(hashes) {
+            let spec = specs.get(&hash).ok_or_else(|| StoreError::Unreadable {
+                what: "spec_hash",
+                row: "a server".to_owned(),
+                why: "no row has that policy any more".to_owned(),
+            })?;
+            fleet.push(FleetRow {
+                server: rows::server_with(row, 0, Arc::clone(spec))?,
+                operation: rows::operation(row, SERVER_COLUMNS)?,
+            });
+        }
+        fleet.sort_unstable_by(|a, b| a.server.name.cmp(&b.server.name));
+        Ok(fleet)
+    }
+
+    /// The policies behind these hashes. Those of the last time are remembered: a row's policy never changes.
+    async fn specs(&self, hashes: &[i64]) -> Result<HashMap<i64, Arc<ServerSpec>>, StoreError> {
+        let wanted: HashSet<i64> = hashes.iter().copied().collect();
+        let mut known = lock(&self.specs).clone();
+        known.retain(|hash, _| wanted.contains(hash));
+        let unknown: Vec<i64> = wanted.into_iter().filter(|hash| !known.contains_key(hash)).collect();
+        if !unknown.is_empty() {
+            let rows = sqlx::query(
+                "SELECT w.hash, s.spec, s.name FROM unnest($1::bigint[]) AS w(hash) CROSS JOIN LATERAL ( \
+                     SELECT spec, name FROM ops.servers WHERE spec_hash = w.hash LIMIT 1) s",
+            )
+            .bind(unknown)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(StoreError::database("read the servers' policies"))?;
+            for row in &rows {
+                let name: String = get(row, 2)?;
+                known.insert(get(row, 0)?, rows::spec(row, 1, &name)?);
+            }
+        }
+        lock(&self.specs).clone_from(&known);
+        Ok(known)
     }
 
     /// Those of the named servers on which no operation works, each with the candidate of its making.
@@ -174,4 +209,8 @@ impl Store {
         .map_err(StoreError::database("count failures"))?;
         rows.iter().map(|row| Ok((get(row, 0)?, get(row, 1)?))).collect()
     }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -40,7 +40,7 @@ async fn custom_group(stack: &Stack, secret: Option<&str>) {
     stack.database.execute(r#"UPDATE "ServerGroup" SET "scalingProvider" = 'custom'"#).await;
 }
 
-async fn create_secret(moto: &Moto, name: &str, text: &str) {
+pub(crate) async fn create_secret(moto: &Moto, name: &str, text: &str) {
     let body = json!({"Name": name, "SecretString": text, "ClientRequestToken": uuid::Uuid::now_v7()});
     let answer = reqwest::Client::new()
         .post(moto.endpoint())

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
+use voiceai_postgres::sqlx;
 use voiceai_redis::{Redis, RedisSettings, Value};
 use voiceai_scaler_core::State;
 use voiceai_testkit::{Exit, Process, wait_until};
@@ -98,6 +99,14 @@ impl Stub {
         text.lines().filter_map(pair).collect()
     }
 
+    /// Notices of an event.
+    async fn told(&self, event: &str) -> i64 {
+        let sql = "SELECT count(*) FROM ops.outbox WHERE payload->>'event' = $1";
+        let (told,): (i64,) =
+            sqlx::query_as(sql).bind(event).fetch_one(&self.stack.pool).await.expect("a number");
+        told
+    }
+
     pub(crate) async fn open(&self) -> i64 {
         self.stack.number("SELECT count(*) FROM ops.operations WHERE finished_at IS NULL").await
     }
@@ -176,6 +185,7 @@ async fn killed_at_every_state_of_making_a_server() {
         stub.stack.records().await == [("test-voice-01".to_owned(), "8".to_owned())]
     })
     .await;
+    assert_eq!(stub.told("scaled").await, 1, "the leader that wrote it ended right after, and it is told");
     let terms = stub.stack.number("SELECT count(DISTINCT term) FROM ops.operation_steps").await;
     assert!(terms >= 9, "each step by another leader: {terms}");
 }
@@ -209,6 +219,7 @@ async fn killed_at_every_state_of_removing_a_server() {
     assert_eq!(stub.made().len(), 2, "nothing was made in its place");
     assert_eq!(stub.stack.number("SELECT count(*) FROM ops.operations WHERE kind = 'down'").await, 1);
     assert_eq!(stub.stack.servers().await.len(), 1);
+    assert_eq!(stub.told("scaled").await, 3, "two were made and one was removed");
     wait_until(WITHIN, "its record and its heartbeat are gone", async || {
         let beats = stub.stack.redis.cli(&["KEYS", "voiceai:heartbeat:*"]).await;
         stub.stack.records().await.len() == 1 && beats.lines().count() == 1
@@ -231,6 +242,7 @@ async fn killed_at_every_state_of_a_failure_and_of_a_drain_called_off() {
     let last = stub.chain(&failing, async || stub.group(1, 1, config.clone()).await).await;
     assert_eq!(stub.made().len(), 1);
     assert_eq!(stub.servers(), 0, "nothing is leaked");
+    assert_eq!(stub.told("failed").await, 1);
     assert_eq!(stub.stack.records().await, []);
     last.kill9();
     last.wait_exit(WITHIN).await;

@@ -7,8 +7,10 @@ use uuid::Uuid;
 use voiceai_postgres::term::{Candidate, issue};
 use voiceai_postgres::{Tenure, sqlx};
 use voiceai_runtime::boot_now;
+use voiceai_scaler::notices::Notice;
 use voiceai_scaler::store::{
-    Created, DecisionRow, DownSettings, NewRemoval, NewServer, Step, StepOutcome, Store, StoreError,
+    CreateHold, Created, DecisionRow, DownSettings, NewRemoval, NewServer, Step, StepOutcome, Store,
+    StoreError,
 };
 use voiceai_scaler_core::{Event, Kind, Operation, Policy, State};
 
@@ -61,10 +63,11 @@ async fn a_stale_leader_writes_nothing() {
         actor: "t",
         reason: "idle",
         settings: DownSettings::default(),
+        notice: Some(notice("failed", "ghost")),
     };
     fenced(store.plan_removal(&old, &removal).await.map(|_| ()));
     fenced(store.call_back(&old, "test-voice-01", now).await.map(|_| ()));
-    fenced(store.hold_creates(&old, "g", "eu", now, "why", false).await);
+    fenced(store.hold_creates(&old, &hold(now)).await);
     let decision = DecisionRow {
         group_id: "g".into(),
         group_name: "eu".into(),
@@ -76,6 +79,7 @@ async fn a_stale_leader_writes_nothing() {
     fenced(store.write_decisions(&old, now, std::slice::from_ref(&decision)).await);
     assert_eq!(stack.number("SELECT count(*) FROM ops.operations").await, 1);
     assert_eq!(stack.number("SELECT count(*) FROM ops.decisions").await, 0);
+    assert_eq!(stack.number("SELECT count(*) FROM ops.outbox").await, 0, "nor does it tell anybody");
     assert_eq!(stack.number("SELECT count(*) FROM ops.operation_steps").await, 1);
     // The same by the newest leader.
     store.write_decisions(&new, now, &[decision]).await.expect("written");
@@ -125,31 +129,58 @@ async fn an_error_is_gone_once_what_was_tried_has_worked() {
     }
 }
 
-#[tokio::test]
-async fn a_notice_is_enqueued_once_however_often_it_is_sent() {
-    let stack = Stack::new().await;
-    let notices = voiceai_scaler::notices::Notices::new(stack.pool.clone());
-    let notice = |event, key: &str| voiceai_scaler::notices::Notice {
+fn notice(event: &'static str, key: &str) -> Notice {
+    Notice {
         event,
         group: "eu".to_owned(),
         server: Some("test-voice-01".to_owned()),
         reason: "why".to_owned(),
         at: moment(),
         key: key.to_owned(),
-    };
-    for (event, key) in [("failed", "1"), ("failed", "1"), ("failed", "2"), ("scaled", "1"), ("scaled", "1")]
-    {
-        notices.send(&notice(event, key)).await;
     }
+}
+
+fn hold(until: jiff::Timestamp) -> CreateHold<'static> {
+    let notice = Some(notice("degraded", "quota"));
+    CreateHold { group_id: "g", group_name: "eu", until, why: "why", circuit: false, notice }
+}
+
+#[tokio::test]
+async fn people_are_told_once_and_only_of_what_was_written() {
+    let stack = Stack::new().await;
+    let store = Store::new(stack.pool.clone());
+    let tenure = tenure(&stack).await;
+    let id = planned(&store, &tenure, "test-voice-01").await;
+    let row = async || store.operation(id).await.expect("a row").expect("it is there").2;
+    let first = row().await;
+    let told = |keys: &[&str]| Step {
+        notices: keys.iter().map(|key| notice("failed", key)).collect(),
+        ..Step::event(Event::SecretsFetched)
+    };
+    assert_eq!(store.step(&tenure, &first, &told(&["1"])).await.expect("written"), StepOutcome::Written);
+    // On a row that is no longer as it was read nothing happens, so there is nothing to tell.
+    assert_eq!(store.step(&tenure, &first, &told(&["2"])).await.expect("read"), StepOutcome::Changed);
     let rows: Vec<(String, String, sqlx::types::JsonValue)> =
-        sqlx::query_as("SELECT queue, kind, payload FROM ops.outbox ORDER BY id")
+        sqlx::query_as("SELECT queue, kind, payload FROM ops.outbox")
             .fetch_all(&stack.pool)
             .await
             .expect("rows");
-    assert_eq!(rows.len(), 3, "{rows:?}");
-    let told =
+    let payload =
         json!({"event": "failed", "group": "eu", "server": "test-voice-01", "reason": "why", "at": moment()});
-    assert_eq!(rows[0], ("email-queue".to_owned(), "notification.send".to_owned(), told));
+    assert_eq!(rows, [("email-queue".to_owned(), "notification.send".to_owned(), payload)]);
+    // Again with the same key, and with keys that no id of a job could have.
+    let odd = "a group's id may be anything\n".repeat(20);
+    for keys in [&["1"][..], &["1", "3"], &[&odd], &[&odd]] {
+        let notices = keys.iter().map(|key| notice("failed", key)).collect();
+        let step = Step { notices, note: Some("a note".to_owned()), ..Step::default() };
+        assert_eq!(store.step(&tenure, &row().await, &step).await.expect("written"), StepOutcome::Written);
+    }
+    assert_eq!(stack.number("SELECT count(*) FROM ops.outbox").await, 3);
+    for _ in 0..2 {
+        store.hold_creates(&tenure, &hold(moment())).await.expect("held");
+    }
+    let degraded = "SELECT count(*) FROM ops.outbox WHERE payload->>'event' = 'degraded'";
+    assert_eq!(stack.number(degraded).await, 1);
 }
 
 /// A moment.
