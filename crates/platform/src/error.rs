@@ -70,3 +70,18 @@ impl PlatformError {
         Err(if self.is_final() { JobError::discard(self) } else { JobError::retry(self) })
     }
 }
+
+/// An error and its sources in one line.
+pub(crate) fn text(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        source = inner.source();
+    }
+    text
+}

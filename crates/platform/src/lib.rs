@@ -3,8 +3,12 @@
 //!
 //! Names of tables are resolved as the connection resolves them (`search_path`, by default schema `public`).
 
+pub mod certificates;
 mod error;
+pub mod oncall;
 mod tables;
+
+pub(crate) use error::text;
 
 pub use error::PlatformError;
 pub use tables::{Missing, Needs, finish, missing};
