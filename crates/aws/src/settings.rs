@@ -1,7 +1,7 @@
 //! Where the bucket is and who may enter.
 
-use voiceai_config::Reader;
 use voiceai_config::catalogue::storage;
+use voiceai_config::{Reader, Setting};
 use voiceai_egress::Rule;
 use voiceai_runtime::Secret;
 
@@ -32,45 +32,61 @@ pub struct S3Settings {
 impl S3Settings {
     /// Reads the settings; nothing when `S3_BUCKET` is unset. Rules that are broken are reported to the reader.
     pub fn read(reader: &Reader<'_>) -> Option<Self> {
-        let access = reader.optional(&storage::S3_ACCESS_KEY);
-        let secret = reader.optional(&storage::S3_SECRET_KEY);
-        let keys = match (access, secret) {
-            (Some(access), Some(secret)) => Some((access, secret)),
-            (None, None) => None,
-            (Some(_), None) => {
-                reader.violation(
-                    &storage::S3_SECRET_KEY,
-                    "a value beside S3_ACCESS_KEY",
-                    "Set both or neither.",
-                );
-                None
-            }
-            (None, Some(_)) => {
-                reader.violation(
-                    &storage::S3_ACCESS_KEY,
-                    "a value beside S3_SECRET_KEY",
-                    "Set both or neither.",
-                );
-                None
-            }
-        };
+        let keys = keys(reader);
         let prefix = reader.get(&storage::S3_PREFIX);
-        let bucket = reader.optional(&storage::S3_BUCKET)?;
+        let region = reader.optional(&storage::S3_REGION);
+        Self::of_bucket(reader, &storage::S3_BUCKET, region, &prefix, keys)
+    }
+
+    /// The same for a bucket of another setting, in a region of its own, at the same store and with the same keys; its
+    /// prefix is empty. Nothing when `bucket` is unset.
+    pub fn read_other(
+        reader: &Reader<'_>,
+        bucket: &'static Setting<String>,
+        region: &'static Setting<String>,
+    ) -> Option<Self> {
+        let region = reader.optional(region).or_else(|| reader.optional(&storage::S3_REGION));
+        // Half a pair is reported by `read`.
+        let keys = reader.optional(&storage::S3_ACCESS_KEY).zip(reader.optional(&storage::S3_SECRET_KEY));
+        Self::of_bucket(reader, bucket, region, "", keys)
+    }
+
+    fn of_bucket(
+        reader: &Reader<'_>,
+        setting: &'static Setting<String>,
+        region: Option<String>,
+        prefix: &str,
+        keys: Option<(Secret, Secret)>,
+    ) -> Option<Self> {
+        let bucket = reader.optional(setting)?;
         if !is_bucket_name(&bucket) {
             reader.violation(
-                &storage::S3_BUCKET,
+                setting,
                 "a bucket name: 3 to 63 lower-case letters, digits, dots and hyphens",
-                "Give the bare name of the bucket, without s3:// and without a folder (that is S3_PREFIX).",
+                "Give the bare name of the bucket, without s3:// and without a folder.",
             );
         }
         let endpoint =
             reader.optional(&storage::S3_ENDPOINT).map(|url| url.as_str().trim_end_matches('/').to_owned());
-        let region = reader.optional(&storage::S3_REGION).unwrap_or_else(|| reader.get(&storage::AWS_REGION));
+        let region = region.unwrap_or_else(|| reader.get(&storage::AWS_REGION));
         let checksums = reader.optional(&storage::S3_CHECKSUMS).unwrap_or(endpoint.is_none());
         let AwsAccess { instance_profile, way, .. } = AwsAccess::read(reader);
         let prefix = prefix.trim_matches('/').to_owned();
         Some(Self { bucket, prefix, endpoint, region, keys, checksums, instance_profile, way })
     }
+}
+
+fn keys(reader: &Reader<'_>) -> Option<(Secret, Secret)> {
+    let access = reader.optional(&storage::S3_ACCESS_KEY);
+    let secret = reader.optional(&storage::S3_SECRET_KEY);
+    let missing = match (access, secret) {
+        (Some(access), Some(secret)) => return Some((access, secret)),
+        (None, None) => return None,
+        (Some(_), None) => (&storage::S3_SECRET_KEY, "a value beside S3_ACCESS_KEY"),
+        (None, Some(_)) => (&storage::S3_ACCESS_KEY, "a value beside S3_SECRET_KEY"),
+    };
+    reader.violation(missing.0, missing.1, "Set both or neither.");
+    None
 }
 
 fn is_bucket_name(name: &str) -> bool {

@@ -96,11 +96,32 @@ impl ObjectStore {
         A: AsyncFnOnce(u64) -> Result<(), E>,
         E: std::error::Error + Send + Sync + 'static,
     {
+        self.put_stream_as(key, "application/octet-stream", reader, sizes, cancel, approve).await
+    }
+
+    /// The same with a content type.
+    ///
+    /// # Errors
+    /// As [`ObjectStore::put_stream`].
+    pub async fn put_stream_as<R, A, E>(
+        &self,
+        key: &str,
+        content_type: &str,
+        reader: R,
+        sizes: PartSizes,
+        cancel: &CancellationToken,
+        approve: A,
+    ) -> Result<Uploaded, S3Error>
+    where
+        R: AsyncRead + Send + Unpin,
+        A: AsyncFnOnce(u64) -> Result<(), E>,
+        E: std::error::Error + Send + Sync + 'static,
+    {
         let created = self.client.create_multipart_upload().bucket(&self.bucket).key(key);
         let created = tokio::select! {
             biased;
             () = cancel.cancelled() => return Err(self.cancelled(key)),
-            created = created.content_type("application/octet-stream").send() => created,
+            created = created.content_type(content_type).send() => created,
         };
         let created =
             created.map_err(|error| S3Error::from_sdk("begin upload of", self.place(key), error))?;

@@ -40,7 +40,8 @@ pub const TASKER: Component = component!(
         "0075_certificates",
         "0076_notice_audiences",
         "0077_sla_reports",
-        "0078_rollout_orders"
+        "0078_rollout_orders",
+        "0080_recordings",
     ]
 );
 
