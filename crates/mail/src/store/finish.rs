@@ -111,6 +111,7 @@ pub(crate) async fn finish(pool: &PgPool, ends: &[Finished]) -> Result<u64, Mail
     let statement = if ends.iter().any(Finished::has_consequences) { FINISH_ALL } else { FINISH };
     let row = sqlx::query(statement)
         .bind(sqlx::types::Json(ends))
+        .bind(i64::try_from(ends.len()).unwrap_or(i64::MAX))
         .fetch_one(pool)
         .await
         .map_err(MailError::database(tried))?;
@@ -121,6 +122,8 @@ pub(crate) async fn finish(pool: &PgPool, ends: &[Finished]) -> Result<u64, Mail
 // Every part hangs on `done`, which is empty for a claim that is not the caller's any more. The delivery's counts are added to, never
 // computed anew: two recipients of one delivery may end at the same moment. Rows are locked in the order of their keys, so that two
 // such statements never wait for each other.
+//
+// The limit takes nothing away: it tells the planner, who would take any JSON for a hundred rows and read the table instead of its index.
 macro_rules! finish {
     () => {
         "\
@@ -128,7 +131,7 @@ WITH input AS MATERIALIZED (
     SELECT * FROM jsonb_to_recordset($1) AS x (
         delivery_id text, position smallint, attempt_no int, token uuid, status text, recipient text, wait_s float8, rung int,
         dead text, crashed boolean, phase text, reason text, code int, enhanced text, detail text, host text, tls text,
-        duration_ms bigint, provider_id text, bounced text, bounced_s float8)
+        duration_ms bigint, provider_id text, bounced text, bounced_s float8) LIMIT $2
 ), clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 locked AS MATERIALIZED (
     SELECT d.delivery_id, d.priority, d.created_at FROM mail.deliveries d
