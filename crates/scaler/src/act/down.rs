@@ -16,6 +16,8 @@ use crate::store::Step;
 
 /// The error code of a removal whose server turned out to be gone already.
 const VANISHED: &str = "vanished";
+/// However short a drain's wait: extending it tells people each time.
+const EXTENDED_AT_LEAST: SignedDuration = SignedDuration::from_secs(5);
 
 /// True when the provider says that it has no such server. Anything unclear is no such word.
 pub(crate) fn is_absent(said: &Outcome) -> bool {
@@ -218,8 +220,6 @@ impl Engine {
     ) -> Result<Next, ActError> {
         let calls =
             reading.known().map_or_else(|| "an unknown number of".to_owned(), |beat| beat.active.to_string());
-        let wait =
-            look.operation.settings.drain_timeout_ms.map_or(self.patience.drain, SignedDuration::from_millis);
         // One notice for each time the wait was over.
         let which = look.operation.deadline.map_or(0, jiff::Timestamp::as_millisecond);
         match look.operation.settings.at_deadline {
@@ -229,13 +229,26 @@ impl Engine {
                 let step = Step { note: Some(note), notices, ..Step::event(Event::DeadlinePassed) };
                 self.write(look, memory, step).await
             }
-            // Left as it is, and told again each time the same span has passed.
-            AtDeadline::Extend | AtDeadline::Leave => {
-                let note = format!("deadline passed with {calls} calls; still waiting for them");
+            // Told again each time the same span has passed.
+            AtDeadline::Extend => {
+                let wait = look
+                    .operation
+                    .settings
+                    .drain_timeout_ms
+                    .map_or(self.patience.drain, SignedDuration::from_millis)
+                    .max(EXTENDED_AT_LEAST);
+                let until = look.now + wait;
+                let note = format!("deadline passed with {calls} calls; waiting for them until {until}");
                 let notices = vec![look.notice_of("drain_overdue", &note, which)];
-                let wait = wait.max(SignedDuration::from_mins(1));
-                let step =
-                    Step { deadline: Some(look.now + wait), note: Some(note), notices, ..Step::default() };
+                let step = Step { deadline: Some(until), note: Some(note), notices, ..Step::default() };
+                self.write(look, memory, step).await
+            }
+            // Told once. It stays out of routing until its calls have ended or a person acts.
+            AtDeadline::Leave => {
+                let note =
+                    format!("deadline passed with {calls} calls; it is left out of routing until they end");
+                let notices = vec![look.notice_of("drain_overdue", &note, which)];
+                let step = Step { no_deadline: true, note: Some(note), notices, ..Step::default() };
                 self.write(look, memory, step).await
             }
         }

@@ -5,6 +5,7 @@ use voiceai_scaler_core::{Event, Service, State};
 
 use super::{ActError, BOOT_CAP, Engine, Look, Memory, Next, ScriptKind};
 use crate::cloud_init::CloudInitError;
+use crate::notices::Notice;
 use crate::script::{Answer, Class, Outcome, Status};
 use crate::store::{CreateHold, Step};
 
@@ -193,7 +194,12 @@ impl Engine {
                 let why = format!("the provider's quota is used up: {}", words(answer));
                 let until = look.now + QUOTA_REST;
                 let (id, name) = (&look.server.group_id, &look.server.group_name);
-                let notice = Some(look.notice("degraded", &why));
+                let notice = Some(Notice {
+                    // One for all of the group's servers that meet it, and again when it is still so at the next try.
+                    key: format!("quota:{id}:{}", look.now.as_second() / QUOTA_REST.as_secs()),
+                    server: None,
+                    ..look.notice("degraded", &why)
+                });
                 let hold =
                     CreateHold { group_id: id, group_name: name, until, why: &why, circuit: false, notice };
                 self.store.hold_creates(look.tenure, &hold).await?;
@@ -342,7 +348,8 @@ impl Engine {
             private_ip: answer.private_ip,
             machine: answer.machine,
             location: answer.location,
-            deadline: Some(look.now + wait),
+            // The cap holds for the whole boot, unless the group allows its servers more than that for the heartbeat alone.
+            deadline: Some((look.now + wait).min(look.operation.created_at + BOOT_CAP.max(wait))),
             ..Step::event(Event::ProviderRunning)
         };
         self.write(look, memory, step).await

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use voiceai_cli::{Column, Failure, Output, duration_arg};
 use voiceai_scaler_core::Policy;
+use voiceai_scaler_core::candidate::Candidate;
 use voiceai_scaler_core::simulate::{Moment, Point, Run, SHAPES, Summary, World, shape, simulate};
 
 /// Most bytes of a policy or a load.
@@ -40,9 +41,10 @@ pub(super) struct SimulateArgs {
     /// Calls a server takes
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     capacity: u32,
-    /// Price of one server for an hour
-    #[arg(long, value_name = "PRICE", default_value_t = 1.0)]
-    price: f64,
+    /// Price of one server for an hour; or of one machine type, as `cx32=0.012`: may be given for each, and a policy pays that
+    /// of its first candidate
+    #[arg(long, value_name = "[TYPE=]PRICE", value_parser = Price::parse)]
+    price: Vec<Price>,
     /// Length of a shape in hours
     #[arg(long, value_name = "HOURS", default_value_t = 24.0)]
     hours: f64,
@@ -54,10 +56,45 @@ pub(super) struct SimulateArgs {
     high: f64,
 }
 
+/// What a server costs an hour.
+#[derive(Debug, Clone)]
+struct Price {
+    /// The machine type; `None`: every one without a price of its own.
+    machine: Option<String>,
+    per_hour: f64,
+}
+
+impl Price {
+    fn parse(text: &str) -> Result<Self, String> {
+        let (machine, price) = match text.split_once('=') {
+            Some((machine, price)) if !machine.trim().is_empty() => (Some(machine.trim().to_owned()), price),
+            Some(_) => return Err("expected TYPE=PRICE".to_owned()),
+            None => (None, text),
+        };
+        let per_hour = price.trim().parse::<f64>().ok().filter(|price| price.is_finite() && *price >= 0.0);
+        let per_hour = per_hour.ok_or("expected a price of 0 or more, such as 0.012 or cx32=0.012")?;
+        Ok(Self { machine, per_hour })
+    }
+
+    /// What a policy's servers cost, by the first machine type that it asks for.
+    fn of(prices: &[Self], policy: &Policy, file: &Path) -> Result<f64, Failure> {
+        let machine = policy.candidates.first().map_or("", Candidate::machine);
+        let named = prices.iter().rev().find(|price| price.machine.as_deref() == Some(machine));
+        let any = prices.iter().rev().find(|price| price.machine.is_none());
+        match named.or(any) {
+            Some(price) => Ok(price.per_hour),
+            None if prices.is_empty() => Ok(1.0),
+            None => Err(refused("no_price", file, format!("no --price for its machine type `{machine}`"))),
+        }
+    }
+}
+
 /// One policy's run.
 #[derive(Debug, Serialize)]
 struct Rehearsal {
     policy: String,
+    /// What one of its servers costs an hour.
+    price_per_hour: f64,
     #[serde(flatten)]
     run: Run,
 }
@@ -68,14 +105,15 @@ pub(super) fn run(arguments: &SimulateArgs, output: Output) -> Result<(), Failur
         boot_s: arguments.boot.as_secs_f64(),
         call_s: arguments.call.as_secs_f64(),
         capacity: arguments.capacity,
-        price_per_hour: arguments.price,
+        price_per_hour: 1.0,
     };
     let load = read_load(arguments)?;
     let mut rehearsals = Vec::new();
     for file in &arguments.policy {
         let policy = read_policy(file)?;
-        rehearsals
-            .push(Rehearsal { policy: file.display().to_string(), run: simulate(&policy, &load, &world) });
+        let price_per_hour = Price::of(&arguments.price, &policy, file)?;
+        let run = simulate(&policy, &load, &World { price_per_hour, ..world });
+        rehearsals.push(Rehearsal { policy: file.display().to_string(), price_per_hour, run });
     }
     if let Some(file) = &arguments.html {
         std::fs::write(file, page(&rehearsals)).map_err(|error| {
@@ -86,6 +124,9 @@ pub(super) fn run(arguments: &SimulateArgs, output: Output) -> Result<(), Failur
             )
         })?;
     }
+    let world = json!({
+        "interval_s": world.interval_s, "boot_s": world.boot_s, "call_s": world.call_s, "capacity": world.capacity,
+    });
     output.one(&json!({ "runs": &rehearsals, "world": world }), |_| text(&rehearsals, output))
 }
 

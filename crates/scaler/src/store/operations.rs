@@ -33,6 +33,8 @@ pub struct Step {
     pub heartbeat_floor_ms: Option<Option<i64>>,
     /// End of the new state's wait; a change of state clears it unless given.
     pub deadline: Option<Timestamp>,
+    /// The state's wait has no end any more.
+    pub no_deadline: bool,
     /// Nothing is tried before; every step clears it unless given.
     pub not_before: Option<Timestamp>,
     /// The error's code and text. Without one, an event that is progress clears that of earlier tries.
@@ -175,7 +177,7 @@ fn attempt(row: &OperationRow, step: &Step, moved: bool) -> i32 {
 }
 
 fn deadline(row: &OperationRow, step: &Step, moved: bool) -> Option<Timestamp> {
-    step.deadline.or(if moved { None } else { row.deadline })
+    step.deadline.or(if moved || step.no_deadline { None } else { row.deadline })
 }
 
 /// Changes of state and what has something to say are history; the count of tries is not.

@@ -2,7 +2,7 @@
 //! moto. Servers are made with their document, routed by the load balancer's own means, drained and deleted.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -255,7 +255,7 @@ async fn command_line() -> PathBuf {
     python.parent().expect("its folder").to_owned()
 }
 
-async fn aws(folder: &PathBuf, moto: &Moto, words: &[&str]) -> Value {
+async fn aws(folder: &Path, moto: &Moto, words: &[&str]) -> Value {
     let output = Command::new(folder.join("aws"))
         .args(["--region", "eu-central-1", "--endpoint-url", &moto.endpoint(), "--output", "json"])
         .args(words)

@@ -175,6 +175,41 @@ async fn policies_are_rehearsed_and_compared_without_any_backend() {
     let page = std::fs::read_to_string(&html).expect("a page");
     assert_eq!(page.matches("<svg").count(), 2);
     assert!(!page.contains("http"), "nothing outside of the page is needed");
+    // The same load by the clock, with a hole in it, and machines of two prices.
+    let stamp = |n: i64| {
+        let from: jiff::Timestamp = "2026-11-22T07:59:30+01:00".parse().expect("a time");
+        from + jiff::SignedDuration::from_secs(n * 30)
+    };
+    let timed = |hole: std::ops::Range<i64>| -> String {
+        let line = |n: i64| if hole.contains(&n) { String::new() } else { (n * 3).to_string() };
+        (0..200).map(|n| format!("{},{}\n", stamp(n), line(n))).collect()
+    };
+    write("timed.csv", &timed(0..0));
+    write("hole.csv", &timed(120..160));
+    write(
+        "small.json",
+        r#"{"minInstances": 1, "maxInstances": 8, "scalingConfig": {"machineType": "cx22"}}"#,
+    );
+    write(
+        "big.json",
+        r#"{"minInstances": 1, "maxInstances": 8, "scalingConfig": {"candidates": [{"type": "cx42"}]}}"#,
+    );
+    let (small, big, timed) = (path("small.json"), path("big.json"), path("timed.csv"));
+    let both = ["--policy", &small, "--policy", &big, "--load", &timed, "--json"];
+    let prices = ["--price", "cx22=0.01", "--price", "cx42=0.03"];
+    let (exit, stdout, stderr) = run(&[&both[..], &prices].concat()).await;
+    assert_eq!(exit, voiceai_testkit::Exit::Code(0), "{stderr}");
+    let priced: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
+    let number =
+        |index: usize, field: &str| priced["runs"][index]["summary"][field].as_f64().expect("a number");
+    assert_eq!(priced["runs"][0]["moments"].as_array().map(Vec::len), Some(200));
+    assert_eq!(number(0, "server_hours"), of(0, "server_hours"), "as in seconds");
+    assert!((number(0, "cost") - 0.01 * number(0, "server_hours")).abs() < 1e-9);
+    assert!((number(1, "cost") - 0.03 * number(1, "server_hours")).abs() < 1e-9);
+    let (exit, stdout, _) = run(&["--policy", &small, "--load", &path("hole.csv"), "--json"]).await;
+    assert_eq!(exit, voiceai_testkit::Exit::Code(0));
+    let dark = stdout.matches(r#""reason":"blind""#).count() + stdout.matches(r#""reason": "blind""#).count();
+    assert_eq!(dark, 40, "as long as no metrics came");
     let (exit, stdout, _) = run(&["--policy", &now, "--load", "outage", "--hours", "4"]).await;
     assert_eq!(exit, voiceai_testkit::Exit::Code(0));
     assert!(stdout.contains("blind"), "{stdout}");
@@ -187,6 +222,8 @@ async fn policies_are_rehearsed_and_compared_without_any_backend() {
         (vec!["--policy", &now, "--load", &path("wrong.csv")], 4, "line 2"),
         (vec!["--policy", &path("absent.json"), "--load", "sine"], 3, "absent.json"),
         (vec!["--policy", &now, "--load", "sine", "--hours", "0"], 2, "--hours"),
+        (vec!["--policy", &big, "--load", "sine", "--price", "cx22=1"], 4, "`cx42`"),
+        (vec!["--policy", &big, "--load", "sine", "--price", "cx22=-1"], 2, "--price"),
     ] {
         let (exit, _, stderr) = run(&arguments).await;
         assert_eq!(exit, voiceai_testkit::Exit::Code(code), "{arguments:?}: {stderr}");

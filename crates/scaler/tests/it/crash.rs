@@ -15,7 +15,7 @@ use voiceai_testkit::{Exit, Process, wait_until};
 
 use crate::harness::{Stack, WITHIN};
 
-const COMMON: &str = r#"#!/bin/sh
+pub(crate) const COMMON: &str = r#"#!/bin/sh
 D=$(printf '%s' "$PROVIDER_CONFIG" | sed 's/.*"folder":"\([^"]*\)".*/\1/')
 op() { printf '%s' "$LABELS" | sed 's/.*"operation":"\([^"]*\)".*/\1/'; }
 pause() { case $PROVIDER_CONFIG in *'"slow":'*) touch "$D/../started"; sleep "$(printf '%s' "$PROVIDER_CONFIG" | sed 's/.*"slow":\([0-9]*\).*/\1/')";; esac; }
@@ -62,6 +62,11 @@ impl Stub {
         Self { stack, beats }
     }
 
+    /// From now on no server beats.
+    pub(crate) fn silence(&self) {
+        self.beats.abort();
+    }
+
     pub(crate) async fn group(&self, min: i32, max: i32, change: serde_json::Value) {
         let mut config = json!({
             "folder": self.stack.folder.path().join("servers"), "routingSettleSeconds": 0,
@@ -100,7 +105,7 @@ impl Stub {
     }
 
     /// Notices of an event.
-    async fn told(&self, event: &str) -> i64 {
+    pub(crate) async fn told(&self, event: &str) -> i64 {
         let sql = "SELECT count(*) FROM ops.outbox WHERE payload->>'event' = $1";
         let (told,): (i64,) =
             sqlx::query_as(sql).bind(event).fetch_one(&self.stack.pool).await.expect("a number");

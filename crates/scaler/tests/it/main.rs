@@ -9,6 +9,7 @@ mod crash;
 mod dispatcher;
 mod evaluation;
 mod harness;
+mod limits;
 mod orphans;
 mod proxies;
 mod schedules;
