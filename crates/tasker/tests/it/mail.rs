@@ -203,3 +203,62 @@ async fn templates_are_listed_and_previewed_and_a_broken_one_stops_the_start() {
     assert_eq!(refused.exit, 4, "{refused:?}");
     assert!(refused.stderr.contains("manifest.json"), "{refused:?}");
 }
+
+#[tokio::test]
+async fn a_dead_letter_reaches_those_who_run_the_platform() {
+    let post = Post::new().await;
+    let program = post.program().env("ALERT_RECIPIENTS", "ops@example.org").arg("run");
+    let tasker = program.start();
+    tasker.wait_for_line(PATIENCE, "service ready").await;
+    post.sink.recipient("kim@example.com", Act::reply("451 4.3.0 come back later"));
+    post.send("given-up", "kim@example.com").await;
+    post.until("given-up", "dead_letter").await;
+    wait_for(PATIENCE, "the notice arrives", async || {
+        let mails = post.sink.received();
+        let notice = mails.iter().find(|mail| mail.to == ["ops@example.org"]);
+        let text = notice.map(|mail| String::from_utf8_lossy(&mail.content).replace("=\r\n", ""));
+        match text {
+            Some(text) if text.contains("given-up") && text.contains("mail list --status dead_letter") => {
+                Ok(())
+            }
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_domain_and_a_tenant_are_paused_by_name_and_nothing_that_does_not_exist_is() {
+    let post = Post::new().await;
+    let tasker = post.tasker().await;
+    let pause = ["--for", "1h", "--reason", "their server moves", "--yes", "--json"];
+    for wrong in [["--domain", "kim@example.com"], ["--tenant", "two words"]] {
+        post.ask(&[&["mail", "pause"][..], &wrong, &pause].concat()).await.failure(2);
+    }
+    let long =
+        ["mail", "pause", "--domain", "example.com", "--for", "31d", "--reason", "r", "--yes", "--json"];
+    post.ask(&long).await.failure(2);
+    let bücher = ["--domain", "Bücher.example"];
+    post.ask(&[&["mail", "pause"][..], &bücher, &pause].concat()).await.json(0);
+    post.send("kept", "kim@bücher.example").await;
+    post.send("free", "kim@example.com").await;
+    post.until("free", "sent").await;
+    let kept = post.until("kept", "queued").await;
+    wait_for(PATIENCE, "it is put aside", async || {
+        let shown = post.ask(&["mail", "show", "kept", "--json"]).await.json(0);
+        let parked = shown["attempt_rows"][0]["parked"].clone();
+        if parked == "domain:xn--bcher-kva.example" { Ok(()) } else { Err(parked) }
+    })
+    .await;
+    let listed = post.ask(&["mail", "pause", "--json"]).await.json(0);
+    let pause = &listed["pauses"][0];
+    assert_eq!(
+        (&pause["reason"], &pause["automatic"]),
+        (&json!("their server moves"), &json!(false)),
+        "{kept}"
+    );
+    assert!(pause["until"].is_string() && pause["created_by"] == "tester", "{listed}");
+    post.ask(&[&["mail", "resume"][..], &bücher, &["--yes"]].concat()).await.text(0);
+    post.until("kept", "sent").await;
+    drop(tasker);
+}
