@@ -3,13 +3,14 @@
 mod chores;
 mod http;
 mod mail;
+mod monitor;
 mod pools;
 mod webhook;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use voiceai_cli::Failure;
 use voiceai_leader::{RedisTerm, TermMirror};
@@ -59,12 +60,20 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
 
     let tenure = context.elect(term_mirrors(&context.redis, &settings));
     let mail = mail::start(&context, &tenure, &stopping)?;
-    webhook::start(&context, &tenure, &stopping)?;
+    let posts = crate::operate::webhook::client(&settings)?;
+    webhook::start(&context, posts.clone(), &tenure, &stopping);
     let bytes_max = settings.webhook.event_bytes_max;
     let webhook = WebhookContext { pool: context.pool.clone(), bytes_max };
     let contexts = Contexts {
         redis: context.redis.clone(),
         backup: backup.clone(),
+        exports: Box::pin(storage::export_contexts(
+            &settings,
+            &context.shared.general,
+            context.pool.clone(),
+            posts,
+        ))
+        .await,
         webhook,
         mail: mail.clone(),
         notices: notices(&context, &mail)?,
@@ -77,6 +86,7 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
     start_scheduler(&context, &client, &wakeups, &tenure, &stopping);
     let pools = Pools::new(client.clone(), handlers, &context);
     start_workers(&context, pools, writer, &stopping);
+    monitor::start(&context, &client, &tenure, &stopping)?;
     start_leader_chores(&context, client, tenure.clone(), &stopping);
     if backup.is_some() {
         start_backup_watch(&context, tenure.clone(), &stopping);
@@ -151,12 +161,17 @@ fn start_outbox(
 ) {
     let poll_interval = context.settings.worker_poll;
     let settings = RelaySettings { poll_interval, ..RelaySettings::default() };
-    let relay = Relay::new(context.pool.clone(), client.clone(), settings);
-    let stopping = stopping.clone();
-    let pulse = context.vitals.register("outbox relay", poll_interval + STORE_BOUND);
-    context.shutdown.spawn("outbox relay", relay.run(wakeups.clone(), stopping.clone(), pulse));
+    let (pool, client, vitals) = (context.pool.clone(), client.clone(), context.vitals.clone());
+    let (woken, stop) = (wakeups.clone(), stopping.clone());
+    context.shutdown.spawn_restarting("outbox relay", move || {
+        let pulse = vitals.register("outbox relay", poll_interval + STORE_BOUND);
+        Relay::new(pool.clone(), client.clone(), settings).run(woken.clone(), stop.clone(), pulse)
+    });
+    let (pool, woken, stop) = (context.pool.clone(), wakeups.clone(), stopping.clone());
     // Ends with the process: nothing is lost when it is dropped.
-    context.shutdown.spawn("wake-ups", outbox::listen(context.pool.clone(), wakeups.clone(), stopping));
+    context
+        .shutdown
+        .spawn_restarting("wake-ups", move || outbox::listen(pool.clone(), woken.clone(), stop.clone()));
 }
 
 fn start_scheduler(
@@ -168,9 +183,13 @@ fn start_scheduler(
 ) {
     let poll_interval = context.settings.scheduler_poll;
     let settings = SchedulerSettings { poll_interval, ..SchedulerSettings::default() };
-    let scheduler = Scheduler::new(context.pool.clone(), client.clone(), settings, wakeups.clone());
-    let pulse = context.vitals.register("scheduler", poll_interval + STORE_BOUND);
-    context.shutdown.spawn("scheduler", scheduler.run(tenure.clone(), stopping.clone(), pulse));
+    let (pool, client, vitals) = (context.pool.clone(), client.clone(), context.vitals.clone());
+    let (woken, told, stop) = (wakeups.clone(), tenure.clone(), stopping.clone());
+    context.shutdown.spawn_restarting("scheduler", move || {
+        let pulse = vitals.register("scheduler", poll_interval + STORE_BOUND);
+        let scheduler = Scheduler::new(pool.clone(), client.clone(), settings, woken.clone());
+        scheduler.run(told.clone(), stop.clone(), pulse)
+    });
 }
 
 /// The workers, and the history behind them: it is written to the end only once no worker records any more.
@@ -181,8 +200,14 @@ fn start_workers(
     stopping: &CancellationToken,
 ) {
     let finished = CancellationToken::new();
-    let pulse = context.vitals.register("history writer", STORE_BOUND);
-    context.shutdown.spawn("history writer", writer.run(finished.clone(), pulse));
+    let (ended, vitals) = (finished.clone(), context.vitals.clone());
+    // Its records wait in the channel that it holds, and must outlive a panic.
+    let writer = Arc::new(Mutex::new(writer));
+    context.shutdown.spawn_restarting("history writer", move || {
+        let pulse = vitals.register("history writer", STORE_BOUND);
+        let (writer, ended) = (Arc::clone(&writer), ended.clone());
+        async move { writer.lock().await.run_on(ended, pulse).await }
+    });
     let (stopping, forced) = (stopping.clone(), context.shutdown.forced());
     let vitals = context.vitals.clone();
     context.shutdown.spawn("workers", async move {
@@ -203,13 +228,21 @@ fn start_leader_chores(
         notable: context.settings.history_notable,
         ..RetentionSettings::default()
     };
-    let retention = Retention::new(context.pool.clone(), kept);
-    let pulse = context.vitals.register("history retention", STORE_BOUND);
-    context.shutdown.spawn("history retention", retention.run(tenure.clone(), stopping.clone(), pulse));
+    let (pool, vitals) = (context.pool.clone(), context.vitals.clone());
+    let (told, stop) = (tenure.clone(), stopping.clone());
+    context.shutdown.spawn_restarting("history retention", move || {
+        let pulse = vitals.register("history retention", STORE_BOUND);
+        Retention::new(pool.clone(), kept).run(told.clone(), stop.clone(), pulse)
+    });
     let chores = Chores::new(client, context.pool.clone(), context.settings.clone());
-    let pulse = context.vitals.register("leader chores", STORE_BOUND);
-    context.shutdown.spawn("leader chores", chores.run(tenure.clone(), stopping.clone(), pulse));
-    context.shutdown.spawn("status line", tell_status(tenure, context.vitals.clone(), stopping.clone()));
+    let (vitals, told, stop) = (context.vitals.clone(), tenure.clone(), stopping.clone());
+    context.shutdown.spawn_restarting("leader chores", move || {
+        chores.clone().run(told.clone(), stop.clone(), vitals.register("leader chores", STORE_BOUND))
+    });
+    let (vitals, stop) = (context.vitals.clone(), stopping.clone());
+    context
+        .shutdown
+        .spawn_restarting("status line", move || tell_status(tenure.clone(), vitals.clone(), stop.clone()));
 }
 
 /// Tells people when no backup was proved for too long.
@@ -220,8 +253,11 @@ fn start_backup_watch(
 ) {
     let further = context.settings.backup_databases.keys().cloned();
     let watch = backup::Watch::new(context.pool.clone(), context.settings.backup.proved_max_age, further);
-    let pulse = context.vitals.register("backup watch", backup::WATCH_EVERY + STORE_BOUND);
-    context.shutdown.spawn("backup watch", watch.run(tenure, stopping.clone(), pulse));
+    let (vitals, stop) = (context.vitals.clone(), stopping.clone());
+    context.shutdown.spawn_restarting("backup watch", move || {
+        let pulse = vitals.register("backup watch", backup::WATCH_EVERY + STORE_BOUND);
+        watch.clone().run(tenure.clone(), stop.clone(), pulse)
+    });
 }
 
 /// Keeps the line that `healthcheck` shows.

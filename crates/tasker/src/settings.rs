@@ -6,13 +6,14 @@ use std::time::Duration;
 use voiceai_aws::{AwsAccess, S3Settings};
 use voiceai_config::catalogue::transport::SES_FEEDBACK_TOPIC_ARNS;
 use voiceai_config::catalogue::{notice, queue, storage};
-use voiceai_config::{Rate, Reader};
+use voiceai_config::{Rate, Reader, parse_duration};
 use voiceai_egress::Rule;
 use voiceai_listener::ListenerSettings;
 use voiceai_mail::settings::MailSettings;
 use voiceai_mail::transport::{SesSettings, SmtpSettings};
+use voiceai_monitor::{CollectorSettings, MonitorSettings};
 use voiceai_runtime::Secret;
-use voiceai_webhook::WebhookSettings;
+use voiceai_webhook::{Keys, WebhookSettings};
 
 use crate::jobs::backup::{BackupPolicy, Keep, check_recipients};
 use crate::jobs::export::ExportSettings;
@@ -85,6 +86,8 @@ pub struct TaskerSettings {
     pub store: Option<S3Settings>,
     /// `BACKUP_…`. What stays, how it is compressed and encrypted, and when its age is an alarm.
     pub backup: BackupPolicy,
+    /// `EXPORTS_S3_BUCKET`, else `S3_BUCKET`. Where exports go; absent without either.
+    pub export_store: Option<S3Settings>,
     /// `EXPORT_…`. Exports of the platform's tables.
     pub exports: ExportSettings,
     /// `BACKUP_DATABASE_<NAME>_URL`. Further databases, by name in small letters.
@@ -107,6 +110,10 @@ pub struct TaskerSettings {
     pub egress: Rule,
     /// `ALERT_…`. Who is told what happens to the platform.
     pub notices: NoticeSettings,
+    /// `…_HEALTH_URL`, `WATCHED_…`, `HEALTH_…`. Services that are watched.
+    pub monitor: MonitorSettings,
+    /// `METRICS_…`. Figures that are kept.
+    pub collector: CollectorSettings,
     overrides: BTreeMap<String, Overrides>,
 }
 
@@ -177,6 +184,7 @@ impl TaskerSettings {
             diagnostic_jobs: reader.get(&queue::DIAGNOSTIC_JOBS),
             store: S3Settings::read(reader),
             backup: backup_policy(reader),
+            export_store: export_store(reader),
             exports: export_settings(reader),
             backup_databases: reader
                 .each(&storage::BACKUP_DATABASE_URL)
@@ -192,6 +200,8 @@ impl TaskerSettings {
             egress: Rule::read(reader),
             http: ListenerSettings::read(reader),
             notices: NoticeSettings::read(reader),
+            monitor: MonitorSettings::read(reader),
+            collector: CollectorSettings::read(reader),
             overrides,
         }
     }
@@ -236,18 +246,46 @@ impl TaskerSettings {
     }
 }
 
+/// The exports' own bucket; without one that of the backups, whose rights and rules are then the exports' too.
+fn export_store(reader: &Reader<'_>) -> Option<S3Settings> {
+    if let Some(own) = S3Settings::read_other(reader, &storage::EXPORTS_S3_BUCKET, &storage::S3_REGION) {
+        return Some(own);
+    }
+    let shared = S3Settings::read_other(reader, &storage::S3_BUCKET, &storage::S3_REGION)?;
+    reader.warning(
+        &storage::EXPORTS_S3_BUCKET,
+        "it is not set: exports go to S3_BUCKET, beside the backups; a link to an export leads into that bucket",
+    );
+    Some(shared)
+}
+
 fn export_settings(reader: &Reader<'_>) -> ExportSettings {
     let trimmed = |text: String| text.trim_matches('/').to_owned();
     let prefix = trimmed(reader.get(&storage::EXPORT_PREFIX));
     let backups = trimmed(reader.get(&storage::S3_PREFIX));
-    if format!("{prefix}/").starts_with(&format!("{backups}/")) {
+    let bucket = reader.optional(&storage::S3_BUCKET);
+    let is_shared = reader.optional(&storage::EXPORTS_S3_BUCKET).is_none_or(|own| Some(own) == bucket);
+    if is_shared && format!("{prefix}/").starts_with(&format!("{backups}/")) {
         reader.violation(&storage::EXPORT_PREFIX, "a folder outside S3_PREFIX", "Choose another folder.");
     }
+    let secret = reader.optional(&storage::EXPORT_CALLBACK_SECRET);
+    let callback_keys = secret.and_then(|secret| match Keys::new(vec![secret]) {
+        Ok(keys) => Some(keys),
+        Err(error) => {
+            let remedy = "Set it to whsec_ and 24 to 64 random bytes in base64, such as `openssl rand -base64 32` gives.";
+            reader.violation(&storage::EXPORT_CALLBACK_SECRET, error.to_string(), remedy);
+            None
+        }
+    });
+    let ladder = reader.get(&storage::EXPORT_CALLBACK_RETRY_LADDER);
     ExportSettings {
         prefix,
         retention: reader.get(&storage::EXPORT_RETENTION),
         link_ttl: reader.get(&storage::EXPORT_LINK_TTL),
         tables: reader.optional(&storage::EXPORT_TABLES).unwrap_or_default(),
+        callback_keys,
+        callback_timeout: reader.get(&storage::EXPORT_CALLBACK_TIMEOUT),
+        callback_ladder: ladder.iter().filter_map(|rung| parse_duration(rung).ok()).collect(),
         lease: Duration::from_secs(60),
     }
 }
@@ -384,6 +422,31 @@ mod tests {
             (Some(Duration::from_secs(1_800)), Some(7))
         );
         assert_eq!(settings.pool(EMAIL_QUEUE).keep_dead, Some(DAY * 30));
+    }
+
+    #[test]
+    fn exports_have_a_bucket_of_their_own_or_share_the_backups_with_a_warning() {
+        let read = |pairs: &[(&str, &str)]| {
+            Resolved::from_pairs(Binary::Tasker, pairs.iter().copied()).read(TaskerSettings::read).map_err(
+                |report| report.violations.into_iter().map(|violation| violation.name).collect::<Vec<_>>(),
+            )
+        };
+        let warned = |pairs: &[(&str, &str)]| {
+            let loaded = read(pairs).unwrap();
+            let warned = loaded.warnings.iter().any(|warning| warning.name == "EXPORTS_S3_BUCKET");
+            (loaded.settings.export_store.map(|store| store.bucket), warned)
+        };
+        assert_eq!(warned(&[]), (None, false));
+        assert_eq!(warned(&[("S3_BUCKET", "backups")]), (Some("backups".to_owned()), true));
+        let both = [("S3_BUCKET", "backups"), ("EXPORTS_S3_BUCKET", "exports")];
+        assert_eq!(warned(&both), (Some("exports".to_owned()), false));
+        assert_eq!(warned(&both[1..]), (Some("exports".to_owned()), false));
+        // In a bucket of their own the folder of the backups is free.
+        let folder = ("EXPORT_PREFIX", "database-dumps");
+        assert!(read(&[both[0], both[1], folder]).is_ok());
+        assert_eq!(read(&[both[0], folder]).err(), Some(vec!["EXPORT_PREFIX".to_owned()]));
+        let secret = [("EXPORT_CALLBACK_SECRET", "hunter2")];
+        assert_eq!(read(&secret).err(), Some(vec!["EXPORT_CALLBACK_SECRET".to_owned()]));
     }
 
     #[test]

@@ -334,7 +334,7 @@ pub async fn probe(pool: &PgPool, id: Uuid, timeout: Duration) -> Result<crate::
         url,
         id: format!("test_{}", Uuid::now_v7()),
         body: event::probe_body(id, Timestamp::now()).into(),
-        keys: keys(pool, id).await?,
+        keys: Some(keys(pool, id).await?),
         timeout: own.unwrap_or(timeout).min(timeout),
     })
 }

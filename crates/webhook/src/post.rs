@@ -46,8 +46,8 @@ pub struct Request {
     pub id: String,
     /// The event.
     pub body: Bytes,
-    /// What it is signed with.
-    pub keys: Keys,
+    /// What it is signed with; without, it carries no signature.
+    pub keys: Option<Keys>,
     /// Longest time to the last header of the answer.
     pub timeout: Duration,
 }
@@ -326,18 +326,19 @@ where
 fn message(request: &Request) -> Result<hyper::Request<Full<Bytes>>, Failure> {
     let url = &request.url;
     let timestamp = Timestamp::now().as_second();
-    let signature = request.keys.sign(&request.id, timestamp, &request.body);
     let host = &url[Position::BeforeHost..Position::AfterPort];
-    let built = hyper::Request::builder()
+    let mut builder = hyper::Request::builder()
         .method(Method::POST)
         .uri(&url[Position::BeforePath..Position::AfterQuery])
         .header(HOST, host)
         .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
         .header(USER_AGENT, HeaderValue::from_static(concat!("voiceai-webhooks/", env!("CARGO_PKG_VERSION"))))
         .header("webhook-id", &request.id)
-        .header("webhook-timestamp", timestamp)
-        .header("webhook-signature", signature)
-        .body(Full::new(request.body.clone()));
+        .header("webhook-timestamp", timestamp);
+    if let Some(keys) = &request.keys {
+        builder = builder.header("webhook-signature", keys.sign(&request.id, timestamp, &request.body));
+    }
+    let built = builder.body(Full::new(request.body.clone()));
     built.map_err(|error| Failure::Broken(format!("the request cannot be made: {error}")))
 }
 

@@ -172,7 +172,7 @@ async fn post(shared: &Shared, claimed: &Claimed) -> Result<Answer, Failure> {
         .map_err(|error| Failure::Broken(format!("nothing can be signed: {error}")))?;
     let timeout = claimed.timeout.unwrap_or(shared.settings.timeout).min(shared.settings.timeout);
     let body = Bytes::from(claimed.body.clone());
-    let request = Request { url, id: claimed.event_id.clone(), body, keys, timeout };
+    let request = Request { url, id: claimed.event_id.clone(), body, keys: Some(keys), timeout };
     shared.client.post(&request).await
 }
 

@@ -43,6 +43,9 @@ pub struct CreateExport {
     /// Which rows: a JSON object with status, site_ids, device_ids, alert_types, time_range (1h, 6h, 24h, 7d, 30d, 90d)
     #[arg(long, value_name = "JSON", default_value = "{}")]
     pub filters: String,
+    /// Where its end is told, by one POST
+    #[arg(long, value_name = "URL")]
+    pub callback_url: Option<String>,
     /// Whether, why and by whom.
     #[command(flatten)]
     pub mutation: Mutation,

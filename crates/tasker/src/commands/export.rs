@@ -9,7 +9,7 @@ use voiceai_cli::{Column, Failure, Output};
 use super::{Service, act};
 use crate::cli::{CreateExport, Export as Command, Page};
 use crate::jobs::export::{self, Export, ExportError, Order};
-use crate::operate::{database_failure, trail};
+use crate::operate::{database_failure, trail, webhook};
 
 pub(super) async fn run(command: Command, service: &Service, output: Output) -> Result<(), Failure> {
     match command {
@@ -21,8 +21,11 @@ pub(super) async fn run(command: Command, service: &Service, output: Output) -> 
 
 async fn create(asked: CreateExport, service: &Service, output: Output) -> Result<(), Failure> {
     let act = act(&asked.mutation)?;
-    if service.settings.store.is_none() {
+    if service.settings.export_store.is_none() {
         return Err(no_bucket());
+    }
+    if let Some(url) = &asked.callback_url {
+        check_callback(url, service)?;
     }
     let filters: Value =
         serde_json::from_str(&asked.filters).ok().filter(Value::is_object).ok_or_else(|| {
@@ -35,6 +38,7 @@ async fn create(asked: CreateExport, service: &Service, output: Output) -> Resul
         tenant: asked.tenant,
         filters,
         created_by: act.actor.clone(),
+        callback_url: asked.callback_url,
     };
     export::check(&pool, &order, &service.settings.exports.tables).await.map_err(|error| refused(&error))?;
     let what = json!({ "type": order.export_type, "tenant": order.tenant, "filters": order.filters });
@@ -47,6 +51,20 @@ async fn create(asked: CreateExport, service: &Service, output: Output) -> Resul
     output.one(&made, |made| format!("{}\n", made.id))
 }
 
+/// As far as an address can be judged without looking its name up; each call judges what the name leads to.
+fn check_callback(url: &str, service: &Service) -> Result<(), Failure> {
+    let refused = |why: String| {
+        let remedy =
+            "Give an https:// address of the public internet; for development see WEBHOOK_ALLOW_NETWORKS.";
+        Failure::refused("callback_url", format!("--callback-url {url}: {why}"), remedy)
+    };
+    if url.len() > 2_000 {
+        return Err(refused("at most 2000 characters are wanted".to_owned()));
+    }
+    let parsed = url::Url::parse(url).map_err(|error| refused(error.to_string()))?;
+    webhook::guard(&service.settings).check_url(&parsed).map_err(|error| refused(error.to_string()))
+}
+
 fn refused(error: &ExportError) -> Failure {
     match error {
         ExportError::Database(source) => database_failure(source),
@@ -57,7 +75,11 @@ fn refused(error: &ExportError) -> Failure {
 }
 
 fn no_bucket() -> Failure {
-    Failure::refused("no_bucket", "S3_BUCKET is not set, so there are no exports", "Set S3_BUCKET.")
+    Failure::refused(
+        "no_bucket",
+        "neither EXPORTS_S3_BUCKET nor S3_BUCKET is set, so there are no exports",
+        "Set EXPORTS_S3_BUCKET.",
+    )
 }
 
 async fn list(tenant: Option<&str>, page: &Page, service: &Service, output: Output) -> Result<(), Failure> {
@@ -108,7 +130,7 @@ async fn show(id: Uuid, service: &Service, output: Output) -> Result<(), Failure
     let export = found.ok_or_else(unknown)?;
     let link = match (&export.status[..], &export.file_path) {
         ("COMPLETED", Some(key)) => {
-            let settings = service.settings.store.as_ref().ok_or_else(no_bucket)?;
+            let settings = service.settings.export_store.as_ref().ok_or_else(no_bucket)?;
             let link =
                 ObjectStore::new(settings).await.presigned(key, service.settings.exports.link_ttl).await;
             let failed = |error: voiceai_aws::S3Error| {
@@ -122,10 +144,23 @@ async fn show(id: Uuid, service: &Service, output: Output) -> Result<(), Failure
         let export = &shown.export;
         let rows = export.row_count.map(|rows| format!(", {rows} rows")).unwrap_or_default();
         let error = export.error.as_ref().map(|error| format!("  {error}\n")).unwrap_or_default();
+        let callback = callback(export);
         let link = shown.link.as_ref().map(|link| format!("{link}\n")).unwrap_or_default();
         format!(
-            "{} {} {} {}{rows}\n{error}{link}",
+            "{} {} {} {}{rows}\n{error}{callback}{link}",
             export.id, export.export_type, export.format, export.status
         )
     })
+}
+
+fn callback(export: &Export) -> String {
+    let (Some(url), state) = (&export.callback_url, export.callback_state.as_deref()) else {
+        return String::new();
+    };
+    let error = export.callback_error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+    let calls = export.callback_attempts;
+    match state {
+        Some(state) => format!("  callback {url} {state}, {calls} calls{error}\n"),
+        None => format!("  callback {url} once it has ended\n"),
+    }
 }

@@ -7,6 +7,7 @@ use voiceai_queue::{Job, Registry};
 use voiceai_redis::Redis;
 
 use super::backup::BackupContext;
+use super::export::{CallbackContext, ExportContext};
 use super::webhook_event::WebhookContext;
 use super::{messages, storage};
 use crate::notify::NotificationService;
@@ -19,6 +20,8 @@ pub struct Contexts {
     pub redis: Redis,
     /// The backups; absent where no bucket is set.
     pub backup: Option<BackupContext>,
+    /// The exports, and the calls to those who ordered them; absent where no bucket is set.
+    pub exports: Option<(ExportContext, CallbackContext)>,
     /// New mail.
     pub mail: Intake,
     /// New events of webhooks.
@@ -31,7 +34,7 @@ pub struct Contexts {
 #[must_use]
 pub fn handlers(settings: &TaskerSettings, contexts: &Contexts) -> Registry {
     let registry = messages::register(Registry::new(), settings, contexts);
-    storage::register(registry, settings, contexts)
+    storage::register(registry, contexts)
 }
 
 /// The schedules that come with the kinds: made where they are absent, and from then on the operators'.

@@ -11,7 +11,7 @@ use voiceai_queue::{Job as _, Registry};
 use voiceai_runtime::Secret;
 
 use super::backup::{Address, BackupContext, BackupDatabase, BackupVerify, Tools};
-use super::export::{ExportCleanup, ExportContext, ExportRun};
+use super::export::{CallbackContext, Callbacks, ExportCallback, ExportCleanup, ExportContext, ExportRun};
 use super::registry::{Contexts, Kind};
 use crate::settings::TaskerSettings;
 
@@ -25,47 +25,66 @@ pub const EXPORT_SCHEDULE: &str = "export-cleanup";
 /// The kinds of the family: none where no bucket is set.
 #[must_use]
 pub fn kinds(settings: &TaskerSettings) -> Vec<Kind> {
-    if settings.store.is_none() {
-        return Vec::new();
+    let mut kinds = Vec::new();
+    if settings.store.is_some() {
+        kinds.extend([Kind::of::<BackupDatabase>(), Kind::of::<BackupVerify>()]);
     }
-    vec![
-        Kind::of::<BackupDatabase>(),
-        Kind::of::<BackupVerify>(),
-        Kind::of::<ExportRun>(),
-        Kind::of::<ExportCleanup>(),
-    ]
+    if settings.export_store.is_some() {
+        kinds.extend([Kind::of::<ExportRun>(), Kind::of::<ExportCleanup>(), Kind::of::<ExportCallback>()]);
+    }
+    kinds
 }
 
 /// Their handlers.
 #[must_use]
-pub fn register(registry: Registry, settings: &TaskerSettings, contexts: &Contexts) -> Registry {
-    let Some(backup) = &contexts.backup else { return registry };
-    let registry =
-        registry.register::<BackupDatabase>(backup.clone()).register::<BackupVerify>(backup.clone());
-    let Some(pool) = &backup.pool else { return registry };
-    let exports = ExportContext {
-        store: backup.store.clone(),
-        pool: pool.clone(),
-        instance: backup.instance.clone(),
-        settings: settings.exports.clone(),
-    };
-    registry.register::<ExportRun>(exports.clone()).register::<ExportCleanup>(exports)
+pub fn register(mut registry: Registry, contexts: &Contexts) -> Registry {
+    if let Some(backup) = &contexts.backup {
+        registry =
+            registry.register::<BackupDatabase>(backup.clone()).register::<BackupVerify>(backup.clone());
+    }
+    if let Some((exports, callbacks)) = &contexts.exports {
+        registry = registry
+            .register::<ExportRun>(exports.clone())
+            .register::<ExportCleanup>(exports.clone())
+            .register::<ExportCallback>(callbacks.clone());
+    }
+    registry
 }
 
 /// The nightly backup, its proof, and the end of old exports: enabled where there is a bucket.
 #[must_use]
 pub fn schedules(settings: &TaskerSettings) -> Vec<Definition> {
-    let enabled = settings.store.is_some();
-    let schedule = |name, queue: &str, kind, expression| Definition {
+    let schedule = |name, queue: &str, kind, expression, enabled| Definition {
         queue: queue.to_owned(),
         enabled,
         ..Definition::new(name, kind, expression)
     };
+    let (backups, exports) = (settings.store.is_some(), settings.export_store.is_some());
     vec![
-        schedule(BACKUP_SCHEDULE, BackupDatabase::QUEUE, BackupDatabase::KIND, "0 2 * * *"),
-        schedule(VERIFY_SCHEDULE, BackupVerify::QUEUE, BackupVerify::KIND, "0 5 * * *"),
-        schedule(EXPORT_SCHEDULE, ExportCleanup::QUEUE, ExportCleanup::KIND, "17 * * * *"),
+        schedule(BACKUP_SCHEDULE, BackupDatabase::QUEUE, BackupDatabase::KIND, "0 2 * * *", backups),
+        schedule(VERIFY_SCHEDULE, BackupVerify::QUEUE, BackupVerify::KIND, "0 5 * * *", backups),
+        schedule(EXPORT_SCHEDULE, ExportCleanup::QUEUE, ExportCleanup::KIND, "17 * * * *", exports),
     ]
+}
+
+/// What exports and the calls after them work with; `None` where no bucket is set. `client` posts to addresses of others.
+pub async fn export_contexts(
+    settings: &TaskerSettings,
+    general: &General,
+    pool: PgPool,
+    client: voiceai_webhook::Client,
+) -> Option<(ExportContext, CallbackContext)> {
+    let store = ObjectStore::new(settings.export_store.as_ref()?).await;
+    let own = settings.exports.clone();
+    let callbacks = Callbacks {
+        client,
+        keys: own.callback_keys.clone(),
+        timeout: own.callback_timeout,
+        ladder: own.callback_ladder.clone(),
+    };
+    let exports =
+        ExportContext { store, pool: pool.clone(), instance: general.instance_id.clone(), settings: own };
+    Some((exports, CallbackContext { pool, callbacks }))
 }
 
 /// What backups work with; `None` where no bucket is set.

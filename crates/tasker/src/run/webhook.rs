@@ -2,38 +2,39 @@
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use voiceai_cli::Failure;
 use voiceai_postgres::Tenure;
 use voiceai_service::Context;
 use voiceai_webhook::sending::Sending;
-use voiceai_webhook::{Retention, Wake};
+use voiceai_webhook::{Client, Retention, Wake};
 
 use super::STORE_BOUND;
-use crate::operate::webhook;
 use crate::settings::TaskerSettings;
 
-/// Starts everything that webhooks need.
-///
-/// # Errors
-/// Refused (4) when TLS cannot be set up.
+/// Starts everything that webhooks need; `client` posts.
 pub(super) fn start(
     context: &Context<TaskerSettings>,
+    client: Client,
     tenure: &watch::Receiver<Option<Tenure>>,
     stopping: &CancellationToken,
-) -> Result<(), Failure> {
+) {
     let settings = &context.settings;
-    let client = webhook::client(settings)?;
     let wake = Wake::new();
-    let listening = voiceai_webhook::listen(context.pool.clone(), wake.clone(), stopping.clone());
-    context.shutdown.spawn("webhook wake-ups", listening);
-    let pool = context.pool.clone();
-    let sending = Sending::new(pool, client, settings.webhook.clone(), wake, settings.worker_poll);
-    let pulse = context.vitals.register("webhook worker pool", STORE_BOUND);
-    let running = sending.run(stopping.clone(), context.shutdown.forced(), pulse);
-    context.shutdown.spawn("webhook worker pool", running);
-    let retention = Retention::new(context.pool.clone(), settings.webhook.retention);
-    let pulse = context.vitals.register("webhook retention worker", STORE_BOUND);
-    let running = retention.run(tenure.clone(), stopping.clone(), pulse);
-    context.shutdown.spawn("webhook retention worker", running);
-    Ok(())
+    let (pool, woken, stop) = (context.pool.clone(), wake.clone(), stopping.clone());
+    context.shutdown.spawn_restarting("webhook wake-ups", move || {
+        voiceai_webhook::listen(pool.clone(), woken.clone(), stop.clone())
+    });
+    let (pool, vitals) = (context.pool.clone(), context.vitals.clone());
+    let (stop, forced) = (stopping.clone(), context.shutdown.forced());
+    let (own, poll) = (settings.webhook.clone(), settings.worker_poll);
+    context.shutdown.spawn_restarting("webhook worker pool", move || {
+        let pulse = vitals.register("webhook worker pool", STORE_BOUND);
+        let sending = Sending::new(pool.clone(), client.clone(), own.clone(), wake.clone(), poll);
+        sending.run(stop.clone(), forced.clone(), pulse)
+    });
+    let (pool, vitals, kept) = (context.pool.clone(), context.vitals.clone(), settings.webhook.retention);
+    let (told, stop) = (tenure.clone(), stopping.clone());
+    context.shutdown.spawn_restarting("webhook retention worker", move || {
+        let pulse = vitals.register("webhook retention worker", STORE_BOUND);
+        Retention::new(pool.clone(), kept).run(told.clone(), stop.clone(), pulse)
+    });
 }

@@ -1,16 +1,10 @@
 //! Exports, by the real binary, a real database and a real store.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
-use voiceai_aws::{ObjectStore, S3Settings};
-use voiceai_queue::{DeadReason, Inline, InlineRunner, NewJob, Registry};
-use voiceai_runtime::Secret;
-use voiceai_tasker::jobs::export::{
-    Export, ExportCleanup, ExportContext, ExportRun, ExportSettings, Format, Order, create, get,
-};
-use voiceai_testkit::{Database, S3};
+use voiceai_queue::{DeadReason, Inline};
+use voiceai_tasker::jobs::export::{Format, get};
 
+use crate::export_bench::Bench;
 use crate::stage::{PATIENCE, Stage, answer};
 
 const TABLES: &str = r#"
@@ -19,74 +13,9 @@ const TABLES: &str = r#"
                                E'line one\nline "two", ü \\ ' || i FROM generate_series(1, 60000) i;
 "#;
 
-struct Bench {
-    database: Database,
-    s3: S3,
-    ctx: ExportContext,
-}
-
-impl Bench {
-    async fn new() -> Self {
-        let database = voiceai_testkit::database().await;
-        database.execute(TABLES).await;
-        let s3 = voiceai_testkit::s3().await;
-        let settings = S3Settings {
-            bucket: s3.bucket.clone(),
-            prefix: String::new(),
-            endpoint: Some(s3.endpoint.clone()),
-            region: "us-east-1".to_owned(),
-            keys: Some((Secret::new(s3.access_key.clone()), Secret::new(s3.secret_key.clone()))),
-            checksums: false,
-            instance_profile: false,
-            way: Default::default(),
-        };
-        let ctx = ExportContext {
-            store: ObjectStore::new(&settings).await,
-            pool: database.pool().await,
-            instance: "tasker-1".to_owned(),
-            settings: ExportSettings {
-                prefix: "exports".to_owned(),
-                retention: Duration::from_secs(3600),
-                link_ttl: Duration::from_secs(60),
-                tables: Vec::new(),
-                lease: Duration::from_secs(60),
-            },
-        };
-        Self { database, s3, ctx }
-    }
-
-    async fn order(&self, format: Format, tenant: Option<&str>, filters: Value) -> Export {
-        let order = Order {
-            export_type: "devices".to_owned(),
-            format,
-            tenant: tenant.map(str::to_owned),
-            filters,
-            created_by: "tester".to_owned(),
-        };
-        create(&self.ctx.pool, &order).await.expect("an order")
-    }
-
-    async fn run(&self, order: &Export) -> Inline {
-        let runner = InlineRunner::new(Registry::new().register::<ExportRun>(self.ctx.clone()));
-        runner.run(&NewJob::of(&ExportRun { id: order.id }).expect("a payload")).await.end
-    }
-
-    async fn cleanup(&self) -> Value {
-        let runner = InlineRunner::new(Registry::new().register::<ExportCleanup>(self.ctx.clone()));
-        match runner.run(&NewJob::of(&ExportCleanup {}).expect("a payload")).await.end {
-            Inline::Done(Some(result)) => result,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    async fn look(&self, order: &Export) -> Export {
-        get(&self.ctx.pool, order.id).await.expect("an answer").expect("the row")
-    }
-}
-
 #[tokio::test]
 async fn every_format_holds_the_rows_that_were_asked_for() {
-    let bench = Bench::new().await;
+    let bench = Bench::new(TABLES).await;
     let mut texts = Vec::new();
     for format in [Format::Csv, Format::Ndjson, Format::Json] {
         let order = bench.order(format, Some("t1"), json!({ "status": ["ONLINE"] })).await;
@@ -109,7 +38,7 @@ async fn every_format_holds_the_rows_that_were_asked_for() {
 
 #[tokio::test]
 async fn an_order_of_a_killed_worker_is_taken_over_and_a_held_one_is_waited_for() {
-    let bench = Bench::new().await;
+    let bench = Bench::new(TABLES).await;
     let order = bench.order(Format::Csv, None, json!({})).await;
     bench.database.execute("UPDATE ops.export_jobs SET status = 'PROCESSING', attempt = 1, lease_until = now() + interval '1 hour'").await;
     assert!(matches!(bench.run(&order).await, Inline::Snoozed(_)), "another worker has it");
@@ -124,7 +53,7 @@ async fn an_order_of_a_killed_worker_is_taken_over_and_a_held_one_is_waited_for(
 
 #[tokio::test]
 async fn what_cannot_be_exported_fails_with_its_reason_and_is_gone_with_its_row_when_its_time_is_over() {
-    let bench = Bench::new().await;
+    let bench = Bench::new(TABLES).await;
     let good = bench.order(Format::Csv, None, json!({})).await;
     assert!(matches!(bench.run(&good).await, Inline::Done(Some(_))));
     let wrong = bench.order(Format::Csv, None, json!({ "site_ids": ["a"] })).await;

@@ -1,5 +1,6 @@
 //! What may go wrong with an export.
 
+use parquet::errors::ParquetError;
 use voiceai_aws::S3Error;
 use voiceai_postgres::sqlx;
 
@@ -12,6 +13,9 @@ pub enum ExportError {
     /// The database.
     #[error("read rows to export: {0}")]
     Database(#[from] sqlx::Error),
+    /// The rows do not fit the format.
+    #[error("write rows as Parquet: {0}")]
+    Encode(String),
     /// The bucket.
     #[error("store export: {0}")]
     Store(#[from] S3Error),
@@ -23,18 +27,25 @@ pub enum ExportError {
     Cancelled,
 }
 
+impl From<ParquetError> for ExportError {
+    fn from(error: ParquetError) -> Self {
+        Self::Encode(error.to_string())
+    }
+}
+
 impl ExportError {
     /// True when trying again changes nothing.
     #[must_use]
     pub fn is_final(&self) -> bool {
         match self {
-            Self::Order(_) => true,
-            // 42: a table or column is gone, or a right is missing; 22: a filter's value does not fit its column.
+            Self::Order(_) | Self::Encode(_) => true,
+            // 42: a table or column is gone, or a right is missing; 22: a value does not fit, a filter's or a column's;
+            // 54: more columns than the database can give.
             Self::Database(error) => {
                 let code = error
                     .as_database_error()
                     .and_then(|error| error.code().map(std::borrow::Cow::into_owned));
-                code.is_some_and(|code| code.starts_with("42") || code.starts_with("22"))
+                code.is_some_and(|code| ["42", "22", "54"].iter().any(|class| code.starts_with(class)))
             }
             Self::Store(_) | Self::Lost | Self::Cancelled => false,
         }

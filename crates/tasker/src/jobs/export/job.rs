@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use voiceai_queue::{Attempt, Job, JobError, Outcome};
@@ -15,6 +16,8 @@ use super::{ExportContext, store};
 const ATTEMPTS_MAX: i64 = 5;
 /// Rows that one cleanup removes between two looks.
 const BATCH: i64 = 100;
+/// Objects that cannot be removed before a cleanup gives up for now.
+const KEPT_MAX: u64 = 3;
 
 /// Carries out one order.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -39,7 +42,7 @@ impl Job for ExportRun {
             };
         };
         match carry_out(ctx, &claimed, attempt.cancelled()).await {
-            Ok(made) => Ok(Outcome::DoneWith(serde_json::json!({
+            Ok(made) => Ok(Outcome::DoneWith(json!({
                 "file_path": made.key, "file_size_bytes": made.bytes, "row_count": made.rows,
             }))),
             Err(ExportError::Lost) => Ok(Outcome::Done),
@@ -47,7 +50,8 @@ impl Job for ExportRun {
                 let again = !error.is_final() && claimed.attempt < ATTEMPTS_MAX;
                 let text = error.to_string();
                 tracing::error!(export_id = %self.id, error = text, again, "export failed");
-                rows::fail(&ctx.pool, &claimed, &text, again, ctx.settings.retention).await?;
+                rows::fail(&ctx.pool, &claimed, &text, again, ctx.settings.retention, ctx.first_call())
+                    .await?;
                 Err(if again { JobError::retry(error) } else { JobError::discard(error) })
             }
         }
@@ -73,7 +77,7 @@ async fn carry_out(
         return Err(ExportError::Lost);
     }
     let made = made?;
-    if !rows::complete(&ctx.pool, claimed, &made, ctx.settings.retention).await? {
+    if !rows::complete(&ctx.pool, claimed, &made, ctx.settings.retention, ctx.first_call()).await? {
         ctx.store.delete(&made.key).await?;
         return Err(ExportError::Lost);
     }
@@ -113,19 +117,35 @@ impl Job for ExportCleanup {
 
     async fn run(&self, ctx: &ExportContext, attempt: &Attempt) -> Result<Outcome, JobError> {
         let forgotten = rows::enqueue_forgotten(&ctx.pool).await?;
-        let mut removed = 0_u64;
+        let (mut removed, mut kept, mut after) = (0_u64, 0_u64, None);
+        let mut problem = None;
         while !attempt.cancelled().is_cancelled() {
-            let batch = rows::expired(&ctx.pool, BATCH).await?;
-            if batch.is_empty() {
+            let batch = rows::expired(&ctx.pool, after, BATCH).await?;
+            let Some(last) = batch.last().copied() else { break };
+            for (id, _) in &batch {
+                // The object first: a row without an object is tried again, an object without a row is nobody's.
+                match store::clear(ctx, *id).await {
+                    Ok(()) => removed += u64::from(rows::remove(&ctx.pool, *id).await?),
+                    Err(error) => {
+                        tracing::warn!(export_id = %id, %error, "an export whose time is over stays: its object cannot be removed");
+                        kept += 1;
+                        problem.get_or_insert(error);
+                    }
+                }
+                // A store that refuses one after the other is away: the next run begins where this one ended.
+                if kept >= KEPT_MAX {
+                    break;
+                }
+            }
+            if kept >= KEPT_MAX {
                 break;
             }
-            for id in batch {
-                // The object first: a row without an object is tried again, an object without a row is nobody's.
-                store::clear(ctx, id).await?;
-                rows::remove(&ctx.pool, id).await?;
-                removed += 1;
-            }
+            after = Some(last);
         }
-        Ok(Outcome::DoneWith(serde_json::json!({ "removed": removed, "enqueued_again": forgotten })))
+        match problem {
+            // Tried again soon, by the job's own policy: what was removed is not there to be removed twice.
+            Some(problem) => Err(JobError::retry(problem)),
+            None => Ok(Outcome::DoneWith(json!({ "removed": removed, "enqueued_again": forgotten }))),
+        }
     }
 }

@@ -4,8 +4,11 @@
 //! that was taken for dead changes nothing. Rows are streamed by one `COPY` into an upload in parts: memory does not grow with
 //! their number. See docs/exports.md.
 
+mod callback;
+mod columns;
 mod error;
 mod job;
+mod parquet;
 mod query;
 mod rows;
 mod shape;
@@ -15,7 +18,9 @@ use std::time::Duration;
 
 use voiceai_aws::ObjectStore;
 use voiceai_postgres::PgPool;
+use voiceai_webhook::Keys;
 
+pub use callback::{CallbackContext, Callbacks, ExportCallback};
 pub use error::ExportError;
 pub use job::{ExportCleanup, ExportRun};
 pub use query::{Source, check, source};
@@ -35,6 +40,13 @@ pub struct ExportContext {
     pub settings: ExportSettings,
 }
 
+impl ExportContext {
+    /// How long an orderer's address is not called after the end.
+    fn first_call(&self) -> Duration {
+        self.settings.callback_ladder.first().copied().unwrap_or_default()
+    }
+}
+
 /// `EXPORT_…`
 #[derive(Debug, Clone)]
 pub struct ExportSettings {
@@ -46,6 +58,12 @@ pub struct ExportSettings {
     pub link_ttl: Duration,
     /// `EXPORT_TABLES`: `schema.table` that may be exported beside the named types.
     pub tables: Vec<String>,
+    /// `EXPORT_CALLBACK_SECRET`: what calls to orderers are signed with.
+    pub callback_keys: Option<Keys>,
+    /// `EXPORT_CALLBACK_TIMEOUT`: longest time to the answer of an orderer.
+    pub callback_timeout: Duration,
+    /// `EXPORT_CALLBACK_RETRY_LADDER`: waits before the first, second, … call.
+    pub callback_ladder: Vec<Duration>,
     /// How long a claim holds unless it is renewed. 60 s.
     pub lease: Duration,
 }

@@ -2,8 +2,10 @@
 
 use serde_json::Value;
 use sqlx::Row as _;
-use voiceai_postgres::{PgPool, sqlx};
+use voiceai_postgres::PgPool;
+use voiceai_postgres::sqlx::{self, PgConnection};
 
+use super::columns::Column;
 use super::error::ExportError;
 use super::shape::Format;
 
@@ -53,34 +55,69 @@ pub fn source(export_type: &str, allowed: &[String]) -> Result<Source, ExportErr
     }
 }
 
-/// A table as the database has it: its quoted name and its columns with theirs.
+/// A column of a table as the database has it.
+#[derive(Debug, Clone)]
+pub(super) struct Attribute {
+    pub(super) name: String,
+    /// The same in quotes where it needs them.
+    pub(super) quoted: String,
+    pub(super) type_oid: u32,
+    /// `atttypmod`; -1 where there is none.
+    pub(super) modifier: i32,
+    /// `typcategory`.
+    pub(super) category: String,
+}
+
+impl Attribute {
+    pub(super) const fn is_json(&self) -> bool {
+        matches!(self.type_oid, 114 | 3802)
+    }
+}
+
+/// A table as the database has it.
 #[derive(Debug, Clone)]
 pub(super) struct Table {
     quoted: String,
-    columns: Vec<(String, String)>,
+    pub(super) columns: Vec<Attribute>,
+}
+
+/// Which rows: what follows FROM, and the condition with its WHERE, which may be empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Selection {
+    pub(super) from: String,
+    pub(super) condition: String,
 }
 
 impl Table {
-    pub(super) async fn look_up(pool: &PgPool, source: &Source) -> Result<Self, ExportError> {
+    pub(super) async fn look_up(session: &mut PgConnection, source: &Source) -> Result<Self, ExportError> {
         let rows = sqlx::query(
-            "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), a.attname::text, pg_catalog.quote_ident(a.attname)
+            "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), a.attname::text, pg_catalog.quote_ident(a.attname),
+                    a.atttypid::int8, a.atttypmod, y.typcategory::text
              FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
              JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+             JOIN pg_catalog.pg_type y ON y.oid = a.atttypid
              WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p', 'v', 'm', 'f') ORDER BY a.attnum",
         )
         .bind(&source.schema)
         .bind(&source.table)
-        .fetch_all(pool)
+        .fetch_all(session)
         .await?;
         let first = rows.first().ok_or_else(|| {
             ExportError::Order(format!("there is no table {}.{} with columns", source.schema, source.table))
         })?;
-        Ok(Self { quoted: first.get(0), columns: rows.iter().map(|row| (row.get(1), row.get(2))).collect() })
+        let attribute = |row: &sqlx::postgres::PgRow| Attribute {
+            name: row.get(1),
+            quoted: row.get(2),
+            type_oid: u32::try_from(row.get::<i64, _>(3)).unwrap_or(0),
+            modifier: row.get(4),
+            category: row.get(5),
+        };
+        Ok(Self { quoted: first.get(0), columns: rows.iter().map(attribute).collect() })
     }
 
     fn column(&self, names: &[&str], what: &str) -> Result<&str, ExportError> {
-        let found = names.iter().find_map(|name| self.columns.iter().find(|(have, _)| have == name));
-        found.map(|(_, quoted)| quoted.as_str()).ok_or_else(|| {
+        let found = names.iter().find_map(|name| self.columns.iter().find(|column| column.name == *name));
+        found.map(|column| column.quoted.as_str()).ok_or_else(|| {
             ExportError::Order(format!(
                 "{what} cannot be applied: {} has no column {}",
                 self.quoted,
@@ -90,14 +127,13 @@ impl Table {
     }
 }
 
-/// The `COPY` that gives the rows.
-pub(super) fn statement(
+/// Which rows an order means.
+pub(super) fn select(
     table: &Table,
     range: Option<&str>,
     tenant: Option<&str>,
     filters: &Value,
-    format: Format,
-) -> Result<String, ExportError> {
+) -> Result<Selection, ExportError> {
     let mut conditions = Vec::new();
     if let Some(tenant) = tenant {
         let column = table.column(&TENANTS, "tenant_id")?;
@@ -131,18 +167,30 @@ pub(super) fn statement(
         let column = table.column(&TIMES, "time_range")?;
         conditions.push(format!("t.{column} >= pg_catalog.now() - interval '{range}'"));
     }
-    let mut select = format!("SELECT * FROM {} t", table.quoted);
-    if !conditions.is_empty() {
-        select = format!("{select} WHERE {}", conditions.join(" AND "));
-    }
-    Ok(match format {
-        Format::Csv => format!("COPY ({select}) TO STDOUT WITH (FORMAT csv, HEADER true)"),
+    let condition =
+        if conditions.is_empty() { String::new() } else { format!("WHERE {}", conditions.join(" AND ")) };
+    Ok(Selection { from: format!("{} t", table.quoted), condition })
+}
+
+/// The `COPY` that gives the rows, one a message.
+pub(super) fn statement(selection: &Selection, columns: &[Column], format: Format) -> String {
+    let Selection { from, condition } = selection;
+    let list = |of: fn(&Column) -> &str| columns.iter().map(of).collect::<Vec<_>>().join(", ");
+    match format {
+        Format::Csv => {
+            let list = list(|column| &column.text);
+            format!("COPY (SELECT {list} FROM {from} {condition}) TO STDOUT WITH (FORMAT csv)")
+        }
+        Format::Parquet => {
+            let list = list(|column| &column.binary);
+            format!("COPY (SELECT {list} FROM {from} {condition}) TO STDOUT WITH (FORMAT binary)")
+        }
         // JSON never holds these two control characters unescaped, so nothing is ever quoted or doubled.
         Format::Json | Format::Ndjson => format!(
-            "COPY (SELECT pg_catalog.row_to_json(r) FROM ({select}) r) TO STDOUT \
+            "COPY (SELECT pg_catalog.row_to_json(r) FROM (SELECT t.* FROM {from} {condition}) r) TO STDOUT \
              WITH (FORMAT csv, QUOTE E'\\x01', DELIMITER E'\\x02')"
         ),
-    })
+    }
 }
 
 /// Whether an order could be carried out now.
@@ -151,8 +199,9 @@ pub(super) fn statement(
 /// [`ExportError::Order`] with what is wrong with it; the database's.
 pub async fn check(pool: &PgPool, order: &super::Order, allowed: &[String]) -> Result<(), ExportError> {
     let source = source(&order.export_type, allowed)?;
-    let table = Table::look_up(pool, &source).await?;
-    statement(&table, source.range, order.tenant.as_deref(), &order.filters, order.format).map(drop)
+    let mut session = pool.acquire().await?;
+    let table = Table::look_up(&mut session, &source).await?;
+    select(&table, source.range, order.tenant.as_deref(), &order.filters).map(drop)
 }
 
 fn any_of(table: &Table, column: &str, name: &str, value: &Value) -> Result<String, ExportError> {
@@ -170,7 +219,7 @@ fn any_of(table: &Table, column: &str, name: &str, value: &Value) -> Result<Stri
 }
 
 /// A text that is one in every setting of the server: `COPY` takes no parameters.
-fn literal(text: &str) -> Result<String, ExportError> {
+pub(super) fn literal(text: &str) -> Result<String, ExportError> {
     if text.contains('\0') {
         return Err(ExportError::Order("a filter holds a NUL character".to_owned()));
     }
@@ -185,22 +234,31 @@ mod tests {
 
     fn table() -> Table {
         let columns = ["device_id", "tenant_id", "time", "status"];
-        Table {
-            quoted: "public.telemetry".to_owned(),
-            columns: columns.map(|name| (name.to_owned(), name.to_owned())).into(),
-        }
+        let text = |name: &str| Attribute {
+            name: name.to_owned(),
+            quoted: name.to_owned(),
+            type_oid: 25,
+            modifier: -1,
+            category: "S".to_owned(),
+        };
+        Table { quoted: "public.telemetry".to_owned(), columns: columns.map(text).into() }
     }
 
     #[test]
     fn an_order_becomes_one_statement_whose_values_cannot_leave_their_quotes() {
         let filters = json!({ "device_ids": ["a", "b' OR true --\\"], "time_range": "7d" });
-        let statement =
-            statement(&table(), Some("24 hours"), Some("t'1"), &filters, Format::Csv).expect("a statement");
+        let selection = select(&table(), Some("24 hours"), Some("t'1"), &filters).expect("a selection");
+        let column = Column {
+            name: "status".to_owned(),
+            text: "t.status".to_owned(),
+            binary: "t.status".to_owned(),
+            kind: super::super::columns::Kind::Text,
+        };
         assert_eq!(
-            statement,
-            "COPY (SELECT * FROM public.telemetry t WHERE t.tenant_id::text = E't\\'1' AND t.device_id::text = ANY \
+            statement(&selection, &[column], Format::Csv),
+            "COPY (SELECT t.status FROM public.telemetry t WHERE t.tenant_id::text = E't\\'1' AND t.device_id::text = ANY \
              (ARRAY[E'a', E'b\\' OR true --\\\\']::text[]) AND t.time >= pg_catalog.now() - interval '7 days') TO STDOUT \
-             WITH (FORMAT csv, HEADER true)"
+             WITH (FORMAT csv)"
         );
     }
 
@@ -213,7 +271,7 @@ mod tests {
             (json!({ "site_ids": ["a"] }), "no column site_id"),
             (json!({ "status": "a\u{0}" }), "NUL"),
         ] {
-            let error = statement(&table(), None, None, &filters, Format::Csv).expect_err(says).to_string();
+            let error = select(&table(), None, None, &filters).expect_err(says).to_string();
             assert!(error.contains(says), "{error}");
         }
         let allowed = ["billing.calls".to_owned()];

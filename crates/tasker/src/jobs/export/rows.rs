@@ -26,6 +26,8 @@ pub struct Order {
     pub filters: Value,
     /// Who orders it.
     pub created_by: String,
+    /// Where its end is told.
+    pub callback_url: Option<String>,
 }
 
 /// An order as it stands.
@@ -37,7 +39,7 @@ pub struct Export {
     pub tenant_id: Option<String>,
     /// What is exported.
     pub export_type: String,
-    /// `csv`, `json` or `ndjson`.
+    /// `csv`, `json`, `ndjson` or `parquet`.
     pub format: String,
     /// Which rows.
     pub filters: Value,
@@ -63,10 +65,21 @@ pub struct Export {
     pub expires_at: Option<Timestamp>,
     /// Attempts begun.
     pub attempt: i64,
+    /// Where its end is told.
+    pub callback_url: Option<String>,
+    /// `waiting`, `delivered` or `failed`; absent until it has ended.
+    pub callback_state: Option<String>,
+    /// Calls made.
+    pub callback_attempts: i32,
+    /// Why the last call failed.
+    pub callback_error: Option<String>,
+    /// When the last call was made.
+    pub callback_at: Option<Timestamp>,
 }
 
 const COLUMNS: &str = "id, tenant_id, export_type, format, filters, status, file_path, file_size_bytes, row_count, error, \
-                       created_by, created_at, started_at, completed_at, expires_at, attempt";
+                       created_by, created_at, started_at, completed_at, expires_at, attempt, \
+                       callback_url, callback_state, callback_attempts, callback_error, callback_at";
 
 fn export(row: &PgRow) -> Export {
     let at = |column: &str| row.get::<Option<SqlTimestamp>, _>(column).map(SqlTimestamp::to_jiff);
@@ -87,6 +100,11 @@ fn export(row: &PgRow) -> Export {
         completed_at: at("completed_at"),
         expires_at: at("expires_at"),
         attempt: row.get("attempt"),
+        callback_url: row.get("callback_url"),
+        callback_state: row.get("callback_state"),
+        callback_attempts: row.get("callback_attempts"),
+        callback_error: row.get("callback_error"),
+        callback_at: at("callback_at"),
     }
 }
 
@@ -96,8 +114,8 @@ fn export(row: &PgRow) -> Export {
 /// The driver's.
 pub async fn create(pool: &PgPool, order: &Order) -> Result<Export, sqlx::Error> {
     let insert = format!(
-        "INSERT INTO ops.export_jobs (tenant_id, export_type, format, filters, created_by)
-         VALUES ($1, $2, $3, $4, $5) RETURNING {COLUMNS}"
+        "INSERT INTO ops.export_jobs (tenant_id, export_type, format, filters, created_by, callback_url)
+         VALUES ($1, $2, $3, $4, $5, $6) RETURNING {COLUMNS}"
     );
     let row = sqlx::query(sqlx::AssertSqlSafe(insert))
         .bind(&order.tenant)
@@ -105,6 +123,7 @@ pub async fn create(pool: &PgPool, order: &Order) -> Result<Export, sqlx::Error>
         .bind(order.format.word())
         .bind(&order.filters)
         .bind(&order.created_by)
+        .bind(&order.callback_url)
         .fetch_one(pool)
         .await?;
     Ok(export(&row))
@@ -174,25 +193,39 @@ pub(super) struct Made {
     pub(super) rows: u64,
 }
 
-/// Ends an order well; false when the claim is lost.
+// The call to the orderer is enqueued with the end: neither can be there without the other.
+const CALL: &str = "INSERT INTO ops.outbox (id, kind, payload, run_at)
+                    SELECT 'export-callback:' || id, 'export.callback', json_build_object('id', id), now() + make_interval(secs => $3)
+                    FROM ended WHERE callback_state = 'waiting' ON CONFLICT DO NOTHING";
+
+/// Ends an order well; false when the claim is lost. `first_call`: how long the orderer's address is not called yet.
 pub(super) async fn complete(
     pool: &PgPool,
     claimed: &Export,
     made: &Made,
     retention: Duration,
+    first_call: Duration,
 ) -> Result<bool, sqlx::Error> {
-    let update = "UPDATE ops.export_jobs
-                  SET status = 'COMPLETED', file_path = $3, file_size_bytes = $4, row_count = $5, completed_at = now(),
-                      expires_at = now() + make_interval(secs => $6), lease_until = NULL
-                  WHERE id = $1 AND attempt = $2 AND status = 'PROCESSING'";
-    let update = sqlx::query(update)
+    let update = format!(
+        "WITH ended AS (
+             UPDATE ops.export_jobs
+             SET status = 'COMPLETED', file_path = $4, file_size_bytes = $5, row_count = $6, completed_at = now(),
+                 expires_at = now() + make_interval(secs => $7), lease_until = NULL,
+                 callback_state = CASE WHEN callback_url IS NOT NULL THEN 'waiting' END
+             WHERE id = $1 AND attempt = $2 AND status = 'PROCESSING' RETURNING id, callback_state
+         ), call AS ({CALL})
+         SELECT EXISTS (SELECT FROM ended)"
+    );
+    sqlx::query_scalar(sqlx::AssertSqlSafe(update))
         .bind(claimed.id)
         .bind(claimed.attempt)
+        .bind(first_call.as_secs_f64())
         .bind(&made.key)
         .bind(made.bytes.cast_signed())
         .bind(made.rows.cast_signed())
-        .bind(retention.as_secs_f64());
-    Ok(update.execute(pool).await?.rows_affected() == 1)
+        .bind(retention.as_secs_f64())
+        .fetch_one(pool)
+        .await
 }
 
 /// Ends an order badly, or with `again` gives it back.
@@ -202,14 +235,45 @@ pub(super) async fn fail(
     error: &str,
     again: bool,
     retention: Duration,
+    first_call: Duration,
 ) -> Result<(), sqlx::Error> {
-    let update = "UPDATE ops.export_jobs
-                  SET status = CASE WHEN $4 THEN 'PENDING' ELSE 'FAILED' END, error = \"left\"($3, 500), lease_until = NULL,
-                      completed_at = CASE WHEN NOT $4 THEN now() END,
-                      expires_at = CASE WHEN NOT $4 THEN now() + make_interval(secs => $5) END
-                  WHERE id = $1 AND attempt = $2 AND status = 'PROCESSING'";
-    let update = sqlx::query(update).bind(claimed.id).bind(claimed.attempt).bind(error).bind(again);
-    update.bind(retention.as_secs_f64()).execute(pool).await.map(|_| ())
+    let update = format!(
+        "WITH ended AS (
+             UPDATE ops.export_jobs
+             SET status = CASE WHEN $5 THEN 'PENDING' ELSE 'FAILED' END, error = \"left\"($4, 500), lease_until = NULL,
+                 completed_at = CASE WHEN NOT $5 THEN now() END,
+                 expires_at = CASE WHEN NOT $5 THEN now() + make_interval(secs => $6) END,
+                 callback_state = CASE WHEN NOT $5 AND callback_url IS NOT NULL THEN 'waiting' END
+             WHERE id = $1 AND attempt = $2 AND status = 'PROCESSING' RETURNING id, callback_state
+         )
+         {CALL}"
+    );
+    sqlx::query(sqlx::AssertSqlSafe(update))
+        .bind(claimed.id)
+        .bind(claimed.attempt)
+        .bind(first_call.as_secs_f64())
+        .bind(error)
+        .bind(again)
+        .bind(retention.as_secs_f64())
+        .execute(pool)
+        .await
+        .map(|_| ())
+}
+
+/// What came of a call.
+pub(super) struct Called<'a> {
+    pub(super) state: &'static str,
+    pub(super) attempts: i32,
+    pub(super) error: Option<&'a str>,
+}
+
+/// Writes down a call to the orderer's address.
+pub(super) async fn called(pool: &PgPool, id: Uuid, called: &Called<'_>) -> Result<(), sqlx::Error> {
+    let update =
+        "UPDATE ops.export_jobs SET callback_state = $2, callback_attempts = $3, callback_error = $4,
+                      callback_at = now() WHERE id = $1";
+    let update = sqlx::query(update).bind(id).bind(called.state).bind(called.attempts).bind(called.error);
+    update.execute(pool).await.map(|_| ())
 }
 
 /// Enqueues again the orders that nobody works on although they are open for longer than their job should need: whose worker
@@ -226,15 +290,25 @@ pub(super) async fn enqueue_forgotten(pool: &PgPool) -> Result<u64, sqlx::Error>
     Ok(sqlx::query(insert).execute(pool).await?.rows_affected())
 }
 
-/// Some orders whose time is over.
-pub(super) async fn expired(pool: &PgPool, limit: i64) -> Result<Vec<Uuid>, sqlx::Error> {
-    let select = "SELECT id FROM ops.export_jobs
-                  WHERE status IN ('COMPLETED', 'FAILED') AND expires_at < now() ORDER BY expires_at LIMIT $1";
-    sqlx::query_scalar(select).bind(limit).fetch_all(pool).await
+/// An order whose time is over, and since when, in microseconds since 1970.
+pub(super) type Expired = (Uuid, i64);
+
+/// Some orders whose time is over, those that come after `after`.
+pub(super) async fn expired(
+    pool: &PgPool,
+    after: Option<Expired>,
+    limit: i64,
+) -> Result<Vec<Expired>, sqlx::Error> {
+    let select = "SELECT id, (extract(epoch FROM expires_at) * 1000000)::bigint FROM ops.export_jobs
+                  WHERE status IN ('COMPLETED', 'FAILED') AND expires_at < now()
+                    AND ($1::bigint IS NULL OR ((extract(epoch FROM expires_at) * 1000000)::bigint, id) > ($1, $2))
+                  ORDER BY 2, 1 LIMIT $3";
+    let select = sqlx::query(select).bind(after.map(|(_, at)| at)).bind(after.map(|(id, _)| id)).bind(limit);
+    Ok(select.fetch_all(pool).await?.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// Removes an order whose object is gone.
-pub(super) async fn remove(pool: &PgPool, id: Uuid) -> Result<(), sqlx::Error> {
+/// Removes an order whose object is gone; false when it is gone already.
+pub(super) async fn remove(pool: &PgPool, id: Uuid) -> Result<bool, sqlx::Error> {
     let delete = "DELETE FROM ops.export_jobs WHERE id = $1 AND status IN ('COMPLETED', 'FAILED') AND expires_at < now()";
-    sqlx::query(delete).bind(id).execute(pool).await.map(|_| ())
+    sqlx::query(delete).bind(id).execute(pool).await.map(|done| done.rows_affected() == 1)
 }

@@ -1,4 +1,4 @@
-//! From what `COPY` gives to what is stored: counts rows, and makes lines of JSON one document. Pure.
+//! From the rows that `COPY` gives to the text that is stored. Pure.
 
 /// How an export is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -9,9 +9,13 @@ pub enum Format {
     Json,
     /// One JSON object a line.
     Ndjson,
+    /// Apache Parquet: typed columns, Snappy, row groups of at most 16 MiB.
+    Parquet,
 }
 
 impl Format {
+    const ALL: [Self; 4] = [Self::Csv, Self::Json, Self::Ndjson, Self::Parquet];
+
     /// The word in the order, and the object's ending.
     #[must_use]
     pub const fn word(self) -> &'static str {
@@ -19,83 +23,85 @@ impl Format {
             Self::Csv => "csv",
             Self::Json => "json",
             Self::Ndjson => "ndjson",
+            Self::Parquet => "parquet",
         }
     }
 
     /// Reads the word.
     #[must_use]
     pub fn of(word: &str) -> Option<Self> {
-        [Self::Csv, Self::Json, Self::Ndjson].into_iter().find(|format| format.word() == word)
+        Self::ALL.into_iter().find(|format| format.word() == word)
+    }
+
+    /// Every word, for a message.
+    pub(super) fn words() -> String {
+        Self::ALL.map(Self::word).join(", ")
     }
 }
 
-/// Rows on their way.
+/// Rows of text on their way. The server sends each in a message of its own.
 #[derive(Debug)]
 pub(super) struct Shaper {
-    format: Format,
-    /// The name of the list in a JSON document.
-    list: &'static str,
-    ends: u64,
-    quoted: bool,
-    separator_due: bool,
-    begun: bool,
+    /// The name of the list, where the rows become one JSON document.
+    list: Option<&'static str>,
+    rows: u64,
 }
 
 impl Shaper {
-    pub(super) const fn new(format: Format, list: &'static str) -> Self {
-        Self { format, list, ends: 0, quoted: false, separator_due: false, begun: false }
+    /// Rows that follow each other line by line.
+    pub(super) const fn lines() -> Self {
+        Self { list: None, rows: 0 }
     }
 
-    /// Rows so far, without the head line.
+    /// Rows that become one JSON document, with the list under this name.
+    pub(super) const fn document(list: &'static str) -> Self {
+        Self { list: Some(list), rows: 0 }
+    }
+
+    /// Rows so far.
     pub(super) const fn rows(&self) -> u64 {
-        match self.format {
-            Format::Csv => self.ends.saturating_sub(1),
-            Format::Json | Format::Ndjson => self.ends,
+        self.rows
+    }
+
+    /// What comes before the first row; `names` of columns make a head line.
+    pub(super) fn begin(&self, names: &[&str], out: &mut Vec<u8>) {
+        if let Some(list) = self.list {
+            out.extend_from_slice(format!("{{\"{list}\":[").as_bytes());
+        }
+        if !names.is_empty() {
+            let fields: Vec<String> = names.iter().map(|name| field(name)).collect();
+            out.extend_from_slice(fields.join(",").as_bytes());
+            out.push(b'\n');
         }
     }
 
-    /// The next bytes, cut anywhere.
-    pub(super) fn push(&mut self, bytes: &[u8]) -> Vec<u8> {
-        let mut out = Vec::with_capacity(bytes.len() + 64);
-        self.begin(&mut out);
-        for &byte in bytes {
-            // A line break inside quotes is data. JSON has none that is not escaped.
-            if byte == b'"' && self.format == Format::Csv {
-                self.quoted = !self.quoted;
+    /// One row with its line end.
+    pub(super) fn row(&mut self, row: &[u8], out: &mut Vec<u8>) {
+        if self.list.is_some() {
+            if self.rows > 0 {
+                out.extend_from_slice(b",\n");
             }
-            let end = byte == b'\n' && !self.quoted;
-            if end {
-                self.ends += 1;
-            }
-            if self.format == Format::Json {
-                if end {
-                    self.separator_due = true;
-                    continue;
-                }
-                if std::mem::take(&mut self.separator_due) {
-                    out.extend_from_slice(b",\n");
-                }
-            }
-            out.push(byte);
+            out.extend_from_slice(row.strip_suffix(b"\n").unwrap_or(row));
+        } else {
+            out.extend_from_slice(row);
         }
-        out
+        self.rows += 1;
     }
 
     /// What comes after the last row.
-    pub(super) fn end(&mut self) -> Vec<u8> {
-        let mut out = Vec::new();
-        self.begin(&mut out);
-        if self.format == Format::Json {
-            out.extend_from_slice(format!("],\"count\":{}}}\n", self.rows()).as_bytes());
+    pub(super) fn end(&self, out: &mut Vec<u8>) {
+        if self.list.is_some() {
+            out.extend_from_slice(format!("],\"count\":{}}}\n", self.rows).as_bytes());
         }
-        out
     }
+}
 
-    fn begin(&mut self, out: &mut Vec<u8>) {
-        if self.format == Format::Json && !self.begun {
-            out.extend_from_slice(format!("{{\"{}\":[", self.list).as_bytes());
-        }
-        self.begun = true;
+/// A field of a head line, quoted where it has to be.
+fn field(name: &str) -> String {
+    if name.contains([',', '"', '\n', '\r']) || name.is_empty() {
+        format!("\"{}\"", name.replace('"', "\"\""))
+    } else {
+        name.to_owned()
     }
 }
 
@@ -103,27 +109,33 @@ impl Shaper {
 mod tests {
     use super::*;
 
-    fn shaped(format: Format, text: &str, step: usize) -> (String, u64) {
-        let mut shaper = Shaper::new(format, "data");
+    fn shaped(mut shaper: Shaper, names: &[&str], rows: &[&str]) -> (String, u64) {
         let mut out = Vec::new();
-        for chunk in text.as_bytes().chunks(step) {
-            out.extend(shaper.push(chunk));
+        shaper.begin(names, &mut out);
+        for row in rows {
+            shaper.row(row.as_bytes(), &mut out);
         }
-        out.extend(shaper.end());
+        shaper.end(&mut out);
         (String::from_utf8(out).expect("text"), shaper.rows())
     }
 
     #[test]
-    fn rows_are_counted_and_joined_wherever_the_stream_is_cut() {
-        for step in [1, 2, 3, 7, 1000] {
-            let csv = "id,note\n1,\"a\nb \"\"c\"\"\n\"\n2,\n";
-            assert_eq!(shaped(Format::Csv, csv, step), (csv.to_owned(), 2));
-            assert_eq!(shaped(Format::Csv, "id\n", step).1, 0);
-            let lines = "{\"a\":\"x\\ny\"}\n{\"a\":2}\n";
-            assert_eq!(shaped(Format::Ndjson, lines, step), (lines.to_owned(), 2));
-            let document = "{\"data\":[{\"a\":\"x\\ny\"},\n{\"a\":2}],\"count\":2}\n";
-            assert_eq!(shaped(Format::Json, lines, step), (document.to_owned(), 2));
+    fn rows_are_counted_and_joined() {
+        let csv = shaped(Shaper::lines(), &["id", "a \"b\", c"], &["1,\"a\nb\"\n", "2,\n"]);
+        assert_eq!(csv, ("id,\"a \"\"b\"\", c\"\n1,\"a\nb\"\n2,\n".to_owned(), 2));
+        assert_eq!(shaped(Shaper::lines(), &["id"], &[]), ("id\n".to_owned(), 0));
+        let rows = ["{\"a\":\"x\\ny\"}\n", "{\"a\":2}\n"];
+        assert_eq!(shaped(Shaper::lines(), &[], &rows), (rows.concat(), 2));
+        let document = "{\"data\":[{\"a\":\"x\\ny\"},\n{\"a\":2}],\"count\":2}\n";
+        assert_eq!(shaped(Shaper::document("data"), &[], &rows), (document.to_owned(), 2));
+        assert_eq!(shaped(Shaper::document("data"), &[], &[]), ("{\"data\":[],\"count\":0}\n".to_owned(), 0));
+    }
+
+    #[test]
+    fn every_format_has_a_word() {
+        for format in Format::ALL {
+            assert_eq!(Format::of(format.word()), Some(format));
         }
-        assert_eq!(shaped(Format::Json, "", 1), ("{\"data\":[],\"count\":0}\n".to_owned(), 0));
+        assert_eq!((Format::of("xml"), Format::words().as_str()), (None, "csv, json, ndjson, parquet"));
     }
 }

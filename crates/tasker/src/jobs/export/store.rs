@@ -1,7 +1,6 @@
 //! From the database to the bucket.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::io;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -11,10 +10,12 @@ use tokio_util::io::StreamReader;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use voiceai_aws::{PartSizes, S3ErrorKind};
-use voiceai_postgres::sqlx;
+use voiceai_postgres::sqlx::{self, PgConnection};
 
 use super::ExportContext;
+use super::columns::{self, Column};
 use super::error::ExportError;
+use super::parquet::File;
 use super::query::{self, Table};
 use super::rows::{Export, Made};
 use super::shape::{Format, Shaper};
@@ -47,74 +48,123 @@ pub(super) async fn make(
     cancel: &CancellationToken,
 ) -> Result<Made, ExportError> {
     let format = Format::of(&claimed.format).ok_or_else(|| {
-        ExportError::Order(format!("format {:?} is none of csv, json, ndjson", claimed.format))
+        ExportError::Order(format!("format {:?} is none of {}", claimed.format, Format::words()))
     })?;
-    let source = query::source(&claimed.export_type, &ctx.settings.tables)?;
-    let table = Table::look_up(&ctx.pool, &source).await?;
-    let statement =
-        query::statement(&table, source.range, claimed.tenant_id.as_deref(), &claimed.filters, format)?;
-    let list = if claimed.export_type == "telemetry" { "telemetry" } else { "data" };
     let key = format!("{}{}.{}", stem(ctx, claimed.id), claimed.attempt, format.word());
 
-    let (sender, mut receiver) = mpsc::channel::<Result<Bytes, std::io::Error>>(WAITING);
-    let rows = Arc::new(AtomicU64::new(0));
-    let reading =
-        tokio::spawn(read(ctx.clone(), statement, Shaper::new(format, list), Arc::clone(&rows), sender));
+    let (sender, mut receiver) = mpsc::channel(WAITING);
+    let reading = tokio::spawn(read(ctx.clone(), claimed.clone(), format, sender));
     let reader = StreamReader::new(futures_util::stream::poll_fn(move |context| receiver.poll_recv(context)));
-    let approve = async |_| Ok::<(), std::io::Error>(());
+    let approve = async |_| Ok::<(), io::Error>(());
     let uploaded = ctx.store.put_stream(&key, reader, PartSizes::SMALLEST, cancel, approve).await;
     // The upload, and with it the receiver, is gone: the reader ends at its next chunk.
     let read = reading.await.unwrap_or(Err(ExportError::Cancelled));
     match (uploaded, read) {
-        (Ok(uploaded), Ok(())) => Ok(Made { key, bytes: uploaded.bytes, rows: rows.load(Ordering::Acquire) }),
+        (Ok(uploaded), Ok(rows)) => Ok(Made { key, bytes: uploaded.bytes, rows }),
         (Err(error), _) if error.kind() == S3ErrorKind::Cancelled => Err(ExportError::Cancelled),
-        (Err(error), Ok(())) => Err(error.into()),
-        (Err(error), Err(ExportError::Cancelled)) => Err(error.into()),
+        (Err(error), Ok(_) | Err(ExportError::Cancelled)) => Err(error.into()),
         (_, Err(error)) => Err(error),
     }
 }
 
-/// Reads the rows to their end. An end without all of them is an error in the stream, so that no upload is completed.
+type Chunks = mpsc::Sender<Result<Bytes, io::Error>>;
+
+/// Reads the rows to their end and answers how many they were. An end without all of them is an error in the stream, so that no
+/// upload is completed.
 async fn read(
     ctx: ExportContext,
-    statement: String,
-    mut shaper: Shaper,
-    rows: Arc<AtomicU64>,
-    sender: mpsc::Sender<Result<Bytes, std::io::Error>>,
-) -> Result<(), ExportError> {
-    let done = copy(&ctx, &statement, &mut shaper, &sender).await;
+    claimed: Export,
+    format: Format,
+    sender: Chunks,
+) -> Result<u64, ExportError> {
+    let done = copy(&ctx, &claimed, format, &sender).await;
+    // Nobody takes the chunks any more: whatever came of it, the upload's own error says why.
+    if sender.is_closed() {
+        return Err(ExportError::Cancelled);
+    }
     if let Err(error) = &done {
-        let _ = sender.send(Err(std::io::Error::other(error.to_string()))).await;
-    } else {
-        rows.store(shaper.rows(), Ordering::Release);
+        let _ = sender.send(Err(io::Error::other(error.to_string()))).await;
     }
     done
 }
 
 async fn copy(
     ctx: &ExportContext,
-    statement: &str,
-    shaper: &mut Shaper,
-    sender: &mpsc::Sender<Result<Bytes, std::io::Error>>,
-) -> Result<(), ExportError> {
+    claimed: &Export,
+    format: Format,
+    sender: &Chunks,
+) -> Result<u64, ExportError> {
     // A session of its own, closed at the end whatever comes: a COPY that is left in its middle spoils a pooled one.
     let mut session = ctx.pool.acquire().await?.detach();
     let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL statement_timeout = 0;
-                 SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = ISO";
+                 SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = ISO;
+                 SET LOCAL IntervalStyle = postgres; SET LOCAL bytea_output = hex; SET LOCAL extra_float_digits = 1";
     session.execute(sqlx::raw_sql(begin)).await?;
-    let mut chunks = session.copy_out_raw(statement).await?;
-    // The server sends a row at a time: gathered, they cost one hand-over for many.
-    let mut gathered = Vec::with_capacity(2 * GATHERED);
-    while let Some(chunk) = chunks.next().await {
-        gathered.extend(shaper.push(&chunk?));
-        if gathered.len() >= GATHERED {
-            let full = std::mem::replace(&mut gathered, Vec::with_capacity(2 * GATHERED));
-            if sender.send(Ok(Bytes::from(full))).await.is_err() {
-                return Err(ExportError::Cancelled);
-            }
+    let source = query::source(&claimed.export_type, &ctx.settings.tables)?;
+    let table = Table::look_up(&mut session, &source).await?;
+    let selection = query::select(&table, source.range, claimed.tenant_id.as_deref(), &claimed.filters)?;
+    let telemetry = claimed.export_type == "telemetry";
+    let columns = match format {
+        Format::Csv | Format::Parquet => columns::of(&mut session, &table, &selection, telemetry).await?,
+        Format::Json | Format::Ndjson => Vec::new(),
+    };
+    let statement = query::statement(&selection, &columns, format);
+    match format {
+        Format::Parquet => copy_parquet(&mut session, &statement, &columns, sender).await,
+        Format::Csv | Format::Ndjson => {
+            copy_text(&mut session, &statement, &columns, Shaper::lines(), sender).await
+        }
+        Format::Json => {
+            let list = if telemetry { "telemetry" } else { "data" };
+            copy_text(&mut session, &statement, &columns, Shaper::document(list), sender).await
         }
     }
-    gathered.extend(shaper.end());
-    let _ = sender.send(Ok(Bytes::from(gathered))).await;
-    Ok(())
+}
+
+async fn copy_text(
+    session: &mut PgConnection,
+    statement: &str,
+    columns: &[Column],
+    mut shaper: Shaper,
+    sender: &Chunks,
+) -> Result<u64, ExportError> {
+    let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
+    // The server sends a row at a time: gathered, they cost one hand-over for many.
+    let mut gathered = Vec::with_capacity(2 * GATHERED);
+    shaper.begin(&names, &mut gathered);
+    let mut rows = session.copy_out_raw(statement).await?;
+    while let Some(row) = rows.next().await {
+        shaper.row(&row?, &mut gathered);
+        if gathered.len() >= GATHERED {
+            let full = std::mem::replace(&mut gathered, Vec::with_capacity(2 * GATHERED));
+            sender.send(Ok(Bytes::from(full))).await.map_err(|_| ExportError::Cancelled)?;
+        }
+    }
+    shaper.end(&mut gathered);
+    sender.send(Ok(Bytes::from(gathered))).await.map_err(|_| ExportError::Cancelled)?;
+    Ok(shaper.rows())
+}
+
+async fn copy_parquet(
+    session: &mut PgConnection,
+    statement: &str,
+    columns: &[Column],
+    sender: &Chunks,
+) -> Result<u64, ExportError> {
+    let mut file = File::new(columns, sender.clone())?;
+    let mut rows = session.copy_out_raw(statement).await?;
+    while let Some(row) = rows.next().await {
+        file.take(row?)?;
+        if file.is_full() {
+            file = aside(move || file.write_group().map(|()| file)).await?;
+        }
+    }
+    aside(move || file.end()).await
+}
+
+/// On a thread that may compute and wait.
+async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ExportError> + Send + 'static,
+) -> Result<T, ExportError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(ExportError::Cancelled))
 }
