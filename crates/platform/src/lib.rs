@@ -5,7 +5,9 @@
 
 pub mod certificates;
 mod error;
+pub mod escalation;
 pub mod oncall;
+pub mod outgoing;
 mod tables;
 
 pub(crate) use error::text;
