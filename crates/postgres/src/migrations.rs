@@ -42,6 +42,7 @@ pub const TASKER: Component = component!(
         "0077_sla_reports",
         "0078_rollout_orders",
         "0080_recordings",
+        "0085_orchestration",
     ]
 );
 

@@ -1,0 +1,123 @@
+//! The rows of `autonomous_action_config`, the platform's or ours, and what was done under them.
+
+use std::collections::BTreeMap;
+
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Map, Value};
+use voiceai_postgres::sqlx::{self, PgPool, Row};
+
+use crate::budget::{Limit, Usage};
+use crate::error::OrchestrationError;
+use crate::schedule::row::{instant, text, whole};
+use crate::store;
+use crate::tables;
+
+/// The limits of one agent of a project with what was done under each. A row that cannot be read forbids its action.
+pub(crate) async fn of(
+    pool: &PgPool,
+    project: &str,
+    agent: &str,
+    now: Timestamp,
+) -> Result<Vec<(Limit, Usage)>, OrchestrationError> {
+    let tried = "read what an agent may do by itself";
+    let Some(table) = tables::limits(pool).await? else { return Ok(Vec::new()) };
+    let statement = format!(
+        "SELECT to_jsonb(c), COALESCE(sum(a.count) FILTER (WHERE a.done_at >= date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'), 0)::bigint AS today, \
+             COALESCE(sum(a.count) FILTER (WHERE a.done_at > now() - interval '1 hour'), 0)::bigint AS hour, max(a.done_at) AS last \
+         FROM {} c LEFT JOIN ops.orchestration_actions a ON a.project_id = c.project_id::text AND a.action_key = c.action_key::text \
+             AND (to_jsonb(c) ->> 'agent_slug' IS NULL OR a.agent = $2) AND a.done_at > now() - interval '26 hours' \
+         WHERE c.project_id::text = $1 AND COALESCE(to_jsonb(c) ->> 'agent_slug', $2) = $2 \
+         GROUP BY to_jsonb(c)",
+        table.name
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(statement))
+        .bind(project)
+        .bind(agent)
+        .fetch_all(pool)
+        .await
+        .map_err(OrchestrationError::database(tried))?;
+    let read = |row: &sqlx::postgres::PgRow| -> Result<(Limit, Usage), sqlx::Error> {
+        let config: Value = row.try_get(0)?;
+        let count = |column| row.try_get::<i64, _>(column).map(|count| u64::try_from(count).unwrap_or(0));
+        let ours =
+            Usage { today: count("today")?, last_hour: count("hour")?, last: store::instant(row, "last")? };
+        Ok(read_row(config.as_object().unwrap_or(&Map::new()), ours, now))
+    };
+    rows.iter().map(|row| read(row).map_err(OrchestrationError::database(tried))).collect()
+}
+
+/// One row, with the platform's own counters where they say more than ours.
+fn read_row(config: &Map<String, Value>, ours: Usage, now: Timestamp) -> (Limit, Usage) {
+    let number = |column, default| whole(config, column, default, 0, 1_000_000_000);
+    let limits = (number("max_per_day", 10), number("max_per_hour", 3), number("cooldown_minutes", 15));
+    let action = text(config, "action_key").unwrap_or_default();
+    let is_enabled = config.get("is_enabled").and_then(Value::as_bool).unwrap_or(false);
+    let unsigned = |count: i64| u64::try_from(count).unwrap_or(0);
+    let limit = match limits {
+        (Ok(day), Ok(hour), Ok(minutes)) => Limit {
+            action,
+            is_enabled,
+            max_per_day: unsigned(day),
+            max_per_hour: unsigned(hour),
+            cooldown: SignedDuration::from_mins(minutes),
+        },
+        _ => {
+            tracing::warn!(action, "limits of an action cannot be read; it is not taken");
+            Limit {
+                action,
+                is_enabled: false,
+                max_per_day: 0,
+                max_per_hour: 0,
+                cooldown: SignedDuration::ZERO,
+            }
+        }
+    };
+    // Their counter is of the day on which it was last set back.
+    let midnight = now.to_zoned(TimeZone::UTC).start_of_day().map_or(now, |day| day.timestamp());
+    let is_todays = instant(config, "last_reset_at").is_some_and(|reset| reset >= midnight);
+    let theirs = number("times_used_today", 0).ok().filter(|_| is_todays).map_or(0, unsigned);
+    let last = ours.last.into_iter().chain(instant(config, "last_used_at")).max();
+    (limit, Usage { today: ours.today.max(theirs), last, ..ours })
+}
+
+/// Keeps the counters of the platform's rows; ours are the rows of actions themselves.
+pub(crate) async fn count(
+    pool: &PgPool,
+    project: &str,
+    agent: &str,
+    actions: &BTreeMap<String, u64>,
+) -> Result<(), OrchestrationError> {
+    let Some(table) = tables::limits(pool).await? else { return Ok(()) };
+    let today = "CASE WHEN c.last_reset_at >= date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' \
+        THEN COALESCE(c.times_used_today, 0) ELSE 0 END + used.count";
+    let mut wanted =
+        vec![("times_used_total", "COALESCE(c.times_used_total, 0) + used.count"), ("last_used_at", "now()")];
+    // Without the day it belongs to, a counter of today means nothing.
+    if table.has("last_reset_at") {
+        wanted.extend([
+            ("times_used_today", today),
+            (
+                "last_reset_at",
+                "GREATEST(c.last_reset_at, date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC')",
+            ),
+        ]);
+    }
+    let Some(set) = table.assignments(&wanted) else { return Ok(()) };
+    let (keys, counts): (Vec<String>, Vec<i64>) =
+        actions.iter().map(|(key, count)| (key.clone(), i64::try_from(*count).unwrap_or(i64::MAX))).unzip();
+    let statement = format!(
+        "UPDATE {} c SET {set} FROM unnest($3::text[], $4::bigint[]) AS used (key, count) \
+         WHERE c.project_id::text = $1 AND c.action_key::text = used.key AND COALESCE(to_jsonb(c) ->> 'agent_slug', $2) = $2",
+        table.name
+    );
+    sqlx::query(sqlx::AssertSqlSafe(statement))
+        .bind(project)
+        .bind(agent)
+        .bind(keys)
+        .bind(counts)
+        .execute(pool)
+        .await
+        .map(drop)
+        .map_err(OrchestrationError::database("count the actions of an agent"))
+}
