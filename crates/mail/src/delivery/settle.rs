@@ -6,7 +6,7 @@ use super::policy::{CRASHES_MAX, Policy};
 use super::status::words;
 use super::{AttemptEvent, AttemptStatus, RecipientEvent, RecipientStatus};
 use crate::Class;
-use crate::transport::Outcome;
+use crate::transport::{Outcome, Phase, Reason, Summary};
 
 words! {
     /// Why a delivery became a dead letter.
@@ -45,8 +45,26 @@ pub struct Facts {
     pub rung: u32,
     /// How often a process ended in the middle of sending it, this time not counted.
     pub crashes: u32,
+    /// Attempts that cost it nothing, as far as they can be told from the others: those that ended by the provider's fault.
+    pub faults: u32,
+    /// The provider has just rested, and this attempt finds out whether it works again.
+    pub probing: bool,
     /// How long it may still be tried; zero when that is over.
     pub time_left: Duration,
+}
+
+/// So often a mail may meet what looks like the provider's fault before it is asked whether it is the mail's own.
+const FAULTS_FREE: u32 = 2;
+
+impl Facts {
+    /// True when the fault is this mail's rather than the provider's: it comes back at the recipient or the content, although others
+    /// got through since the last time, or the provider would still be at rest or on probation. Faults of the account are never the mail's.
+    fn is_to_blame(&self, summary: &Summary) -> bool {
+        self.faults >= FAULTS_FREE
+            && !self.probing
+            && summary.phase >= Phase::Rcpt
+            && matches!(summary.reason, Reason::Unavailable | Reason::Protocol)
+    }
 }
 
 /// Another attempt.
@@ -114,6 +132,9 @@ pub fn settle(policy: &Policy, facts: &Facts, ended: Ended<'_>, unit: f64) -> Se
         Ended::Sent(Outcome::Refused { .. }) => over(A::Rejected, RecipientEvent::Refused),
         Ended::Sent(Outcome::Deferred { retry_after, .. }) => climb(A::Failed, *retry_after),
         Ended::Sent(Outcome::TimedOut { .. }) => climb(A::TimedOut, None),
+        Ended::Sent(Outcome::ProviderFault { retry_after, summary }) if facts.is_to_blame(summary) => {
+            climb(A::Failed, *retry_after)
+        }
         // Another mail would have fared no better, so this one loses nothing; it waits as long as the provider rests.
         Ended::Sent(Outcome::ProviderFault { retry_after, .. }) => {
             Settled { pause: Some(*retry_after), ..stay(A::Failed, policy.pause_after(1, *retry_after)) }
@@ -165,7 +186,7 @@ const fn ended_as(event: RecipientEvent) -> RecipientStatus {
 mod tests {
     use super::super::policy::policy;
     use super::*;
-    use crate::transport::{Axis, Phase, Reason, Summary};
+    use crate::transport::Axis;
 
     fn summary() -> Summary {
         Summary {
@@ -180,8 +201,14 @@ mod tests {
         }
     }
 
-    const FACTS: Facts =
-        Facts { class: Class::System, rung: 0, crashes: 0, time_left: Duration::from_secs(86_400) };
+    const FACTS: Facts = Facts {
+        class: Class::System,
+        rung: 0,
+        crashes: 0,
+        faults: 0,
+        probing: false,
+        time_left: Duration::from_secs(86_400),
+    };
 
     fn again(wait: u64, rung: u32) -> Verdict {
         Verdict::Again(Next { wait: Duration::from_secs(wait), rung })
@@ -249,6 +276,34 @@ mod tests {
         assert_eq!(
             settle(&policy, &old, Ended::Sent(&fault), 0.5).verdict,
             Verdict::Dead(DeadReason::Expired)
+        );
+    }
+
+    #[test]
+    fn a_fault_that_follows_one_mail_about_is_its_own() {
+        let policy = policy();
+        let outcome = |phase, reason| Outcome::ProviderFault {
+            retry_after: None,
+            summary: Summary { phase, reason, ..summary() },
+        };
+        let settled = |facts: &Facts, outcome: &Outcome| {
+            let settled = settle(&policy, facts, Ended::Sent(outcome), 0.5);
+            (settled.verdict, settled.pause.is_some())
+        };
+        let busy = outcome(Phase::Rcpt, Reason::Unavailable);
+        let often = Facts { faults: 2, ..FACTS };
+        assert_eq!(settled(&Facts { faults: 1, ..FACTS }, &busy), (again(30, 0), true));
+        assert_eq!(settled(&often, &busy), (again(60, 1), false));
+        assert_eq!(
+            settled(&Facts { probing: true, ..often }, &busy),
+            (again(30, 0), true),
+            "nobody else got through"
+        );
+        assert_eq!(settled(&often, &outcome(Phase::Mail, Reason::Unavailable)), (again(30, 0), true));
+        assert_eq!(
+            settled(&often, &outcome(Phase::Final, Reason::Quota)),
+            (again(30, 0), true),
+            "the account's"
         );
     }
 

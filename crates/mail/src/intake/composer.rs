@@ -1,4 +1,5 @@
-use std::fmt;
+use std::borrow::Cow;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -93,7 +94,7 @@ impl Compose for Composer {
         let make = |unsubscribe: Option<&str>| {
             message::compose(&Composition {
                 message_id: draft.message_id,
-                idempotency_key: &command.delivery_id,
+                idempotency_key: &in_a_header(&command.delivery_id),
                 date: draft.date,
                 from: &self.from,
                 to: &to,
@@ -128,6 +129,22 @@ impl Compose for Composer {
             messages,
         })
     }
+}
+
+/// An id as a header can carry it: bytes that are not ASCII as `%C3`.
+fn in_a_header(id: &str) -> Cow<'_, str> {
+    if id.is_ascii() {
+        return Cow::Borrowed(id);
+    }
+    let mut coded = String::with_capacity(id.len() * 3);
+    for byte in id.bytes() {
+        if byte.is_ascii() {
+            coded.push(char::from(byte));
+        } else {
+            let _ = write!(coded, "%{byte:02X}");
+        }
+    }
+    Cow::Owned(coded)
 }
 
 fn mailboxes(draft: &Draft<'_>, kind: RecipientKind) -> Vec<Mailbox> {

@@ -81,7 +81,7 @@ pub struct Attachment {
 pub struct Composition<'a> {
     /// As [`new_message_id`] made it, without angle brackets.
     pub message_id: &'a str,
-    /// What duplicates can be told by at providers that replace `Message-ID`. At most 255 printable ASCII characters.
+    /// What duplicates can be told by at providers that replace `Message-ID`. At most 400 printable ASCII characters.
     pub idempotency_key: &'a str,
     /// When the mail was accepted; every attempt says the same.
     pub date: Timestamp,
@@ -307,9 +307,9 @@ fn one_line(value: &str, what: &str, longest: usize) -> Result<(), ComposeError>
 }
 
 fn printable(value: &str, what: &str) -> Result<(), ComposeError> {
-    if (1..=255).contains(&value.len()) && value.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') {
+    if (1..=400).contains(&value.len()) && value.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') {
         return Ok(());
     }
-    let problem = "is not 1 to 255 printable ASCII characters";
+    let problem = "is not 1 to 400 printable ASCII characters";
     Err(ComposeError::Header { what: what.to_owned(), problem })
 }

@@ -68,7 +68,7 @@ pub struct Pause {
     pub faults: i32,
 }
 
-/// Keeps mail from `subject` ([`Scope::subject`]) for `length`. A pause that a person made before is replaced.
+/// Keeps mail from `subject` ([`Scope::subject`]) for `length`. A pause that a person made before is replaced: what it kept waits no longer than this one lasts.
 ///
 /// # Errors
 /// As the database says.
@@ -81,10 +81,11 @@ pub async fn pause(
     length: Duration,
 ) -> Result<(), MailError> {
     sqlx::query(
-        "INSERT INTO mail.pauses (scope, subject, automatic, reason, created_by, until) \
-         VALUES ($1, $2, false, $3, $4, clock_timestamp() + make_interval(secs => $5)) \
-         ON CONFLICT (scope, subject, automatic) DO UPDATE SET reason = EXCLUDED.reason, created_by = EXCLUDED.created_by, \
-             created_at = clock_timestamp(), until = EXCLUDED.until",
+        "WITH made AS (INSERT INTO mail.pauses (scope, subject, automatic, reason, created_by, until) \
+             VALUES ($1, $2, false, $3, $4, clock_timestamp() + make_interval(secs => $5)) \
+             ON CONFLICT (scope, subject, automatic) DO UPDATE SET reason = EXCLUDED.reason, \
+                 created_by = EXCLUDED.created_by, created_at = clock_timestamp(), until = EXCLUDED.until RETURNING until) \
+         UPDATE mail.attempts a SET due_at = LEAST(a.due_at, made.until) FROM made WHERE a.parked = $1 || ':' || $2",
     )
     .bind(scope.as_str())
     .bind(subject)

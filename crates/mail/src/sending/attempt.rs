@@ -96,8 +96,16 @@ impl Attempt {
             class: self.claimed.class,
             rung: self.claimed.rung,
             crashes: self.claimed.crashes,
+            faults: self.faults(),
+            probing: self.probing,
             time_left: self.claimed.time_left,
         }
+    }
+
+    /// Attempts before this one that climbed no rung and ended no process.
+    fn faults(&self) -> u32 {
+        let before = u32::try_from(self.claimed.key.attempt_no).unwrap_or(1).saturating_sub(1);
+        before.saturating_sub(self.claimed.rung).saturating_sub(self.claimed.crashes)
     }
 
     async fn send(&self, facts: &Facts, mail: &Outgoing) {
@@ -126,8 +134,9 @@ impl Attempt {
         };
         match outcome {
             Some(outcome) => {
-                self.heed(&outcome).await;
-                self.end(facts, Ended::Sent(&outcome), "").await;
+                let settled = self.settle(facts, Ended::Sent(&outcome));
+                self.heed(&outcome, &settled).await;
+                self.close(&settled, Ended::Sent(&outcome), "").await;
             }
             None if began() => {
                 let outcome = overdue(true, started.elapsed());
@@ -137,11 +146,15 @@ impl Attempt {
         }
     }
 
+    fn settle(&self, facts: &Facts, ended: Ended<'_>) -> Settled {
+        settle(&self.shared.settings.policy, facts, ended, random_unit())
+    }
+
     /// What the outcome says of the provider.
-    async fn heed(&self, outcome: &Outcome) {
+    async fn heed(&self, outcome: &Outcome, settled: &Settled) {
         let Shared { pool, settings, terms, .. } = &*self.shared;
         match outcome {
-            Outcome::ProviderFault { retry_after, summary } => {
+            Outcome::ProviderFault { retry_after, summary } if settled.pause.is_some() => {
                 let reason = format!("{} {}", summary.phase.as_str(), summary.text);
                 let pause = |faults| settings.policy.pause_after(faults, *retry_after);
                 match pauses::rest(pool, terms.provider, &reason, &settings.instance_id, pause).await {
@@ -182,8 +195,12 @@ impl Attempt {
     }
 
     async fn end(&self, facts: &Facts, ended: Ended<'_>, detail: &str) {
-        let settled = settle(&self.shared.settings.policy, facts, ended, random_unit());
-        let end = Finished::new(&self.claimed.key, &settled, detail);
+        let settled = self.settle(facts, ended);
+        self.close(&settled, ended, detail).await;
+    }
+
+    async fn close(&self, settled: &Settled, ended: Ended<'_>, detail: &str) {
+        let end = Finished::new(&self.claimed.key, settled, detail);
         let (end, took) = match ended {
             Ended::Sent(outcome) => {
                 let provider_id = match outcome {
@@ -200,12 +217,12 @@ impl Attempt {
             _ => (end, None),
         };
         self.desk.write(end).await;
-        metrics::get().attempt_ended(self.shared.terms.provider, &settled, took);
-        tell(&self.claimed.key, &settled, ended, detail);
+        metrics::get().attempt_ended(self.shared.terms.provider, settled, took);
+        tell(&self.claimed.key, settled, ended, detail);
     }
 
     async fn give_back(&self) {
-        // Where this fails the claim is taken back like that of a process that is gone.
+        // Where this fails the keeper frees the claim, once nobody here knows of it.
         if let Err(error) = claim::hand_back(&self.shared.pool, &self.claimed.key).await {
             tracing::warn!(delivery_id = self.claimed.key.delivery_id, error = %chain(&error), "a mail cannot be handed back now");
         }

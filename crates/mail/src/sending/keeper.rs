@@ -39,7 +39,7 @@ impl Keeper {
     pub(super) async fn run(mut self, finished: CancellationToken, pulse: Pulse) {
         while !finished.is_cancelled() {
             pulse.beat();
-            if let Err(error) = self.round().await {
+            if let Err(error) = self.round(&pulse).await {
                 tracing::warn!(error = %chain(&error), "mail that dead processes left cannot be looked for now");
                 self.watch.forget();
             }
@@ -52,15 +52,20 @@ impl Keeper {
         let _ = tokio::time::timeout(Duration::from_secs(2), left).await;
     }
 
-    async fn round(&mut self) -> Result<(), MailError> {
+    async fn round(&mut self, pulse: &Pulse) -> Result<(), MailError> {
         let Shared { pool, settings, terms, .. } = &*self.shared;
         workers::beat(pool, terms.worker, &settings.instance_id, &settings.host).await?;
+        let lost = recover::lost(pool, terms.worker, &self.shared.held()).await?;
+        if lost > 0 {
+            tracing::warn!(lost, "mail was claimed and the answer lost: it is free again");
+            self.wake.wake();
+        }
         let beats = workers::list(pool).await?;
         let gone = self.watch.gone(terms.worker, &settings.instance_id, &beats, boot_now());
         let orphans = recover::orphans(pool, &gone).await?;
         let left = orphans.len();
         for orphan in orphans {
-            self.take_back(&orphan).await;
+            self.take_back(&orphan, pulse).await;
         }
         if left < 1000 {
             for worker in gone {
@@ -77,11 +82,13 @@ impl Keeper {
         self.tell().await
     }
 
-    async fn take_back(&self, orphan: &recover::Orphan) {
+    async fn take_back(&self, orphan: &recover::Orphan, pulse: &Pulse) {
         let facts = Facts {
             class: orphan.class,
             rung: orphan.rung,
             crashes: orphan.crashes,
+            faults: 0,
+            probing: false,
             time_left: orphan.time_left,
         };
         let ended = Ended::Crashed { content_began: orphan.content_began };
@@ -96,7 +103,15 @@ impl Keeper {
             content_began = orphan.content_began,
             "mail of a process that is gone taken back"
         );
-        self.desk.write(Finished::new(&orphan.key, &settled, detail).crashed()).await;
+        let written = self.desk.write(Finished::new(&orphan.key, &settled, detail).crashed());
+        tokio::pin!(written);
+        // The writer waits for a database that is away for as long as it takes; this loop is not stuck meanwhile.
+        loop {
+            tokio::select! {
+                () = &mut written => break,
+                () = tokio::time::sleep(EVERY) => pulse.beat(),
+            }
+        }
         metrics::get().attempt_ended(self.shared.terms.provider, &settled, None);
     }
 

@@ -8,8 +8,9 @@ mod marker;
 mod scheduler;
 mod writer;
 
-use std::sync::Arc;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -69,6 +70,38 @@ struct Shared {
     terms: Terms,
     slots: Arc<Semaphore>,
     claimed_total: AtomicU64,
+    /// Tokens of the claims that this process knows of.
+    held: Mutex<HashSet<Uuid>>,
+}
+
+impl Shared {
+    fn known(&self) -> MutexGuard<'_, HashSet<Uuid>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The tokens of all claims that are being worked on.
+    fn held(&self) -> Vec<Uuid> {
+        self.known().iter().copied().collect()
+    }
+}
+
+/// A claim that this process knows of, for as long as it exists.
+struct Held {
+    shared: Arc<Shared>,
+    token: Uuid,
+}
+
+impl Held {
+    fn new(shared: &Arc<Shared>, token: Uuid) -> Self {
+        shared.known().insert(token);
+        Self { shared: Arc::clone(shared), token }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.shared.known().remove(&self.token);
+    }
 }
 
 impl std::fmt::Debug for Sending {
@@ -95,7 +128,15 @@ impl Sending {
             election: settings.election.clone(),
         };
         let slots = Arc::new(Semaphore::new(settings.concurrency));
-        let shared = Shared { pool, transport, settings, terms, slots, claimed_total: AtomicU64::new(0) };
+        let shared = Shared {
+            pool,
+            transport,
+            settings,
+            terms,
+            slots,
+            claimed_total: AtomicU64::new(0),
+            held: Mutex::default(),
+        };
         Self { shared: Arc::new(shared), wake, gate }
     }
 

@@ -9,7 +9,7 @@ use voiceai_runtime::{Backoff, Pulse, random_unit};
 use super::attempt::Attempt;
 use super::marker::Marks;
 use super::writer::Desk;
-use super::{Gate, Shared};
+use super::{Gate, Held, Shared};
 use crate::Wake;
 use crate::error::chain;
 use crate::store::claim::{self, Claims};
@@ -119,6 +119,7 @@ impl Scheduler {
             delivery.id = claimed.key.delivery_id,
             attempt = claimed.key.attempt_no
         );
+        let held = Held::new(&self.shared, claimed.key.token);
         let attempt = Attempt {
             shared: Arc::clone(&self.shared),
             desk: self.desk.clone(),
@@ -133,6 +134,7 @@ impl Scheduler {
         tokio::spawn(
             async move {
                 attempt.run().await;
+                drop(held);
                 drop(slot);
             }
             .instrument(span),

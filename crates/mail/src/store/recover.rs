@@ -19,6 +19,26 @@ pub(crate) struct Orphan {
     pub(crate) time_left: Duration,
 }
 
+/// How long after a claim its answer may still be on its way: longer than any statement may take.
+const ANSWER_LATEST: Duration = Duration::from_secs(30);
+
+/// Frees what `worker` has claimed without knowing it: the claim was committed, and the connection died before its answer. Nothing of
+/// it was begun. `held` are the tokens it does know. Answers how many.
+pub(crate) async fn lost(pool: &PgPool, worker: Uuid, held: &[Uuid]) -> Result<u64, MailError> {
+    let done = sqlx::query(
+        "UPDATE mail.attempts SET status = 'scheduled', worker_id = NULL, claim_token = NULL, claim_expires_at = NULL, \
+         started_at = NULL, provider = NULL WHERE status = 'in_progress' AND worker_id = $1 AND NOT (claim_token = ANY($2)) \
+         AND content_began_at IS NULL AND started_at < clock_timestamp() - make_interval(secs => $3)",
+    )
+    .bind(worker)
+    .bind(held)
+    .bind(ANSWER_LATEST.as_secs_f64())
+    .execute(pool)
+    .await
+    .map_err(MailError::database("look for mail that was claimed unawares"))?;
+    Ok(done.rows_affected())
+}
+
 /// What `gone` left behind, and what has been in progress for longer than any attempt can take. Nothing is changed yet: each is
 /// ended like any other attempt, by its token.
 pub(crate) async fn orphans(pool: &PgPool, gone: &[Uuid]) -> Result<Vec<Orphan>, MailError> {

@@ -28,8 +28,8 @@ use offset::Offset;
 
 /// Longest wait of one read; then it is looked whether the stream is still the same.
 const BLOCK: Duration = Duration::from_secs(2);
-/// Most entries of one read.
-const COUNT: u32 = 256;
+/// Most entries of one read: each may be as large as a mail, and all of them lie in memory.
+const COUNT: u32 = 32;
 /// Entries that are stored at a time: as many as a pool has connections to spare.
 const WAVE: usize = 8;
 

@@ -206,3 +206,16 @@ async fn every_subject_that_is_accepted_can_be_composed_and_no_other() {
         matches!(bench.intake.accept(mail).await, Err(AcceptError::Rejected(r)) if r.code == "invalid_subject")
     );
 }
+
+#[tokio::test]
+async fn an_id_that_is_not_ascii_is_an_id_all_the_same() {
+    let bench = Bench::new(&[]).await;
+    let accepted = bench.intake.accept(command("zustellung-ü-1", &["a@example.com"])).await.unwrap();
+    assert_eq!(accepted.status, DeliveryStatus::Queued);
+    let bytes: Vec<u8> = sqlx::query_scalar("SELECT message FROM mail.delivery_payloads")
+        .fetch_one(&bench.pool)
+        .await
+        .unwrap();
+    let text = String::from_utf8(bytes).unwrap();
+    assert!(text.contains("X-Idempotency-Key: zustellung-%C3%BC-1\r\n"), "{text}");
+}

@@ -172,3 +172,21 @@ async fn what_was_kept_long_enough_is_deleted_and_nothing_else() {
     );
     assert_eq!(bench.number("SELECT count(*) FROM mail.attempts WHERE delivery_id = 'old'").await, 0);
 }
+
+#[tokio::test]
+async fn a_pause_that_is_made_shorter_lets_go_of_what_it_keeps() {
+    let bench = Bench::new(&[]).await;
+    let pause_for = async |length| {
+        pause(&bench.pool, Scope::Domain, "slow.example", "asked to", "kim", length).await.unwrap();
+    };
+    pause_for(Duration::from_secs(3600)).await;
+    let running = bench.start("one");
+    bench.accept(command("d-1", &["a@slow.example"])).await;
+    wait_until(SOON, "it is put aside", async || {
+        bench.number("SELECT count(*) FROM mail.attempts WHERE parked IS NOT NULL").await == 1
+    })
+    .await;
+    pause_for(Duration::from_millis(300)).await;
+    bench.until_status("d-1", "sent").await;
+    running.stop().await;
+}

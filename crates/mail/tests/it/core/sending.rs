@@ -278,3 +278,63 @@ async fn what_is_too_old_is_not_sent_and_urgent_mail_overtakes() {
     );
     running.stop().await;
 }
+
+#[tokio::test]
+async fn one_mail_that_the_server_cannot_bear_does_not_rest_all_others_for_ever() {
+    let bench = Bench::new(&[("MAIL_RETRY_LADDER", "50ms,50ms"), ("MAIL_PROVIDER_PAUSE", "100ms")]).await;
+    bench.provider.script("poison@example.com", &vec![Act::FaultAtRecipient; 50]);
+    let running = bench.start("one");
+    bench.accept(command("poison", &["poison@example.com"])).await;
+    let mut others = 0;
+    // Others get through between its faults, so it is not the provider.
+    voiceai_testkit::wait_for(SOON, "it is given up by itself", async || {
+        others += 1;
+        bench.accept(command(&format!("d-{others}"), &["a@example.com"])).await;
+        let have = bench.status("poison").await;
+        if have == "dead_letter" {
+            Ok(())
+        } else {
+            Err(format!("{have}: {}", bench.attempts("poison").await))
+        }
+    })
+    .await;
+    let tries = bench.attempts("poison").await.split(' ').count();
+    assert!((5..=12).contains(&tries), "two faults that cost nothing, then its ladder: {tries}");
+    for n in 1..=others {
+        bench.until_status(&format!("d-{n}"), "sent").await;
+    }
+    assert_eq!(bench.number("SELECT count(*) FROM mail.pauses WHERE until > now()").await, 0);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_claim_whose_answer_was_lost_comes_back_although_its_process_lives() {
+    let bench = Bench::new(&[]).await;
+    let mut lost = command("lost", &["a@example.com"]);
+    lost.tenant = Some("t-1".to_owned());
+    bench
+        .database
+        .execute(
+            "INSERT INTO mail.pauses (scope, subject, automatic, reason, created_by, until) \
+             VALUES ('tenant', 't-1', false, 'asked to', 'kim', now() + interval '1 h')",
+        )
+        .await;
+    bench.accept(lost).await;
+    let running = bench.start("one");
+    wait_until(SOON, "it is put aside", async || {
+        bench.number("SELECT count(*) FROM mail.attempts WHERE parked IS NOT NULL").await == 1
+    })
+    .await;
+    // As though the claim had been committed, and the connection had died before its answer.
+    bench
+        .database
+        .execute(
+            "DELETE FROM mail.pauses; UPDATE mail.attempts SET status = 'in_progress', parked = NULL, \
+                 worker_id = (SELECT worker_id FROM mail.workers), claim_token = gen_random_uuid(), \
+                 due_at = now(), started_at = now() - interval '1 min', claim_expires_at = now() + interval '1 h'",
+        )
+        .await;
+    bench.until_status("lost", "sent").await;
+    assert_eq!(bench.attempts("lost").await, "provider_accepted", "and no attempt is burned");
+    running.stop().await;
+}

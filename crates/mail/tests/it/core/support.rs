@@ -84,6 +84,8 @@ pub(super) enum Act {
     Gone,
     Defer(Option<Duration>),
     Fault,
+    /// The same, said of the recipient: it may be this mail that the server cannot bear.
+    FaultAtRecipient,
     TimeOut,
     /// After the content.
     Unknown,
@@ -133,6 +135,12 @@ impl Provider {
                 return Outcome::ProviderFault {
                     retry_after: None,
                     summary: summary(Phase::Auth, Reason::Authentication, 535, "535 5.7.8 wrong password"),
+                };
+            }
+            Act::FaultAtRecipient => {
+                return Outcome::ProviderFault {
+                    retry_after: None,
+                    summary: summary(Phase::Rcpt, Reason::Unavailable, 421, "421 4.7.0 too many errors"),
                 };
             }
             Act::TimeOut => {
