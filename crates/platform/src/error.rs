@@ -25,9 +25,38 @@ pub enum PlatformError {
         /// What is wrong with it, and what it should be.
         reason: String,
     },
+    /// The attempt is to stop; what was done is committed, and the rest is done by the next one.
+    #[error("stopped on the way")]
+    Stopped,
+    /// Stripe does not answer, or not now.
+    #[error("Stripe is not reachable: {reason}")]
+    StripeAway {
+        /// What was seen.
+        reason: String,
+        /// How long it asks to be left alone.
+        wait: Option<Duration>,
+    },
+    /// Stripe refused: its last word.
+    #[error("Stripe refuses: HTTP {status}, {message}")]
+    StripeRefused {
+        /// The status, 400 to 499.
+        status: u16,
+        /// What it said.
+        message: String,
+    },
 }
 
 impl PlatformError {
+    /// How long a job waits that this error ends and that spends no attempt.
+    fn pause(&self) -> Option<Duration> {
+        match self {
+            Self::Stopped => Some(Duration::from_secs(1)),
+            Self::StripeAway { wait: Some(wait), .. } => Some((*wait).max(Duration::from_secs(1))),
+            error if error.is_unavailable() => Some(AWAY),
+            _ => None,
+        }
+    }
+
     /// For `map_err`: what was tried with the database.
     pub fn database(tried: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
         move |source| Self::Database { tried, source }
@@ -48,24 +77,26 @@ impl PlatformError {
     #[must_use]
     pub fn is_final(&self) -> bool {
         match self {
-            Self::Invalid { .. } => true,
-            // 22: a value of the wrong kind, 23: against a constraint, 42501: not allowed to this role.
-            Self::Database { source: sqlx::Error::Database(error), .. } => error
-                .code()
-                .is_some_and(|code| code.starts_with("22") || code.starts_with("23") || code == "42501"),
+            Self::Invalid { .. } | Self::StripeRefused { .. } => true,
+            Self::Stopped | Self::StripeAway { .. } => false,
+            // 22: a value of the wrong kind, 23: against a constraint, 42: a table of another make, or not for this role. A table
+            // that is gone (42P01) went since it was looked for: the next attempt skips it.
+            Self::Database { source: sqlx::Error::Database(error), .. } => error.code().is_some_and(|code| {
+                ["22", "23", "42"].iter().any(|class| code.starts_with(class)) && code != "42P01"
+            }),
             Self::Database { .. } => false,
         }
     }
 
-    /// How a job ends that met this error: it waits while the database is away, is parked when it can never succeed, and is tried
+    /// How a job ends that met this error: it waits while the database is away or Stripe asks it to, is parked when it can never succeed, and is tried
     /// again else.
     ///
     /// # Errors
     /// In the last two cases.
     pub fn into_outcome(self, kind: &'static str) -> Result<Outcome, JobError> {
-        if self.is_unavailable() {
-            tracing::warn!(kind, error = %self, "a job on the platform's tables waits for PostgreSQL");
-            return Ok(Outcome::Snooze(AWAY));
+        if let Some(pause) = self.pause() {
+            tracing::warn!(kind, error = %text(&self), "a job on the platform's tables waits");
+            return Ok(Outcome::Snooze(pause));
         }
         Err(if self.is_final() { JobError::discard(self) } else { JobError::retry(self) })
     }

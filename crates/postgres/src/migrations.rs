@@ -30,6 +30,7 @@ pub const TASKER: Component = component!(
         "0020_replays",
         "0021_queue_settings",
         "0030_webhooks",
+        "0031_webhook_disabled",
         "0040_backup_series",
         "0041_export_jobs",
         "0042_export_callbacks",

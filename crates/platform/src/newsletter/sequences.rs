@@ -1,0 +1,411 @@
+//! `newsletter.sequences`: takes the next step for everybody whose turn it is.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use jiff_sqlx::ToSqlx as _;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use uuid::Uuid;
+use voiceai_postgres::sqlx::{self, PgConnection};
+use voiceai_queue::{Attempt, Job, JobError, Outcome};
+use voiceai_webhook::{NewEvent, emit_within};
+
+use crate::error::PlatformError;
+use crate::tables::Needs;
+use crate::upkeep::{Upkeep, begin, check_stop, enqueue, from_row};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Takes steps that are due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewsletterSequences {}
+
+impl Job for NewsletterSequences {
+    const KIND: &'static str = "newsletter.sequences";
+    const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3_600);
+    type Context = Upkeep;
+
+    async fn run(&self, upkeep: &Upkeep, attempt: &Attempt) -> Result<Outcome, JobError> {
+        const NEEDS: Needs = Needs(&[
+            ("newsletter_subscribers", &["id", "email", "status", "interests"]),
+            ("newsletter_sequences", &["id", "status", "total_completed", "active_enrollments"]),
+            (
+                "newsletter_sequence_steps",
+                &[
+                    "sequence_id",
+                    "step_order",
+                    "delay_value",
+                    "delay_unit",
+                    "action_type",
+                    "subject",
+                    "content_html",
+                    "content_text",
+                    "action_config",
+                    "emails_sent",
+                ],
+            ),
+            (
+                "newsletter_sequence_enrollments",
+                &[
+                    "id",
+                    "sequence_id",
+                    "subscriber_id",
+                    "current_step",
+                    "status",
+                    "next_step_at",
+                    "enrolled_at",
+                    "completed_at",
+                ],
+            ),
+            ("newsletter_segment_members", &["segment_id", "subscriber_id"]),
+        ]);
+        upkeep.finish(Self::KIND, NEEDS, advance(upkeep, attempt)).await
+    }
+}
+
+/// An enrollment whose turn it is, with its next step; none where the sequence has no further one.
+#[derive(Debug)]
+struct Due {
+    id: Uuid,
+    sequence_id: Uuid,
+    subscriber_id: Uuid,
+    email: String,
+    subscriber_status: String,
+    step_id: Option<Uuid>,
+    step_order: Option<i32>,
+    action_type: Option<String>,
+    subject: Option<String>,
+    content_html: Option<String>,
+    content_text: Option<String>,
+    action_config: Option<Value>,
+}
+
+from_row!(Due {
+    id,
+    sequence_id,
+    subscriber_id,
+    email,
+    subscriber_status,
+    step_id,
+    step_order,
+    action_type,
+    subject,
+    content_html,
+    content_text,
+    action_config,
+});
+
+/// What a step does. Parsed before anything is written.
+#[derive(Debug, PartialEq)]
+enum Action {
+    Mail(Value),
+    Tag(String),
+    Segment(Uuid),
+    Event {
+        tenant: String,
+        event: String,
+    },
+    /// Not before this instant.
+    Wait(Timestamp),
+}
+
+/// What becomes of an enrollment.
+#[derive(Debug, PartialEq)]
+enum Turn {
+    Take(Action),
+    /// It has no further step.
+    Complete,
+    /// The subscriber is no longer to be written to.
+    Cancel,
+    /// The step cannot be taken, and why.
+    Fail(String),
+}
+
+fn turn(due: &Due) -> Turn {
+    if due.subscriber_status != "active" {
+        return Turn::Cancel;
+    }
+    let Some(action) = &due.action_type else { return Turn::Complete };
+    match parse(action, due) {
+        Ok(action) => Turn::Take(action),
+        Err(reason) => Turn::Fail(reason),
+    }
+}
+
+fn parse(action: &str, due: &Due) -> Result<Action, String> {
+    let config = due.action_config.clone().unwrap_or_default();
+    let text = |name: &str| {
+        let value = config[name].as_str().filter(|value| !value.is_empty());
+        value
+            .map(str::to_owned)
+            .ok_or_else(|| format!("action_config: `{name}` is wanted for a step `{action}`"))
+    };
+    match action {
+        "email" => {
+            let subject = due.subject.as_deref().filter(|subject| !subject.trim().is_empty());
+            let subject = subject.ok_or("subject is wanted for a step `email`")?;
+            let (html, plain) = (due.content_html.as_deref(), due.content_text.as_deref());
+            if html.or(plain).is_none_or(str::is_empty) {
+                return Err("content_html or content_text is wanted for a step `email`".to_owned());
+            }
+            // The key makes it one mail, however often the step is taken.
+            let key = format!("sequence:{}:{}", due.id, due.step_order.unwrap_or_default());
+            let mut mail = json!({ "to": [due.email], "subject": subject, "idempotency_key": key });
+            for (name, body) in [("html_body", html), ("text_body", plain)] {
+                if let Some(body) = body.filter(|body| !body.is_empty()) {
+                    mail[name] = json!(body);
+                }
+            }
+            Ok(Action::Mail(mail))
+        }
+        "tag" => Ok(Action::Tag(text("tag")?)),
+        "segment" => {
+            let id = text("segment_id")?;
+            id.parse()
+                .map(Action::Segment)
+                .map_err(|_| format!("action_config: segment_id `{id}` is no UUID"))
+        }
+        "webhook" => Ok(Action::Event { tenant: text("tenant")?, event: text("event")? }),
+        "wait_until" => {
+            let until = text("until")?;
+            until.parse().map(Action::Wait).map_err(|_| format!("action_config: until `{until}` is no time"))
+        }
+        other => Err(format!("action_type `{other}` is not known")),
+    }
+}
+
+async fn advance(upkeep: &Upkeep, attempt: &Attempt) -> Result<Value, PlatformError> {
+    let mut session = upkeep.session(LIMIT).await?;
+    let scheduled = schedule(&mut session).await?;
+    let (mut taken, mut completed, mut cancelled, mut failed) = (0_u64, 0_u64, 0_u64, 0_u64);
+    // Those whose turn it is now: a step without a delay after it is taken in the next run, so that a run ends.
+    let until = Timestamp::now();
+    loop {
+        check_stop(attempt)?;
+        let Some(turn) = one(upkeep, &mut session, until).await? else { break };
+        match turn {
+            Turn::Take(_) => taken += 1,
+            Turn::Complete => completed += 1,
+            Turn::Cancel => cancelled += 1,
+            Turn::Fail(_) => failed += 1,
+        }
+    }
+    Ok(json!({
+        "scheduled": scheduled, "taken": taken, "completed": completed, "cancelled": cancelled, "failed": failed,
+    }))
+}
+
+/// When a step is due after the one before it.
+const DELAY: &str = "(n.delay_value || ' ' || n.delay_unit)::interval";
+
+/// Gives enrollments that are new the time of their first step.
+async fn schedule(session: &mut PgConnection) -> Result<u64, PlatformError> {
+    let sql = format!(
+        "UPDATE newsletter_sequence_enrollments e SET next_step_at = COALESCE(e.enrolled_at, now()) + COALESCE( \
+             (SELECT {DELAY} FROM newsletter_sequence_steps n WHERE n.sequence_id = e.sequence_id \
+                  AND n.step_order > COALESCE(e.current_step, 0) ORDER BY n.step_order LIMIT 1), interval '0') \
+         FROM newsletter_sequences q WHERE q.id = e.sequence_id AND q.status = 'active' \
+             AND e.status = 'active' AND e.next_step_at IS NULL"
+    );
+    let done = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .execute(session)
+        .await
+        .map_err(PlatformError::database("schedule the first steps of sequences"))?;
+    Ok(done.rows_affected())
+}
+
+/// Takes one step: its effect and the enrollment's progress are one transaction.
+async fn one(
+    upkeep: &Upkeep,
+    session: &mut PgConnection,
+    until: Timestamp,
+) -> Result<Option<Turn>, PlatformError> {
+    let tried = "take a step of a sequence";
+    let mut transaction = begin(session, tried).await?;
+    let due: Option<Due> = sqlx::query_as(
+        "SELECT e.id, e.sequence_id, e.subscriber_id, s.email::text AS email, \
+             COALESCE(s.status::text, 'active') AS subscriber_status, n.id AS step_id, n.step_order, \
+             n.action_type::text AS action_type, n.subject::text AS subject, n.content_html, n.content_text, n.action_config \
+         FROM newsletter_sequence_enrollments e \
+         JOIN newsletter_sequences q ON q.id = e.sequence_id AND q.status = 'active' \
+         JOIN newsletter_subscribers s ON s.id = e.subscriber_id \
+         LEFT JOIN LATERAL (SELECT * FROM newsletter_sequence_steps n WHERE n.sequence_id = e.sequence_id \
+             AND n.step_order > COALESCE(e.current_step, 0) ORDER BY n.step_order LIMIT 1) n ON true \
+         WHERE e.status = 'active' AND e.next_step_at <= $1 \
+         ORDER BY e.next_step_at LIMIT 1 FOR UPDATE OF e SKIP LOCKED",
+    )
+    .bind(until.to_sqlx())
+    .fetch_optional(&mut *transaction)
+    .await
+    .map_err(PlatformError::database(tried))?;
+    let Some(due) = due else { return Ok(None) };
+    let mut turn = turn(&due);
+    if let Turn::Take(action) = &turn
+        && let Err(reason) = take(upkeep, &mut transaction, &due, action).await?
+    {
+        turn = Turn::Fail(reason);
+    }
+    match &turn {
+        Turn::Take(Action::Wait(at)) if *at > Timestamp::now() => {
+            let sql = "UPDATE newsletter_sequence_enrollments SET next_step_at = $2 WHERE id = $1";
+            sqlx::query(sql)
+                .bind(due.id)
+                .bind(at.to_sqlx())
+                .execute(&mut *transaction)
+                .await
+                .map_err(PlatformError::database(tried))?;
+        }
+        Turn::Take(_) => step_on(&mut transaction, &due).await?,
+        Turn::Complete => end(&mut transaction, &due, "completed").await?,
+        Turn::Cancel => end(&mut transaction, &due, "cancelled").await?,
+        Turn::Fail(reason) => {
+            tracing::warn!(enrollment = %due.id, sequence = %due.sequence_id, step = due.step_order, reason, "a step of a sequence cannot be taken");
+            end(&mut transaction, &due, "failed").await?;
+        }
+    }
+    transaction.commit().await.map_err(PlatformError::database(tried))?;
+    Ok(Some(turn))
+}
+
+/// The inner error is the step's own fault.
+async fn take(
+    upkeep: &Upkeep,
+    transaction: &mut PgConnection,
+    due: &Due,
+    action: &Action,
+) -> Result<Result<(), String>, PlatformError> {
+    let tried = "take a step of a sequence";
+    match action {
+        Action::Mail(mail) => {
+            enqueue(transaction, "email-queue", "send-email", mail).await?;
+            sqlx::query("UPDATE newsletter_sequence_steps SET emails_sent = COALESCE(emails_sent, 0) + 1 WHERE id = $1")
+                .bind(due.step_id)
+                .execute(transaction)
+                .await
+                .map_err(PlatformError::database(tried))?;
+        }
+        Action::Tag(tag) => {
+            let sql = "UPDATE newsletter_subscribers SET interests = array_append(COALESCE(interests, '{}'), $2) \
+                       WHERE id = $1 AND NOT COALESCE($2 = ANY(interests), false)";
+            let query = sqlx::query(sql).bind(due.subscriber_id).bind(tag);
+            query.execute(transaction).await.map_err(PlatformError::database(tried))?;
+        }
+        Action::Segment(segment) => {
+            let there: bool =
+                sqlx::query_scalar("SELECT EXISTS (SELECT FROM newsletter_segments WHERE id = $1)")
+                    .bind(segment)
+                    .fetch_one(&mut *transaction)
+                    .await
+                    .map_err(PlatformError::database(tried))?;
+            if !there {
+                return Ok(Err(format!("segment {segment} does not exist")));
+            }
+            let sql = "INSERT INTO newsletter_segment_members (segment_id, subscriber_id) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+            let query = sqlx::query(sql).bind(segment).bind(due.subscriber_id);
+            query.execute(transaction).await.map_err(PlatformError::database(tried))?;
+        }
+        Action::Event { tenant, event } => {
+            let id = format!("sequence:{}:{}", due.id, due.step_order.unwrap_or_default());
+            let data = json!({ "subscriber_id": due.subscriber_id, "sequence_id": due.sequence_id });
+            let event = NewEvent { tenant, event_type: event, id: &id, data: &data, at: Timestamp::now() };
+            match emit_within(transaction, &event, upkeep.event_bytes_max).await {
+                Ok(_) => {}
+                Err(voiceai_webhook::WebhookError::Invalid { what, reason }) => {
+                    return Ok(Err(format!("{what}: {reason}")));
+                }
+                Err(voiceai_webhook::WebhookError::Database { tried, source }) => {
+                    return Err(PlatformError::Database { tried, source });
+                }
+                Err(other) => return Ok(Err(other.to_string())),
+            }
+        }
+        Action::Wait(_) => {}
+    }
+    Ok(Ok(()))
+}
+
+/// The step is behind; the next one's delay begins, or the sequence is at its end.
+async fn step_on(transaction: &mut PgConnection, due: &Due) -> Result<(), PlatformError> {
+    let sql = format!(
+        "UPDATE newsletter_sequence_enrollments e SET current_step = $2, next_step_at = now() + \
+             (SELECT {DELAY} FROM newsletter_sequence_steps n WHERE n.sequence_id = e.sequence_id AND n.step_order > $2 \
+                  ORDER BY n.step_order LIMIT 1) WHERE e.id = $1 RETURNING e.next_step_at IS NULL"
+    );
+    let at_end: bool = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
+        .bind(due.id)
+        .bind(due.step_order)
+        .fetch_one(&mut *transaction)
+        .await
+        .map_err(PlatformError::database("note a step of a sequence"))?;
+    if at_end { end(transaction, due, "completed").await } else { Ok(()) }
+}
+
+async fn end(transaction: &mut PgConnection, due: &Due, status: &str) -> Result<(), PlatformError> {
+    sqlx::query(
+        "WITH ended AS (UPDATE newsletter_sequence_enrollments SET status = $2, next_step_at = NULL, \
+             completed_at = CASE WHEN $2 = 'completed' THEN now() ELSE completed_at END WHERE id = $1 RETURNING sequence_id) \
+         UPDATE newsletter_sequences q SET active_enrollments = GREATEST(COALESCE(q.active_enrollments, 0) - 1, 0), \
+             total_completed = COALESCE(q.total_completed, 0) + CASE WHEN $2 = 'completed' THEN 1 ELSE 0 END \
+         FROM ended WHERE q.id = ended.sequence_id",
+    )
+    .bind(due.id)
+    .bind(status)
+    .execute(transaction)
+    .await
+    .map_err(PlatformError::database("end a sequence of a subscriber"))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn due(action: &str, config: Value) -> Due {
+        Due {
+            id: Uuid::nil(),
+            sequence_id: Uuid::nil(),
+            subscriber_id: Uuid::nil(),
+            email: "kim@example.com".into(),
+            subscriber_status: "active".into(),
+            step_id: Some(Uuid::nil()),
+            step_order: Some(2),
+            action_type: Some(action.into()),
+            subject: Some("Hello".into()),
+            content_html: None,
+            content_text: Some("Text".into()),
+            action_config: Some(config),
+        }
+    }
+
+    #[test]
+    fn a_step_that_cannot_be_taken_says_what_is_wanted() {
+        for (action, config, says) in [
+            ("tag", json!({}), "`tag` is wanted"),
+            ("segment", json!({"segment_id": "x"}), "is no UUID"),
+            ("webhook", json!({"tenant": "t"}), "`event` is wanted"),
+            ("wait_until", json!({"until": "soon"}), "is no time"),
+            ("call", json!({}), "is not known"),
+        ] {
+            let Turn::Fail(reason) = turn(&due(action, config)) else { panic!("{action}") };
+            assert!(reason.contains(says), "{reason}");
+        }
+        let Turn::Fail(reason) = turn(&Due { content_text: Some(String::new()), ..due("email", json!({})) })
+        else {
+            panic!()
+        };
+        assert!(reason.contains("content_html"), "{reason}");
+    }
+
+    #[test]
+    fn who_is_not_to_be_written_to_leaves_and_the_last_step_is_the_end() {
+        let gone = Due { subscriber_status: "unsubscribed".into(), ..due("email", json!({})) };
+        assert_eq!(turn(&gone), Turn::Cancel);
+        assert_eq!(turn(&Due { action_type: None, ..due("email", json!({})) }), Turn::Complete);
+        let Turn::Take(Action::Mail(mail)) = turn(&due("email", json!({}))) else { panic!() };
+        assert_eq!(mail["idempotency_key"], "sequence:00000000-0000-0000-0000-000000000000:2");
+        assert_eq!(mail["text_body"], "Text");
+        assert!(mail.get("html_body").is_none());
+    }
+}

@@ -1,0 +1,179 @@
+//! `retention.sweep`: deletes what has been kept long enough, a batch at a time with rests between, and writes down what it did.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use voiceai_postgres::sqlx::{self, AssertSqlSafe, PgConnection};
+use voiceai_queue::{Attempt, Job, JobError, Outcome};
+
+use crate::error::PlatformError;
+use crate::sweep_rules::{Rule, SweepSet};
+use crate::tables::{Needs, missing};
+use crate::upkeep::{Upkeep, check_stop, rest};
+
+/// One batch may take so long; a batch is ten thousand rows, not a table.
+const BATCH_LIMIT: Duration = Duration::from_secs(300);
+/// As may the vacuum after.
+const VACUUM_LIMIT: Duration = Duration::from_secs(3600);
+
+/// Deletes old rows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetentionSweep {
+    /// Which tables.
+    pub set: SweepSet,
+    /// Only these of them; else all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tables: Vec<String>,
+}
+
+impl Job for RetentionSweep {
+    const KIND: &'static str = "retention.sweep";
+    const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(12 * 3600);
+    type Context = Upkeep;
+
+    async fn run(&self, upkeep: &Upkeep, attempt: &Attempt) -> Result<Outcome, JobError> {
+        // Each table is looked for by itself: one that is absent keeps none of the others from being swept.
+        upkeep.finish(Self::KIND, Needs(&[]), self.sweep(upkeep, attempt)).await
+    }
+}
+
+impl RetentionSweep {
+    async fn sweep(&self, upkeep: &Upkeep, attempt: &Attempt) -> Result<Value, PlatformError> {
+        let rules = self.set.rules();
+        if let Some(unknown) = self.tables.iter().find(|name| rules.iter().all(|rule| rule.table != **name)) {
+            let known: Vec<_> = rules.iter().map(|rule| rule.table).collect();
+            let reason = format!("`{unknown}` is none of this set's: {}", known.join(", "));
+            return Err(PlatformError::invalid("tables", reason));
+        }
+        let mut swept = serde_json::Map::new();
+        let mut failed = None;
+        for rule in rules {
+            if !self.tables.is_empty() && self.tables.iter().all(|name| name != rule.table) {
+                continue;
+            }
+            if let Some(missing) = missing(&upkeep.pool, rule.needs).await? {
+                tracing::info!(kind = Self::KIND, table = rule.table, %missing, "table absent, skipped");
+                swept.insert(rule.table.to_owned(), missing.result());
+                continue;
+            }
+            match table(upkeep, attempt, rule).await {
+                Ok(rows) => {
+                    swept.insert(rule.table.to_owned(), json!({ "rows": rows }));
+                }
+                Err(PlatformError::Stopped) => return Err(PlatformError::Stopped),
+                // The other tables do not wait for this one to be mended.
+                Err(error) => {
+                    tracing::error!(kind = Self::KIND, table = rule.table, error = %crate::text(&error), "a table was not swept");
+                    failed = Some(error);
+                }
+            }
+        }
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(Value::Object(swept)),
+        }
+    }
+}
+
+/// Sweeps one table, with a row of `ops.maintenance_log` from the first batch to the last.
+async fn table(upkeep: &Upkeep, attempt: &Attempt, rule: &Rule) -> Result<i64, PlatformError> {
+    let mut session = upkeep.session(BATCH_LIMIT).await?;
+    let entry = open(&mut session, rule, attempt).await?;
+    let swept = batches(upkeep, attempt, rule, &mut session, entry).await;
+    let end = match &swept {
+        Ok(rows) => close(&mut session, entry, None).await.map(|()| *rows),
+        // What is to come is the same work: the row tells of a cut, and the next run of its own rows.
+        Err(error) => close(&mut session, entry, Some(&crate::text(error))).await.map(|()| 0),
+    };
+    let rows = swept?;
+    end?;
+    if rows > 0 {
+        vacuum(&mut session, rule).await;
+    }
+    Ok(rows)
+}
+
+async fn batches(
+    upkeep: &Upkeep,
+    attempt: &Attempt,
+    rule: &Rule,
+    session: &mut PgConnection,
+    entry: i64,
+) -> Result<i64, PlatformError> {
+    let statement = rule.statement();
+    let age = rule.age(&upkeep.settings.retention).as_secs_f64();
+    let mut rows = 0_i64;
+    loop {
+        check_stop(attempt)?;
+        let done = sqlx::query(AssertSqlSafe(statement.as_str()))
+            .bind(age)
+            .bind(upkeep.batch())
+            .execute(&mut *session)
+            .await
+            .map_err(PlatformError::database("delete a batch of old rows"))?;
+        let batch = i64::try_from(done.rows_affected()).unwrap_or(i64::MAX);
+        if batch == 0 {
+            return Ok(rows);
+        }
+        rows = rows.saturating_add(batch);
+        sqlx::query("UPDATE ops.maintenance_log SET rows_affected = $2 WHERE id = $1")
+            .bind(entry)
+            .bind(rows)
+            .execute(&mut *session)
+            .await
+            .map_err(PlatformError::database(LOG))?;
+        rest(attempt, upkeep.settings.pause).await?;
+    }
+}
+
+const LOG: &str = "write the log of maintenance";
+
+/// A new entry. Those that a killed process left open are closed: nobody works on them any more, or their worker closes them itself.
+async fn open(session: &mut PgConnection, rule: &Rule, attempt: &Attempt) -> Result<i64, PlatformError> {
+    let details = json!({ "table": rule.table, "job": attempt.id().as_str() });
+    sqlx::query(
+        "UPDATE ops.maintenance_log SET status = 'FAILED', completed_at = clock_timestamp(), \
+             error_message = 'cut off: its process ended' \
+         WHERE job_name = $1 AND status = 'RUNNING' AND details ->> 'table' = $2 AND details ->> 'job' = $3",
+    )
+    .bind(RetentionSweep::KIND)
+    .bind(rule.table)
+    .bind(attempt.id().as_str())
+    .execute(&mut *session)
+    .await
+    .map_err(PlatformError::database(LOG))?;
+    sqlx::query_scalar("INSERT INTO ops.maintenance_log (job_name, details) VALUES ($1, $2) RETURNING id")
+        .bind(RetentionSweep::KIND)
+        .bind(details)
+        .fetch_one(session)
+        .await
+        .map_err(PlatformError::database(LOG))
+}
+
+async fn close(session: &mut PgConnection, entry: i64, error: Option<&str>) -> Result<(), PlatformError> {
+    sqlx::query(
+        "UPDATE ops.maintenance_log SET completed_at = clock_timestamp(), error_message = left($2, 500), \
+             status = CASE WHEN $2::text IS NULL THEN 'COMPLETED' ELSE 'FAILED' END WHERE id = $1",
+    )
+    .bind(entry)
+    .bind(error)
+    .execute(session)
+    .await
+    .map_err(PlatformError::database(LOG))?;
+    Ok(())
+}
+
+/// Gives the room back and counts anew. The rows are gone whether or not this succeeds.
+async fn vacuum(session: &mut PgConnection, rule: &Rule) {
+    let sql = format!("SET statement_timeout = {}", VACUUM_LIMIT.as_millis());
+    let mut done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *session).await;
+    if done.is_ok() {
+        let sql = format!("VACUUM (ANALYZE, SKIP_LOCKED) {}", rule.table);
+        done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(session).await;
+    }
+    if let Err(error) = done {
+        tracing::warn!(table = rule.table, %error, "a swept table was not vacuumed; autovacuum will");
+    }
+}
