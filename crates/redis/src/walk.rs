@@ -45,4 +45,16 @@ impl Redis {
             self.client.with_options(&options).custom(command, args).await;
         reply.map_err(|error| RedisError::from_fred("SCAN", &error))
     }
+
+    /// What one primary says of itself: the text of `INFO`.
+    ///
+    /// # Errors
+    /// As the server or the connection says.
+    pub async fn info_of(&self, primary: &Primary) -> Result<String, RedisError> {
+        let options = Options { cluster_node: primary.0.clone(), ..self.options.clone() };
+        let command = CustomCommand::new_static("INFO", ClusterHash::Random, false);
+        let reply: Result<String, _> =
+            self.client.with_options(&options).custom(command, Vec::<Value>::new()).await;
+        reply.map_err(|error| RedisError::from_fred("INFO", &error))
+    }
 }
