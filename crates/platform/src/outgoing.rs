@@ -46,9 +46,31 @@ pub fn judge(answer: &Result<Answer, Failure>) -> Verdict {
     }
 }
 
+/// An id of characters that headers and job ids take: `prefix:name`, or a digest in the name's place.
+#[must_use]
+pub fn plain_id(prefix: &str, name: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b':');
+    if !name.is_empty() && name.bytes().all(is_plain) && prefix.len() + name.len() < 120 {
+        return format!("{prefix}:{name}");
+    }
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, name.as_bytes());
+    let digits: String = digest.as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    format!("{prefix}:{digits}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_are_plain_whatever_names_hold() {
+        assert_eq!(plain_id("sla:2026-11-22", "tenant-1"), "sla:2026-11-22:tenant-1");
+        for odd in ["", "a b", "é", &"x".repeat(300)] {
+            let id = plain_id("p", odd);
+            assert!(id.len() < 128 && id.is_ascii() && !id.contains(' ') && id == plain_id("p", odd), "{id}");
+        }
+        assert_ne!(plain_id("p", "a b"), plain_id("p", "a c"));
+    }
 
     #[test]
     fn answers_are_judged_by_what_another_attempt_may_change() {

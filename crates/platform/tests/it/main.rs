@@ -4,9 +4,12 @@
 mod absent;
 mod certificates;
 mod duty;
+mod escalation;
 mod expiry;
 mod figures;
 mod newsletter;
+mod rollout;
+mod sla;
 mod stage;
 mod subscriptions;
 mod sweep;
