@@ -79,6 +79,10 @@ def metrics():
             unit = re.search(r"\.with_unit\(\s*\"([^\"]*)\"", body)
             for name in re.findall(rf"\b{kind}\(\s*\"([a-z0-9_.]+)\"", text):
                 made[name] = (kind, unit.group(1) if unit else None)
+        # What the leader alone reports: name and unit stand beside each other.
+        of_leader = r"(?:LeaderGauge::new\(\s*&[^,]+,|leader_gauge\()\s*\"([a-z0-9_.]+)\",\s*\"([^\"]*)\""
+        for name, unit in re.findall(of_leader, text):
+            made[name] = ("gauge", unit or None)
     assert "queue.depth" in made and "voiceai.leader.is_leader" in made, "the code was not understood"
     return made
 

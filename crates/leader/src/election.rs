@@ -51,7 +51,7 @@ impl Election {
         mirrors: Vec<Arc<dyn TermMirror>>,
         vitals: &Vitals,
     ) -> Self {
-        let (tell, tenure) = watch::channel(None);
+        let (tell, tenure) = watch::channel(None::<Tenure>);
         let (report, status) = watch::channel(ElectionStatus {
             role: Role::Follower,
             term: None,
@@ -59,8 +59,19 @@ impl Election {
             reason: "just started".into(),
         });
         let stop = CancellationToken::new();
-        let campaign = Campaign::new(settings, &redis, &pool, mirrors, vitals, tell, report, stop.clone());
-        tokio::spawn(campaign.run());
+        let (vitals, ended) = (vitals.clone(), stop.clone());
+        tokio::spawn(async move {
+            let campaign = || {
+                // After a panic: what the one before it had won is not renewed by anybody.
+                if let Some(left) = tell.send_replace(None) {
+                    left.end();
+                }
+                let (settings, mirrors) = (settings.clone(), mirrors.clone());
+                let (tell, report) = (tell.clone(), report.clone());
+                Campaign::new(settings, &redis, &pool, mirrors, &vitals, tell, report, ended.clone()).run()
+            };
+            voiceai_runtime::restarting("leader election", &ended, campaign).await;
+        });
         Self { tenure, status, stop: stop.clone(), _resign_on_drop: stop.drop_guard() }
     }
 

@@ -5,7 +5,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Counter, Gauge, Histogram};
+use opentelemetry::metrics::{Counter, Histogram};
+use voiceai_runtime::LeaderGauge;
 
 use crate::client::QueueStats;
 use crate::outbox::Waiting;
@@ -140,14 +141,14 @@ impl Meter {
     }
 }
 
-/// Gauges of whole queues. Backend-wide numbers: reported by the leader alone, or sums would be n-fold.
-#[derive(Debug)]
+/// Gauges of whole queues. Backend-wide numbers: reported by the leader alone, or sums would be n-fold. Clones hold the same values.
+#[derive(Clone, Debug)]
 pub struct QueueGauges {
-    depth: Gauge<u64>,
-    oldest: Gauge<f64>,
-    saturation: Gauge<f64>,
-    workers: Gauge<u64>,
-    capacity: Gauge<u64>,
+    depth: LeaderGauge,
+    oldest: LeaderGauge,
+    saturation: LeaderGauge,
+    workers: LeaderGauge,
+    capacity: LeaderGauge,
 }
 
 impl Default for QueueGauges {
@@ -161,22 +162,17 @@ impl QueueGauges {
     #[must_use]
     pub fn new() -> Self {
         let meter = opentelemetry::global::meter("voiceai");
+        let leader_gauge = |name, unit, about| LeaderGauge::new(&meter, name, unit, about);
         Self {
-            depth: meter
-                .u64_gauge("queue.depth")
-                .with_description("Jobs by state: waiting, delayed, active, dead")
-                .build(),
-            oldest: meter
-                .f64_gauge("queue.oldest_age")
-                .with_unit("s")
-                .with_description("Age of the oldest waiting job; 0 when none waits")
-                .build(),
-            saturation: meter
-                .f64_gauge("queue.saturation")
-                .with_description("(waiting + active) / capacity of all workers: the number for autoscalers")
-                .build(),
-            workers: meter.u64_gauge("queue.workers").with_description("Live workers").build(),
-            capacity: meter.u64_gauge("queue.capacity").with_description("Slots of all live workers").build(),
+            depth: leader_gauge("queue.depth", "", "Jobs by state: waiting, delayed, active, dead"),
+            oldest: leader_gauge("queue.oldest_age", "s", "Age of the oldest waiting job; 0 when none waits"),
+            saturation: leader_gauge(
+                "queue.saturation",
+                "",
+                "(waiting + active) / capacity of all workers: the number for autoscalers",
+            ),
+            workers: leader_gauge("queue.workers", "", "Live workers"),
+            capacity: leader_gauge("queue.capacity", "", "Slots of all live workers"),
         }
     }
 
@@ -189,24 +185,41 @@ impl QueueGauges {
             ("active", stats.active),
             ("dead", stats.dead),
         ] {
-            self.depth.record(n, &[queue.clone(), KeyValue::new("state", state)]);
+            self.depth.set_count(&[queue.clone(), KeyValue::new("state", state)], n);
         }
         let oldest = stats.oldest_waiting_ms.map_or(0.0, |ms| Duration::from_millis(ms).as_secs_f64());
         let queue = [queue];
-        self.oldest.record(oldest, &queue);
-        if let Some(saturation) = stats.saturation {
-            self.saturation.record(saturation, &queue);
+        self.oldest.set(&queue, oldest);
+        match stats.saturation {
+            Some(saturation) => self.saturation.set(&queue, saturation),
+            // Without workers there is no such share: it must not stay what it was.
+            None => self.saturation.retain(|labels| labels != queue),
         }
-        self.workers.record(u64::try_from(stats.workers.len()).unwrap_or(0), &queue);
-        self.capacity.record(stats.capacity, &queue);
+        self.workers.set_count(&queue, u64::try_from(stats.workers.len()).unwrap_or(0));
+        self.capacity.set_count(&queue, stats.capacity);
+    }
+
+    /// Forgets every queue but these.
+    pub fn keep(&self, queues: &[String]) {
+        let labels: Vec<_> = queues.iter().map(|queue| queue_label(queue)).collect();
+        for gauge in [&self.depth, &self.oldest, &self.saturation, &self.workers, &self.capacity] {
+            gauge.retain(|have| have.first().is_some_and(|queue| labels.contains(queue)));
+        }
+    }
+
+    /// Reports nothing any more: another process leads.
+    pub fn clear(&self) {
+        for gauge in [&self.depth, &self.oldest, &self.saturation, &self.workers, &self.capacity] {
+            gauge.clear();
+        }
     }
 }
 
 /// Gauges of the outbox. Backend-wide like [`QueueGauges`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct OutboxGauges {
-    depth: Gauge<u64>,
-    oldest: Gauge<f64>,
+    depth: LeaderGauge,
+    oldest: LeaderGauge,
     /// Queues that were reported: one that has nothing left is reported as empty, not left at its last value.
     seen: BTreeSet<String>,
 }
@@ -223,17 +236,18 @@ impl OutboxGauges {
     pub fn new() -> Self {
         let meter = opentelemetry::global::meter("voiceai");
         Self {
-            depth: meter
-                .u64_gauge("outbox.depth")
-                .with_description(
-                    "Rows of the outbox that are not relayed, by state: waiting, or refused by their queue",
-                )
-                .build(),
-            oldest: meter
-                .f64_gauge("outbox.oldest_age")
-                .with_unit("s")
-                .with_description("Age of the oldest row that waits to be relayed; 0 when none does")
-                .build(),
+            depth: LeaderGauge::new(
+                &meter,
+                "outbox.depth",
+                "",
+                "Rows of the outbox that are not relayed, by state: waiting, or refused by their queue",
+            ),
+            oldest: LeaderGauge::new(
+                &meter,
+                "outbox.oldest_age",
+                "s",
+                "Age of the oldest row that waits to be relayed; 0 when none does",
+            ),
             seen: BTreeSet::new(),
         }
     }
@@ -249,11 +263,18 @@ impl OutboxGauges {
                 [("waiting", row.map_or(0, |w| w.waiting)), ("refused", row.map_or(0, |w| w.refused))]
             {
                 let n = u64::try_from(n).unwrap_or(0);
-                self.depth.record(n, &[label.clone(), KeyValue::new("state", state)]);
+                self.depth.set_count(&[label.clone(), KeyValue::new("state", state)], n);
             }
             let oldest = row.map_or(0, |w| w.oldest_seconds);
-            self.oldest
-                .record(Duration::from_secs(u64::try_from(oldest).unwrap_or(0)).as_secs_f64(), &[label]);
+            let oldest = Duration::from_secs(u64::try_from(oldest).unwrap_or(0));
+            self.oldest.set(&[label], oldest.as_secs_f64());
         }
+    }
+
+    /// Reports nothing any more: another process leads.
+    pub fn clear(&mut self) {
+        self.seen.clear();
+        self.depth.clear();
+        self.oldest.clear();
     }
 }

@@ -111,7 +111,10 @@ pub mod failpoint {
         }
 
         pub(super) fn arm(text: &str) -> bool {
-            parse(text).is_some_and(|point| POINT.set(point).is_ok())
+            let Some(point) = parse(text) else { return false };
+            // Settings may be read more than once.
+            POINT.get_or_init(|| point);
+            true
         }
 
         fn is_due(name: &str) -> bool {
@@ -128,8 +131,13 @@ pub mod failpoint {
             // In the midst of its work: what it holds is dropped as a panic of its own would drop it.
             tokio::select! {
                 () = run => {}
-                () = tokio::time::sleep(Duration::from_millis(100)) => std::panic::panic_any("a failpoint"),
+                () = tokio::time::sleep(Duration::from_millis(100)) => explode(),
             }
+        }
+
+        #[expect(clippy::panic, reason = "what it is for")]
+        fn explode() {
+            panic!("a failpoint");
         }
 
         #[cfg(test)]
@@ -149,8 +157,8 @@ pub mod failpoint {
         }
     }
 
-    /// Arms `worker.<name>=panic[@n]`: the loop of that name, its blanks written as hyphens, panics in its first n runs. Once for
-    /// a process. False where the text is no such point; in a release build always.
+    /// Arms `worker.<name>=panic[@n]`: the loop of that name, its blanks written as hyphens, panics in its first n runs. The first
+    /// one of a process counts. False where the text is no such point; in a release build always.
     #[must_use]
     pub fn arm(text: &str) -> bool {
         #[cfg(debug_assertions)]

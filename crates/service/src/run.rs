@@ -140,11 +140,14 @@ where
     let started = async {
         let backends = ready_backends(identity, &shared).await?;
         let Backends { redis, pool } = backends;
-        tokio::spawn(readiness::watch(vitals.clone(), redis.clone(), pool.clone()));
+        tokio::spawn(watch_readiness(vitals.clone(), redis.clone(), pool.clone(), shutdown.stopping()));
         let shutdown = shutdown.clone();
         let interval = shared.secrets_refresh;
-        let pulse = vitals.register("settings", Secrets::bound(interval));
-        shutdown.spawn("settings", secrets.clone().keep_fresh(interval, shutdown.stopping(), pulse));
+        let (fresh, loops, stop) = (secrets.clone(), vitals.clone(), shutdown.stopping());
+        shutdown.spawn_restarting("settings", move || {
+            let pulse = loops.register("settings", Secrets::bound(interval));
+            fresh.clone().keep_fresh(interval, stop.clone(), pulse)
+        });
         let context = Context {
             shared: shared.clone(),
             settings,
@@ -180,6 +183,11 @@ where
     ended.cancel();
     let _ = file.await;
     code
+}
+
+async fn watch_readiness(vitals: Vitals, redis: Redis, pool: PgPool, stopping: CancellationToken) {
+    let watch = || readiness::watch(vitals.clone(), redis.clone(), pool.clone());
+    voiceai_runtime::restarting("readiness", &stopping, watch).await;
 }
 
 async fn ready_backends(identity: Identity, shared: &Shared) -> Result<Backends, Failure> {

@@ -30,6 +30,7 @@ impl Shared {
         let general = General::read(reader);
         let application = format!("{} {}", reader.binary().name(), general.instance_id);
         let leader = read_leader(reader, &general);
+        arm_failpoint(reader);
         Self {
             start_timeout: reader.get(&general::START_TIMEOUT),
             secrets_refresh: reader.get(&platform::SECRETS_REFRESH_INTERVAL),
@@ -45,6 +46,18 @@ impl Shared {
     #[must_use]
     pub fn runtime_dir(&self) -> PathBuf {
         voiceai_config::runtime_dir(self.general.runtime_dir.as_deref())
+    }
+}
+
+/// A worker that is to panic, in a development build. Points of other forms are those of the services themselves.
+fn arm_failpoint(reader: &Reader<'_>) {
+    let point = reader.optional(&general::VOICEAI_FAILPOINT).filter(|point| point.starts_with("worker."));
+    if point.is_some_and(|point| !voiceai_runtime::failpoint::arm(&point)) {
+        reader.violation(
+            &general::VOICEAI_FAILPOINT,
+            "worker.<name>=panic[@n], the name's blanks written as hyphens",
+            "Unset VOICEAI_FAILPOINT.",
+        );
     }
 }
 

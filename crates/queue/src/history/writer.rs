@@ -163,6 +163,11 @@ impl Writer {
     /// Writes until `finish`, which is given when no worker records any more, then writes what is left within
     /// [`HistorySettings::limit`].
     pub async fn run(mut self, finish: CancellationToken, pulse: Pulse) {
+        self.run_on(finish, pulse).await;
+    }
+
+    /// The same, and may be called again after it panicked: what was not taken up yet is still there.
+    pub async fn run_on(&mut self, finish: CancellationToken, pulse: Pulse) {
         let mut batch = Vec::with_capacity(self.settings.batch);
         let mut reported = 0;
         while !finish.is_cancelled() {

@@ -158,14 +158,19 @@ impl Worker {
     pub async fn run_until(self, stopping: CancellationToken, forced: CancellationToken, vitals: &Vitals) {
         let mut pools = JoinSet::new();
         for queue in &self.settings.queues {
-            let pool = pool::Pool::new(&self.client, &self.registry, &self.settings, queue);
-            pools.spawn(pool.run(stopping.clone(), forced.clone(), vitals.clone()));
+            let (client, registry) = (self.client.clone(), Arc::clone(&self.registry));
+            let (settings, queue) = (self.settings.clone(), queue.clone());
+            let (stopping, forced, vitals) = (stopping.clone(), forced.clone(), vitals.clone());
+            pools.spawn(async move {
+                let name = format!("worker pool {}", queue.name);
+                // What a pool held when it panicked comes back to the queue with its lease.
+                let pool = || {
+                    let pool = pool::Pool::new(&client, &registry, &settings, &queue);
+                    pool.run(stopping.clone(), forced.clone(), vitals.clone())
+                };
+                voiceai_runtime::restarting(&name, &stopping, pool).await;
+            });
         }
-        while let Some(ended) = pools.join_next().await {
-            if let Err(error) = ended {
-                // A bug; the other pools go on, and the loop's missing pulse makes the process report it.
-                tracing::error!(%error, "a worker pool ended abnormally");
-            }
-        }
+        while pools.join_next().await.is_some() {}
     }
 }

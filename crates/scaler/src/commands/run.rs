@@ -45,9 +45,11 @@ async fn start(mut context: Context<ScalerSettings>) -> Result<Context<ScalerSet
     };
     let mirror = Arc::new(RedisTerm::new(dispatcher, TERM_KEY));
     let tenures = context.elect(vec![mirror]);
-    let lead =
-        lead::run(Arc::new(engine), settings, tenures, context.shutdown.clone(), context.vitals.clone());
-    context.shutdown.spawn("scaler leader", lead);
+    let (engine, shutdown, vitals) = (Arc::new(engine), context.shutdown.clone(), context.vitals.clone());
+    // A panic ends what it had begun with it: each of its tasks stops with the tenure's own tokens.
+    context.shutdown.spawn_restarting("scaler leader", move || {
+        lead::run(Arc::clone(&engine), settings.clone(), tenures.clone(), shutdown.clone(), vitals.clone())
+    });
     Ok(context)
 }
 

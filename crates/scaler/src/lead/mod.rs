@@ -178,9 +178,12 @@ impl Lead {
     }
 
     fn spawn_proxies(&self) {
-        let proxies = Arc::clone(&self.engine.proxies);
-        let keep = proxies.keep(self.engine.dispatcher.clone(), self.tenure.clone(), self.stop.clone());
-        self.shutdown.spawn("proxies", keep);
+        let (engine, tenure, stop) = (Arc::clone(&self.engine), self.tenure.clone(), self.stop.clone());
+        self.shutdown.spawn("proxies", async move {
+            let keep =
+                || Arc::clone(&engine.proxies).keep(engine.dispatcher.clone(), tenure.clone(), stop.clone());
+            voiceai_runtime::restarting("proxies", &stop, keep).await;
+        });
     }
 
     fn spawn_discovery(&self) -> JoinHandle<()> {
@@ -273,6 +276,9 @@ impl Lead {
     }
 
     async fn prune(&self) {
+        // A script may go on for a little after its limit.
+        let age = self.engine.providers.limit().unsigned_abs() + Duration::from_secs(60);
+        let _ = tokio::task::spawn_blocking(move || crate::cloud_init::sweep(age)).await;
         match self.engine.store.prune().await {
             Ok(0) => {}
             Ok(rows) => tracing::debug!(rows, "old decisions removed"),

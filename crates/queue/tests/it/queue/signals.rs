@@ -189,13 +189,23 @@ async fn every_number_that_is_promised_is_measured() {
     // Of the whole queue: what a leader reports.
     let stats = s.stats().await;
     assert_eq!(stats.saturation, Some(7.0 / 4.0), "(ready + running) / capacity");
-    QueueGauges::new().record(&stats);
+    let gauges = QueueGauges::new();
+    gauges.record(&stats);
     let waiting = [labels[0], ("state", "waiting")];
     assert_eq!(collected.metric("queue.depth", &waiting), Some(7.0));
     assert_eq!(collected.metric("queue.saturation", &labels[..1]), Some(1.75));
     assert_eq!(collected.metric("queue.workers", &labels[..1]), Some(1.0));
     assert_eq!(collected.metric("queue.capacity", &labels[..1]), Some(4.0));
     assert!(collected.metric("queue.oldest_age", &labels[..1]).is_some_and(|age| age > 0.0 && age < 30.0));
+    // Another leads: nothing is reported any more, and certainly not the last values.
+    gauges.clone().clear();
+    for name in ["queue.depth", "queue.oldest_age", "queue.saturation", "queue.workers", "queue.capacity"] {
+        assert_eq!(collected.metric(name, &labels[..1]), None, "{name}");
+    }
+    gauges.record(&stats);
+    assert_eq!(collected.metric("queue.capacity", &labels[..1]), Some(4.0), "elected again");
+    gauges.keep(&["another".to_owned()]);
+    assert_eq!(collected.metric("queue.capacity", &labels[..1]), None, "a queue that is gone");
 
     s.client.resume(&s.queue).await.unwrap();
     until("all ended", async || {
@@ -244,6 +254,8 @@ async fn an_outbox_that_was_emptied_is_reported_as_empty() {
     assert_eq!(collected.metric("outbox.depth", &[("queue", "idle"), ("state", "waiting")]), Some(0.0));
     gauges.record(&["idle".into()], &[]);
     assert_eq!((depth("waiting"), depth("refused"), age()), (Some(0.0), Some(0.0), Some(0.0)));
+    gauges.clear();
+    assert_eq!((depth("waiting"), age()), (None, None));
 }
 
 #[tokio::test]
