@@ -6,6 +6,7 @@ mod cron;
 mod export;
 mod jobs;
 mod mail;
+mod orchestration;
 mod queue;
 mod webhook;
 
@@ -18,6 +19,7 @@ pub use cron::{Cron, CronSet, Missed, Overlap};
 pub use export::{CreateExport, Export};
 pub use jobs::{Discard, Enqueue, Jobs, ListJobs, Replay, Select, State};
 pub use mail::{ListMail, Mail, MailStatus, Part, PauseMail, Preview, ReplayMail, Subject, Suppressions};
+pub use orchestration::{ListOrchestration, Orchestration, OrchestrationStatus};
 pub use queue::{Clean, OrNone, Purge, Queue, QueueSet};
 pub use webhook::{
     DeliveryState, Endpoints, EndpointsCommand, ListDeliveries, OneEndpoint, ReplayWebhooks,
@@ -64,6 +66,9 @@ pub enum Command {
     /// Webhooks: endpoints, deliveries, probes, replay
     #[command(subcommand)]
     Webhook(Webhook),
+    /// Orchestration: its jobs, and why a schedule does not fire
+    #[command(subcommand)]
+    Orchestration(Orchestration),
     /// Who changed what, and why
     #[command(subcommand)]
     Audit(Audit),
@@ -175,6 +180,9 @@ mod tests {
             "cron pause nightly --for 1h --yes",
             "cron resume nightly --yes",
             "audit list --limit 5",
+            "orchestration schedules --json",
+            "orchestration jobs --project p --status failed --limit 5",
+            "orchestration show orch-p-1",
             "release --restored --reason r --yes",
             "webhook endpoints --json",
             "webhook endpoints add --tenant t --url https://a.example/ --events call.*,mail.sent --yes",

@@ -9,6 +9,7 @@ mod enqueue;
 mod export;
 mod jobs;
 mod mail;
+mod orchestration;
 mod queue;
 mod release;
 mod replay;
@@ -81,6 +82,7 @@ async fn with_settings(command: Command, service: Service, output: Output) -> Re
         Command::Export(command) => Box::pin(export::run(command, &service, output)).await,
         Command::Status => status::run(&service, output).await,
         Command::Cron(command) => Box::pin(cron::run(command, &service, output)).await,
+        Command::Orchestration(command) => Box::pin(orchestration::run(command, &service, output)).await,
         Command::Audit(command) => audit::run(command, &service, output).await,
         Command::Release(command) => release::run(command, &service, output).await,
         Command::Migrate => migrate(&service, output).await,

@@ -5,6 +5,7 @@
 pub mod backup;
 pub mod export;
 pub mod messages;
+pub mod orchestration;
 pub mod registry;
 pub mod send_email;
 pub mod storage;

@@ -3,6 +3,7 @@
 mod chores;
 mod http;
 mod mail;
+mod orchestration;
 mod monitor;
 mod pools;
 mod webhook;
@@ -77,6 +78,11 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
         webhook,
         mail: mail.clone(),
         notices: notices(&context, &mail)?,
+        orchestration: crate::jobs::orchestration::context(
+            &settings,
+            context.pool.clone(),
+            context.secrets.clone(),
+        )?,
     };
     let handlers = registry::handlers(&settings, &contexts);
     tracing::info!(kinds = handlers.kinds().join(","), "job kinds registered");
@@ -84,6 +90,7 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
     let wakeups = Wakeups::new();
     start_outbox(&context, &client, &wakeups, &stopping);
     start_scheduler(&context, &client, &wakeups, &tenure, &stopping);
+    orchestration::start(&context, &tenure, &wakeups, &stopping);
     let pools = Pools::new(client.clone(), handlers, &context);
     start_workers(&context, pools, writer, &stopping);
     monitor::start(&context, &client, &tenure, &stopping)?;

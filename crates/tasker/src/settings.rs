@@ -13,6 +13,7 @@ use voiceai_mail::settings::MailSettings;
 use voiceai_mail::transport::{SesSettings, SmtpSettings};
 use voiceai_monitor::{CollectorSettings, MonitorSettings};
 use voiceai_runtime::Secret;
+use voiceai_orchestration::OrchestrationSettings;
 use voiceai_webhook::{Keys, WebhookSettings};
 
 use crate::jobs::backup::{BackupPolicy, Keep, check_recipients};
@@ -114,6 +115,8 @@ pub struct TaskerSettings {
     pub monitor: MonitorSettings,
     /// `METRICS_…`. Figures that are kept.
     pub collector: CollectorSettings,
+    /// `ORCHESTRATION_…`. The agents, and the limits of calling them.
+    pub orchestration: OrchestrationSettings,
     overrides: BTreeMap<String, Overrides>,
 }
 
@@ -200,6 +203,7 @@ impl TaskerSettings {
             egress: Rule::read(reader),
             http: ListenerSettings::read(reader),
             notices: NoticeSettings::read(reader),
+            orchestration: OrchestrationSettings::read(reader),
             monitor: MonitorSettings::read(reader),
             collector: CollectorSettings::read(reader),
             overrides,

@@ -20,7 +20,7 @@ use crate::store::reconcile;
 const NOTE_AGAIN: SignedDuration = SignedDuration::from_mins(1);
 
 /// Fires schedules: each slot once, whatever the number of evaluators, restarts and changes of leader. Time is the database's clock.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Evaluator {
     pool: PgPool,
     poll: Duration,

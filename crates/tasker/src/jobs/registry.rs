@@ -2,6 +2,7 @@
 //! without running any. Each family of jobs says all three in a file of its own; here they are put together.
 
 use voiceai_mail::intake::Intake;
+use voiceai_orchestration::OrchestrationContext;
 use voiceai_queue::cron::Definition;
 use voiceai_queue::{Job, Registry};
 use voiceai_redis::Redis;
@@ -9,7 +10,7 @@ use voiceai_redis::Redis;
 use super::backup::BackupContext;
 use super::export::{CallbackContext, ExportContext};
 use super::webhook_event::WebhookContext;
-use super::{messages, storage};
+use super::{messages, orchestration, storage};
 use crate::notify::NotificationService;
 use crate::settings::{DEFAULT_QUEUE, TaskerSettings};
 
@@ -28,19 +29,24 @@ pub struct Contexts {
     pub webhook: WebhookContext,
     /// Notices to people.
     pub notices: NotificationService,
+    /// The agents; absent where no address of theirs is set.
+    pub orchestration: Option<OrchestrationContext>,
 }
 
 /// The handlers of every kind that `settings` switch on.
 #[must_use]
 pub fn handlers(settings: &TaskerSettings, contexts: &Contexts) -> Registry {
     let registry = messages::register(Registry::new(), settings, contexts);
+    let registry = orchestration::register(registry, contexts);
     storage::register(registry, contexts)
 }
 
 /// The schedules that come with the kinds: made where they are absent, and from then on the operators'.
 #[must_use]
 pub fn schedules(settings: &TaskerSettings) -> Vec<Definition> {
-    storage::schedules(settings)
+    let mut schedules = storage::schedules(settings);
+    schedules.extend(orchestration::schedules(settings));
+    schedules
 }
 
 /// A kind as the command line knows it.
@@ -53,13 +59,26 @@ pub struct Kind {
     /// Its priority.
     pub priority: u8,
     parses: fn(&str) -> Result<(), String>,
+    ids: Option<fn(&str) -> Option<String>>,
 }
 
 impl Kind {
     /// The kind of `J`.
     #[must_use]
     pub const fn of<J: Job>() -> Self {
-        Self { name: J::KIND, queue: J::QUEUE, priority: J::PRIORITY, parses: parses::<J> }
+        Self { name: J::KIND, queue: J::QUEUE, priority: J::PRIORITY, parses: parses::<J>, ids: None }
+    }
+
+    /// The same with ids that say what they are of, where an enqueuer names none.
+    #[must_use]
+    pub const fn with_ids(self, ids: fn(&str) -> Option<String>) -> Self {
+        Self { ids: Some(ids), ..self }
+    }
+
+    /// An id for a job with this payload; `None`: a generated one will do.
+    #[must_use]
+    pub fn new_id(&self, payload: &str) -> Option<String> {
+        self.ids.and_then(|ids| ids(payload))
     }
 
     /// Whether `payload` parses as this kind's.
@@ -84,6 +103,7 @@ impl Kinds {
     #[must_use]
     pub fn of(settings: &TaskerSettings) -> Self {
         let mut kinds = messages::kinds(settings);
+        kinds.extend(orchestration::kinds(settings));
         kinds.extend(storage::kinds(settings));
         Self(kinds)
     }

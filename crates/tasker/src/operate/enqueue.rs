@@ -98,7 +98,8 @@ impl Order {
         if let Some(key) = self.unique {
             job = job.unique(key, UniqueMode::Reject);
         }
-        if let Some(id) = self.id {
+        let id = self.id.or_else(|| known?.new_id(job.payload().get()));
+        if let Some(id) = id {
             job = job.id(JobId::chosen(id).map_err(|error| error.to_string())?);
         }
         if let Some(tenant) = self.tenant {
