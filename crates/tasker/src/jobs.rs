@@ -4,6 +4,7 @@
 
 pub mod backup;
 pub mod export;
+pub mod housekeeping;
 pub mod messages;
 pub mod orchestration;
 pub mod registry;

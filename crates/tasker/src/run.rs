@@ -29,6 +29,7 @@ use voiceai_service::Context;
 
 use crate::admin::Admin;
 use crate::jobs::backup::{self, BackupContext};
+use crate::jobs::housekeeping;
 use crate::jobs::registry::{self, Contexts, Kinds};
 use crate::jobs::storage;
 use crate::jobs::webhook_event::WebhookContext;
@@ -78,6 +79,7 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
         webhook,
         mail: mail.clone(),
         notices: notices(&context, &mail)?,
+        upkeep: housekeeping::upkeep(&settings, context.pool.clone())?,
         orchestration: crate::jobs::orchestration::context(
             &settings,
             context.pool.clone(),

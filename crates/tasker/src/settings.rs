@@ -12,6 +12,7 @@ use voiceai_listener::ListenerSettings;
 use voiceai_mail::settings::MailSettings;
 use voiceai_mail::transport::{SesSettings, SmtpSettings};
 use voiceai_monitor::{CollectorSettings, MonitorSettings};
+use voiceai_platform::HousekeepingSettings;
 use voiceai_runtime::Secret;
 use voiceai_orchestration::OrchestrationSettings;
 use voiceai_webhook::{Keys, WebhookSettings};
@@ -117,6 +118,8 @@ pub struct TaskerSettings {
     pub collector: CollectorSettings,
     /// `ORCHESTRATION_…`. The agents, and the limits of calling them.
     pub orchestration: OrchestrationSettings,
+    /// `HOUSEKEEPING_…`, `RETENTION_…`, `SUBSCRIPTION_…`, `STRIPE_…`. Upkeep of the platform's tables.
+    pub housekeeping: HousekeepingSettings,
     overrides: BTreeMap<String, Overrides>,
 }
 
@@ -206,6 +209,7 @@ impl TaskerSettings {
             orchestration: OrchestrationSettings::read(reader),
             monitor: MonitorSettings::read(reader),
             collector: CollectorSettings::read(reader),
+            housekeeping: HousekeepingSettings::read(reader),
             overrides,
         }
     }

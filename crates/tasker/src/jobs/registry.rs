@@ -3,6 +3,7 @@
 
 use voiceai_mail::intake::Intake;
 use voiceai_orchestration::OrchestrationContext;
+use voiceai_platform::Upkeep;
 use voiceai_queue::cron::Definition;
 use voiceai_queue::{Job, Registry};
 use voiceai_redis::Redis;
@@ -10,7 +11,7 @@ use voiceai_redis::Redis;
 use super::backup::BackupContext;
 use super::export::{CallbackContext, ExportContext};
 use super::webhook_event::WebhookContext;
-use super::{messages, orchestration, storage};
+use super::{housekeeping, messages, orchestration, storage};
 use crate::notify::NotificationService;
 use crate::settings::{DEFAULT_QUEUE, TaskerSettings};
 
@@ -29,6 +30,8 @@ pub struct Contexts {
     pub webhook: WebhookContext,
     /// Notices to people.
     pub notices: NotificationService,
+    /// The platform's own tables.
+    pub upkeep: Upkeep,
     /// The agents; absent where no address of theirs is set.
     pub orchestration: Option<OrchestrationContext>,
 }
@@ -38,6 +41,7 @@ pub struct Contexts {
 pub fn handlers(settings: &TaskerSettings, contexts: &Contexts) -> Registry {
     let registry = messages::register(Registry::new(), settings, contexts);
     let registry = orchestration::register(registry, contexts);
+    let registry = housekeeping::register(registry, &contexts.upkeep);
     storage::register(registry, contexts)
 }
 
@@ -45,6 +49,7 @@ pub fn handlers(settings: &TaskerSettings, contexts: &Contexts) -> Registry {
 #[must_use]
 pub fn schedules(settings: &TaskerSettings) -> Vec<Definition> {
     let mut schedules = storage::schedules(settings);
+    schedules.extend(housekeeping::schedules());
     schedules.extend(orchestration::schedules(settings));
     schedules
 }
@@ -105,6 +110,7 @@ impl Kinds {
         let mut kinds = messages::kinds(settings);
         kinds.extend(orchestration::kinds(settings));
         kinds.extend(storage::kinds(settings));
+        kinds.extend(housekeeping::kinds());
         Self(kinds)
     }
 
