@@ -4,6 +4,8 @@
 //! PostgreSQL alone knows what that is, so neither a crash nor the loss of Redis loses a delivery. A delivery arrives at least
 //! once; its `webhook-id` is the same each time.
 
+mod backlog;
+mod batch;
 pub mod deliveries;
 pub mod endpoints;
 mod error;
@@ -21,6 +23,7 @@ mod store;
 mod tls;
 mod wake;
 
+pub use backlog::{Backlog, backlog};
 pub use error::WebhookError;
 pub use event::{Emitted, NewEvent, emit, emit_within};
 pub use guard::{Allowed, Guard, GuardError, Resolve, SystemResolver};

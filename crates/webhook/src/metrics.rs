@@ -2,7 +2,10 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Counter, Gauge, Histogram};
+use opentelemetry::metrics::{Counter, Histogram};
+use voiceai_runtime::LeaderGauge;
+
+use crate::backlog::Backlog;
 
 /// What attempts are counted by.
 pub(crate) const OUTCOMES: [&str; 8] = [
@@ -21,9 +24,10 @@ pub(crate) struct Metrics {
     dead: Counter<u64>,
     disabled: Counter<u64>,
     duration: Histogram<f64>,
-    waiting: Gauge<u64>,
-    oldest: Gauge<u64>,
-    endpoints_disabled: Gauge<u64>,
+    due: LeaderGauge,
+    oldest: LeaderGauge,
+    endpoints_resting: LeaderGauge,
+    endpoints_disabled: LeaderGauge,
 }
 
 pub(crate) fn get() -> &'static Metrics {
@@ -44,16 +48,30 @@ impl Metrics {
                 .with_unit("s")
                 .with_description("Time of one attempt")
                 .build(),
-            waiting: meter.u64_gauge("webhook.due").with_description("Deliveries that are due").build(),
-            oldest: meter
-                .u64_gauge("webhook.oldest_age")
-                .with_unit("ms")
-                .with_description("How long the oldest of them has been due, endpoints that rest apart")
-                .build(),
-            endpoints_disabled: meter
-                .u64_gauge("webhook.endpoints.disabled_now")
-                .with_description("Endpoints that are disabled")
-                .build(),
+            due: LeaderGauge::new(
+                &meter,
+                "webhook.due",
+                "",
+                "Deliveries that are due, those of endpoints that rest apart",
+            ),
+            oldest: LeaderGauge::new(
+                &meter,
+                "webhook.oldest_age",
+                "ms",
+                "How long the oldest of them has been due",
+            ),
+            endpoints_resting: LeaderGauge::new(
+                &meter,
+                "webhook.endpoints.resting_now",
+                "",
+                "Endpoints that are left alone for a while: their circuit is open, or they asked for time",
+            ),
+            endpoints_disabled: LeaderGauge::new(
+                &meter,
+                "webhook.endpoints.disabled_now",
+                "",
+                "Endpoints that are disabled",
+            ),
         };
         for outcome in OUTCOMES {
             this.attempts.add(0, &[KeyValue::new("outcome", outcome)]);
@@ -71,9 +89,18 @@ impl Metrics {
         self.disabled.add(u64::from(disabled), &[]);
     }
 
-    pub(crate) fn backlog(&self, due: u64, oldest: Duration, disabled: u64) {
-        self.waiting.record(due, &[]);
-        self.oldest.record(u64::try_from(oldest.as_millis()).unwrap_or(u64::MAX), &[]);
-        self.endpoints_disabled.record(disabled, &[]);
+    /// The leader's view of all.
+    pub(crate) fn backlog(&self, backlog: &Backlog) {
+        self.due.set_count(&[], backlog.due);
+        self.oldest.set_count(&[], backlog.oldest_seconds.saturating_mul(1_000));
+        self.endpoints_resting.set_count(&[], backlog.endpoints_resting);
+        self.endpoints_disabled.set_count(&[], backlog.endpoints_disabled);
+    }
+
+    /// Another leads, and tells.
+    pub(crate) fn forget_backlog(&self) {
+        for gauge in [&self.due, &self.oldest, &self.endpoints_resting, &self.endpoints_disabled] {
+            gauge.clear();
+        }
     }
 }

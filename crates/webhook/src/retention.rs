@@ -3,9 +3,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use voiceai_postgres::Tenure;
-use voiceai_postgres::sqlx::{self, PgPool, Row};
+use voiceai_postgres::sqlx::{self, PgPool};
 use voiceai_runtime::Pulse;
 
+use crate::backlog::backlog;
 use crate::error::{WebhookError, chain};
 use crate::metrics;
 
@@ -50,7 +51,9 @@ impl Retention {
         while !stopping.is_cancelled() {
             pulse.beat();
             let leads = tenure.borrow().as_ref().is_some_and(Tenure::is_trusted);
-            if leads && let Err(error) = self.round().await {
+            if !leads {
+                metrics::get().forget_backlog();
+            } else if let Err(error) = self.round().await {
                 tracing::warn!(error = %chain(&error), "old webhook deliveries cannot be looked for now");
             }
             tokio::select! {
@@ -85,22 +88,8 @@ impl Retention {
     }
 
     async fn report(&self) -> Result<(), WebhookError> {
-        let tried = "count webhook deliveries";
-        let row = sqlx::query(
-            "SELECT count(d.id), COALESCE(extract(epoch FROM now() - min(d.due_at)), 0)::float8, \
-                 (SELECT count(*) FROM ops.webhook_endpoints WHERE state = 'disabled') \
-             FROM ops.webhook_deliveries d JOIN ops.webhook_endpoints e ON e.id = d.endpoint_id \
-             WHERE d.state = 'waiting' AND d.due_at <= now() AND (e.resting_until IS NULL OR e.resting_until <= now())",
-        )
-        .fetch_one(&self.pool)
-        .await
-        .map_err(WebhookError::database(tried))?;
-        let number = |at: usize| row.try_get::<i64, _>(at).map(|n| u64::try_from(n).unwrap_or(0));
-        let due = number(0).map_err(WebhookError::database(tried))?;
-        let disabled = number(2).map_err(WebhookError::database(tried))?;
-        let oldest: f64 = row.try_get(1).map_err(WebhookError::database(tried))?;
-        let oldest = Duration::try_from_secs_f64(oldest.max(0.0)).unwrap_or_default();
-        metrics::get().backlog(due, oldest, disabled);
+        let backlog = backlog(&self.pool).await?;
+        metrics::get().backlog(&backlog);
         Ok(())
     }
 }

@@ -13,11 +13,12 @@ use url::Url;
 use voiceai_postgres::PgPool;
 use voiceai_runtime::{Backoff, Pulse, random_unit};
 
+use crate::batch::Ledger;
 use crate::error::{WebhookError, chain};
 use crate::post::{Answer, Client, Failure, Request};
 use crate::retry::Step;
 use crate::signature::Keys;
-use crate::store::{self, Claimed, End, Ended, Lane};
+use crate::store::{self, Claimed, End, Ended, Lane, Written};
 use crate::{Wake, WebhookSettings, metrics};
 
 /// What a failing endpoint may take of the slots, as a part of them that is added.
@@ -31,7 +32,9 @@ struct Shared {
     pool: PgPool,
     client: Client,
     settings: WebhookSettings,
+    election: String,
     wake: Wake,
+    ledger: Ledger,
     healthy: Arc<Semaphore>,
     failing: Arc<Semaphore>,
     attempts: TaskTracker,
@@ -44,35 +47,40 @@ pub struct Sending {
     pool: PgPool,
     client: Client,
     settings: WebhookSettings,
+    election: String,
     wake: Wake,
     poll: Duration,
 }
 
 impl Sending {
-    /// Nothing is posted yet. `poll` is the longest time between two looks.
+    /// Nothing is posted yet. `election` is the key of the tasker's election: while its leader is held, older deliveries wait.
+    /// `poll` is the longest time between two looks.
     #[must_use]
     pub const fn new(
         pool: PgPool,
         client: Client,
         settings: WebhookSettings,
+        election: String,
         wake: Wake,
         poll: Duration,
     ) -> Self {
-        Self { pool, client, settings, wake, poll }
+        Self { pool, client, settings, election, wake, poll }
     }
 
     /// Runs until `stopping`, then waits for the attempts under way; `forced` cuts those off, and they are taken up again by whoever
     /// lives when their claims have run out.
     pub async fn run(self, stopping: CancellationToken, forced: CancellationToken, pulse: Pulse) {
-        let Self { pool, client, settings, wake, poll } = self;
+        let Self { pool, client, settings, election, wake, poll } = self;
         let failing = (settings.concurrency / FAILING_PART).max(1);
         let shared = Arc::new(Shared {
             healthy: Arc::new(Semaphore::new(settings.concurrency)),
             failing: Arc::new(Semaphore::new(failing)),
             attempts: TaskTracker::new(),
+            ledger: Ledger::new(pool.clone()),
             pool,
             client,
             settings,
+            election,
             wake,
             forced: forced.clone(),
         });
@@ -121,7 +129,7 @@ async fn look(
     poll: Duration,
 ) -> Result<Duration, WebhookError> {
     if Instant::now() >= *take_back_at {
-        let lost = store::take_back(&shared.pool).await?;
+        let lost = store::take_back(&shared.pool, shared.settings.timeout).await?;
         if lost > 0 {
             tracing::warn!(lost, "webhook deliveries of a process that is gone taken back");
         }
@@ -132,7 +140,7 @@ async fn look(
         if free == 0 {
             continue;
         }
-        for claimed in store::claim(&shared.pool, &shared.settings, lane, free).await? {
+        for claimed in store::claim(&shared.pool, &shared.settings, &shared.election, lane, free).await? {
             // Only this loop takes slots, so one is there.
             let Ok(slot) = Arc::clone(slots).try_acquire_owned() else {
                 store::hand_back(&shared.pool, &claimed).await?;
@@ -229,8 +237,12 @@ fn judge(shared: &Shared, claimed: &Claimed, posted: Result<Answer, Failure>, to
 
 /// Until it is written, or the process is forced to end: an end that is lost is an event that arrives twice.
 async fn write(shared: &Shared, claimed: &Claimed, ended: &Ended) {
+    let together = if ended.end == End::Delivered { shared.ledger.taken(claimed, ended).await } else { None };
     let mut tries = 0;
     let written = loop {
+        if let Some(ours) = together {
+            break Written { ours, disabled: None };
+        }
         match store::finish(&shared.pool, &shared.settings.policy, claimed, ended).await {
             Ok(written) => break written,
             Err(error) if error.is_about_the_data() => {

@@ -1,5 +1,6 @@
 //! The rows of deliveries under way: claimed, ended, taken back. Each step is one statement.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -38,10 +39,12 @@ pub(crate) struct Claimed {
     pub(crate) secrets: Vec<Secret>,
 }
 
-/// Takes at most `limit` deliveries that are due, endpoints in turn.
+/// Takes at most `limit` deliveries that are due, endpoints in turn. While the leader of `election` is held, older ones wait: a
+/// database that came back from a backup does not know that they were delivered.
 pub(crate) async fn claim(
     pool: &PgPool,
     settings: &WebhookSettings,
+    election: &str,
     lane: Lane,
     limit: usize,
 ) -> Result<Vec<Claimed>, WebhookError> {
@@ -52,6 +55,7 @@ pub(crate) async fn claim(
         .bind(i64::from(settings.endpoint_concurrency))
         .bind(i64::from(settings.tenant_concurrency))
         .bind((settings.timeout + LEASE_ROOM).as_secs_f64())
+        .bind(election)
         .fetch_all(pool)
         .await
         .map_err(WebhookError::database(tried))?;
@@ -85,6 +89,8 @@ WITH RECURSIVE clock AS MATERIALIZED (SELECT clock_timestamp() AS now), loaded (
     SELECT (SELECT d.endpoint_id FROM ops.webhook_deliveries d WHERE d.state = 'waiting' AND d.endpoint_id > l.id
             ORDER BY d.endpoint_id LIMIT 1)
     FROM loaded l WHERE l.id IS NOT NULL
+), held AS MATERIALIZED (
+    SELECT COALESCE((SELECT held_since FROM ops.leader_terms WHERE name = $6 AND held_since IS NOT NULL), '-infinity') AS since
 ), open AS MATERIALIZED (
     SELECT e.id, e.tenant, e.url, e.timeout_ms,
         CASE WHEN $2 THEN 1 ELSE COALESCE(e.concurrency, $3) END
@@ -99,7 +105,7 @@ WITH RECURSIVE clock AS MATERIALIZED (SELECT clock_timestamp() AS now), loaded (
     SELECT d.id, o.tenant, o.url, o.timeout_ms, d.due_at, row_number() OVER (PARTITION BY o.id ORDER BY d.due_at, d.id) AS turn
     FROM open o, clock, LATERAL (
         SELECT w.id, w.due_at FROM ops.webhook_deliveries w
-        WHERE w.state = 'waiting' AND w.endpoint_id = o.id AND w.due_at <= now
+        WHERE w.state = 'waiting' AND w.endpoint_id = o.id AND w.due_at <= now AND w.created_at >= (SELECT since FROM held)
         ORDER BY w.due_at LIMIT GREATEST(0, LEAST(o.room, $1))
     ) d
 ), placed AS MATERIALIZED (
@@ -113,9 +119,6 @@ WITH RECURSIVE clock AS MATERIALIZED (SELECT clock_timestamp() AS now), loaded (
         claim_expires_at = clock.now + make_interval(secs => $5)
     FROM chosen c, clock WHERE d.id = c.id AND d.state = 'waiting'
     RETURNING d.id, d.endpoint_id, d.tenant, d.event_id, d.claim_token, d.attempts, d.rung, c.url, c.timeout_ms
-), begun AS (
-    INSERT INTO ops.webhook_attempts (delivery_id, attempt_no, started_at)
-    SELECT id, attempts, clock.now FROM claimed, clock
 )
 SELECT c.*, v.body,
     ARRAY(SELECT s.secret FROM ops.webhook_secrets s, clock
@@ -226,9 +229,10 @@ WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now), done AS (
     FROM clock WHERE d.id = $1 AND d.claim_token = $2 AND d.state = 'active'
     RETURNING d.endpoint_id, d.attempts
 ), attempt AS (
-    UPDATE ops.webhook_attempts a SET ended_at = now, outcome = $6, status = $7, error = $8, response = $9, address = $10,
-        retry_after_ms = $11, duration_ms = $12
-    FROM done, clock WHERE a.delivery_id = $1 AND a.attempt_no = done.attempts
+    INSERT INTO ops.webhook_attempts (delivery_id, attempt_no, started_at, ended_at, outcome, status, error, response, address,
+        retry_after_ms, duration_ms)
+    SELECT $1, done.attempts, now - $12 * interval '1 millisecond', now, $6, $7, $8, $9, $10, $11, $12 FROM done, clock
+    ON CONFLICT DO NOTHING
 ), judged AS MATERIALIZED (
     SELECT e.id, e.failures + 1 AS failures, COALESCE(e.failing_since, now) AS failing_since, e.resting_until,
         CASE WHEN $14 THEN 'gone'
@@ -253,12 +257,52 @@ WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now), done AS (
 )
 SELECT EXISTS (SELECT FROM done) AS ours, (SELECT disabled_reason FROM failed) AS disabled";
 
+/// Writes down deliveries that were taken, all of them in one statement. Answers those whose claim was still ours.
+pub(crate) async fn deliver(
+    pool: &PgPool,
+    ends: &[(&Claimed, &Ended)],
+) -> Result<HashSet<Uuid>, WebhookError> {
+    let tried = "write down webhooks that were taken";
+    let column =
+        |value: fn(&Claimed) -> Uuid| ends.iter().map(|(claimed, _)| value(claimed)).collect::<Vec<_>>();
+    let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+    let rows = sqlx::query(DELIVER)
+        .bind(column(|claimed| claimed.id))
+        .bind(column(|claimed| claimed.token))
+        .bind(ends.iter().map(|(_, ended)| ended.status.map(i32::from)).collect::<Vec<_>>())
+        .bind(ends.iter().map(|(_, ended)| ended.response.as_deref()).collect::<Vec<_>>())
+        .bind(ends.iter().map(|(_, ended)| ended.address.as_deref()).collect::<Vec<_>>())
+        .bind(ends.iter().map(|(_, ended)| ms(ended.took)).collect::<Vec<_>>())
+        .fetch_all(pool)
+        .await
+        .map_err(WebhookError::database(tried))?;
+    rows.iter().map(|row| row.try_get(0).map_err(WebhookError::database(tried))).collect()
+}
+
+const DELIVER: &str = "\
+WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now), ended AS MATERIALIZED (
+    SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::int[], $4::text[], $5::text[], $6::bigint[])
+        AS e (id, token, status, response, address, took)
+), done AS (
+    UPDATE ops.webhook_deliveries d SET state = 'delivered', claim_token = NULL, claim_expires_at = NULL, dead_reason = NULL,
+        ended_at = now, last_status = e.status, last_error = NULL
+    FROM ended e, clock WHERE d.id = e.id AND d.claim_token = e.token AND d.state = 'active'
+    RETURNING d.id, d.endpoint_id, d.attempts, e.status, e.response, e.address, e.took
+), attempt AS (
+    INSERT INTO ops.webhook_attempts (delivery_id, attempt_no, started_at, ended_at, outcome, status, response, address, duration_ms)
+    SELECT id, attempts, now - took * interval '1 millisecond', now, 'delivered', status, response, address, took FROM done, clock
+    ON CONFLICT DO NOTHING
+), recovered AS (
+    UPDATE ops.webhook_endpoints e SET failures = 0, failing_since = NULL, resting_until = NULL, updated_at = now
+    FROM clock WHERE e.id IN (SELECT endpoint_id FROM done) AND (e.failures > 0 OR e.resting_until IS NOT NULL)
+)
+SELECT id FROM done";
+
 /// Gives back a delivery that was claimed and not begun, as if it had not been claimed.
 pub(crate) async fn hand_back(pool: &PgPool, claimed: &Claimed) -> Result<(), WebhookError> {
     sqlx::query(
-        "WITH back AS (UPDATE ops.webhook_deliveries SET state = 'waiting', claim_token = NULL, claim_expires_at = NULL, \
-             attempts = attempts - 1 WHERE id = $1 AND claim_token = $2 AND state = 'active' RETURNING id, attempts + 1 AS attempt_no) \
-         DELETE FROM ops.webhook_attempts a USING back WHERE a.delivery_id = back.id AND a.attempt_no = back.attempt_no",
+        "UPDATE ops.webhook_deliveries SET state = 'waiting', claim_token = NULL, claim_expires_at = NULL, \
+             attempts = attempts - 1 WHERE id = $1 AND claim_token = $2 AND state = 'active'",
     )
     .bind(claimed.id)
     .bind(claimed.token)
@@ -268,21 +312,26 @@ pub(crate) async fn hand_back(pool: &PgPool, claimed: &Claimed) -> Result<(), We
     .map_err(WebhookError::database("hand a webhook delivery back"))
 }
 
-/// Takes back what processes held that are gone, or too slow to be waited for. Answers how many.
-pub(crate) async fn take_back(pool: &PgPool) -> Result<u64, WebhookError> {
+/// Takes back what processes held that are gone, or too slow to be waited for. Answers how many. `timeout`: the longest attempt,
+/// by which a claim tells when its attempt began.
+pub(crate) async fn take_back(pool: &PgPool, timeout: Duration) -> Result<u64, WebhookError> {
     let done = sqlx::query(
         "WITH lost AS ( \
              UPDATE ops.webhook_deliveries SET state = CASE WHEN e.state = 'active' THEN 'waiting' ELSE 'dead' END, \
                  dead_reason = CASE WHEN e.state = 'active' THEN NULL ELSE 'endpoint_disabled' END, \
                  ended_at = CASE WHEN e.state = 'active' THEN NULL ELSE clock_timestamp() END, \
                  claim_token = NULL, claim_expires_at = NULL \
-             FROM (SELECT d.id, p.state FROM ops.webhook_deliveries d JOIN ops.webhook_endpoints p ON p.id = d.endpoint_id \
+             FROM (SELECT d.id, p.state, d.claim_expires_at FROM ops.webhook_deliveries d JOIN ops.webhook_endpoints p ON p.id = d.endpoint_id \
                    WHERE d.state = 'active' AND d.claim_expires_at < clock_timestamp() LIMIT 1000 FOR UPDATE OF d SKIP LOCKED) e \
-             WHERE webhook_deliveries.id = e.id RETURNING webhook_deliveries.id, webhook_deliveries.attempts) \
-         UPDATE ops.webhook_attempts a SET outcome = 'lost', ended_at = clock_timestamp(), \
-             error = 'the process ended before it could say what came of it' \
-         FROM lost WHERE a.delivery_id = lost.id AND a.attempt_no = lost.attempts AND a.outcome IS NULL",
+             WHERE webhook_deliveries.id = e.id \
+             RETURNING webhook_deliveries.id, webhook_deliveries.attempts, e.claim_expires_at AS expired_at) \
+         INSERT INTO ops.webhook_attempts (delivery_id, attempt_no, started_at, ended_at, outcome, error) \
+         SELECT id, attempts, expired_at - make_interval(secs => $1), clock_timestamp(), 'lost', \
+             'the process ended before it could say what came of it' FROM lost \
+         ON CONFLICT (delivery_id, attempt_no) DO UPDATE SET outcome = 'lost', ended_at = excluded.ended_at, error = excluded.error \
+             WHERE webhook_attempts.outcome IS NULL",
     )
+    .bind((timeout + LEASE_ROOM).as_secs_f64())
     .execute(pool)
     .await
     .map_err(WebhookError::database("take back webhook deliveries of processes that are gone"))?;

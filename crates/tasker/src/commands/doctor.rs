@@ -6,7 +6,7 @@ use voiceai_doctor::{BOUND, Stores};
 use voiceai_postgres::sqlx::{self, Row};
 use voiceai_queue::{Client, QueueStats, outbox};
 
-use super::doctor_queues;
+use super::{doctor_queues, doctor_webhooks};
 use crate::IDENTITY;
 use crate::jobs::backup;
 use crate::operate::queues;
@@ -30,6 +30,8 @@ fn add(doctor: &mut Doctor, stores: &Stores, settings: &TaskerSettings) {
     doctor.check("queue.finished_memory", BOUND, doctor_queues::finished_memory(stores.clone()));
     doctor.check("queue.dead", BOUND, on_queues(stores, judge_dead));
     doctor.check("outbox", BOUND, check_outbox(stores.clone()));
+    doctor.check("webhook.endpoints", BOUND, doctor_webhooks::check_endpoints(stores.clone()));
+    doctor.check("webhook.backlog", BOUND, doctor_webhooks::check_backlog(stores.clone()));
     doctor.check("schedules", BOUND, check_schedules(stores.clone()));
     doctor.check("backup.bucket", BOUND, check_bucket(settings.clone()));
     doctor.check("backup.tools", BOUND, check_tools(stores.clone(), settings.store.is_some()));

@@ -41,6 +41,7 @@ fn text(status: &Status, output: Output) -> String {
             &format!("{} {} paused until {:.0}: {}", pause.scope, pause.subject, pause.until, pause.reason),
         );
     }
+    line("webhooks", &webhooks(status));
     line("schedules", &schedules(status));
     line("backups", &backups(status));
     for waiting in &status.outbox {
@@ -79,6 +80,20 @@ fn mail(status: &Status) -> String {
     }
     let _ = write!(text, ", {} under way, {} waiting", backlog.in_progress, backlog.waiting);
     let _ = write!(text, ", {} dead letters, {} unknown", backlog.dead_letters, backlog.unknown);
+    text
+}
+
+fn webhooks(status: &Status) -> String {
+    let backlog = &status.webhooks;
+    let mut text = format!("{} due", backlog.due);
+    if backlog.due > 0 {
+        let _ = write!(text, " since {}", human_duration(backlog.oldest()));
+    }
+    let _ =
+        write!(text, ", {} under way, {} waiting, {} dead", backlog.active, backlog.waiting, backlog.dead);
+    let _ = write!(text, "; {} endpoints, {} resting", backlog.endpoints, backlog.endpoints_resting);
+    let by_themselves = backlog.endpoints_disabled_by_themselves;
+    let _ = write!(text, ", {} disabled ({by_themselves} by themselves)", backlog.endpoints_disabled);
     text
 }
 

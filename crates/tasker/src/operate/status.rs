@@ -13,6 +13,7 @@ use voiceai_service::failures;
 use super::mail::mail_failure;
 use super::queues::{self, Line};
 use super::schedules::schedule_failure;
+use super::webhook::webhook_failure;
 use super::{Desk, database_failure};
 use crate::jobs::backup;
 
@@ -34,6 +35,8 @@ pub struct Status {
     pub outbox: Vec<outbox::Waiting>,
     /// Mail that is to be sent, and what stands in its way.
     pub mail: Mail,
+    /// Webhooks: what waits, and which endpoints do not get their events.
+    pub webhooks: voiceai_webhook::Backlog,
     /// Schedules.
     pub schedules: Schedules,
     /// Backups, as far as our own tables know.
@@ -133,6 +136,7 @@ pub async fn look(desk: &Desk, leader_key: &str) -> Result<Status, Failure> {
     let outbox = outbox::waiting(&desk.pool).await.map_err(|error| database_failure(&error))?;
     let schedules = schedules_in_short(&desk.pool).await?;
     let mail = mail(&desk.pool).await?;
+    let webhooks = voiceai_webhook::backlog(&desk.pool).await.map_err(|error| webhook_failure(&error))?;
     tokio::time::sleep(WATCH).await;
     let later = queues::look(&desk.client, &names).await?;
     let at = Timestamp::now();
@@ -144,6 +148,7 @@ pub async fn look(desk: &Desk, leader_key: &str) -> Result<Status, Failure> {
         queues: earlier.iter().zip(&later).map(|(earlier, later)| Line::of(earlier, later)).collect(),
         outbox,
         mail,
+        webhooks,
         schedules,
         backups: backups(&desk.pool, at).await?,
     })

@@ -26,9 +26,11 @@ pub(super) fn start(
     let (pool, vitals) = (context.pool.clone(), context.vitals.clone());
     let (stop, forced) = (stopping.clone(), context.shutdown.forced());
     let (own, poll) = (settings.webhook.clone(), settings.worker_poll);
+    let election = context.shared.leader.key.clone();
     context.shutdown.spawn_restarting("webhook worker pool", move || {
         let pulse = vitals.register("webhook worker pool", STORE_BOUND);
-        let sending = Sending::new(pool.clone(), client.clone(), own.clone(), wake.clone(), poll);
+        let (pool, client, election) = (pool.clone(), client.clone(), election.clone());
+        let sending = Sending::new(pool, client, own.clone(), election, wake.clone(), poll);
         sending.run(stop.clone(), forced.clone(), pulse)
     });
     let (pool, vitals, kept) = (context.pool.clone(), context.vitals.clone(), settings.webhook.retention);

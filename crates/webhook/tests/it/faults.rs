@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
+use serde_json::{Value, json};
 use tokio_rustls::TlsAcceptor;
+use voiceai_postgres::sqlx;
 use voiceai_testkit::{Certificate, wait_until};
 use voiceai_webhook::Client;
 
 use crate::receiver::{Act, Receiver};
-use crate::stage::{Rebinding, Stage};
+use crate::stage::{ELECTION, Rebinding, Stage};
 
 const ONE: (&str, &str) = ("WEBHOOK_RETRY_LADDER", "0s");
 
@@ -80,10 +82,10 @@ async fn the_ladder_ends_and_every_attempt_is_a_row_with_the_same_id_and_body() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn gone_disables_the_endpoint_at_once() {
+async fn gone_disables_the_endpoint_at_once_and_its_owner_is_told() {
     let stage = Stage::new(&[]).await;
     let receiver = Receiver::always(Act::Answer(410, Vec::new())).await;
-    let endpoint = stage.endpoint("t", &receiver.url("/"), &[]).await;
+    let endpoint = stage.endpoint("t", &receiver.url("/?token=hidden"), &[]).await;
     stage.emit("t", "e").await;
     stage.work();
     let (delivery, attempts) = stage.until(endpoint, "dead").await;
@@ -92,6 +94,76 @@ async fn gone_disables_the_endpoint_at_once() {
     assert_eq!((state.state.as_str(), state.disabled_reason.as_deref()), ("disabled", Some("gone")));
     assert_eq!(state.disabled_by.as_deref(), Some("itself"));
     assert_eq!(stage.emit("t", "e2").await, 0);
+    let notices = notices(&stage).await;
+    assert_eq!(notices.len(), 1, "{notices:?}");
+    assert_eq!((&notices[0]["event"], &notices[0]["subject"]), (&json!("webhook.disabled"), &json!("t")));
+    let reason = notices[0]["reason"].as_str().unwrap();
+    assert!(reason.contains("answered 410") && reason.contains(&endpoint.to_string()), "{reason}");
+    assert!(!reason.contains("token"), "what follows the path may be a secret: {reason}");
+    assert!(notices[0]["at"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok(), "{notices:?}");
+    // An operator who disables one is not told of it.
+    voiceai_webhook::endpoints::enable(&stage.pool, endpoint).await.unwrap();
+    voiceai_webhook::endpoints::disable(&stage.pool, endpoint, "ann", "moving").await.unwrap();
+    assert_eq!(self::notices(&stage).await.len(), 1);
+}
+
+async fn notices(stage: &Stage) -> Vec<Value> {
+    let select = "SELECT payload::text FROM ops.outbox WHERE kind = 'notification.send' AND queue = 'email-queue' ORDER BY seq";
+    let rows: Vec<String> = sqlx::query_scalar(select).fetch_all(&stage.pool).await.unwrap();
+    rows.iter().map(|row| serde_json::from_str(row).unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_is_held_holds_what_was_written_before() {
+    let stage = Stage::new(&[]).await;
+    let receiver = Receiver::always(Act::Answer(200, Vec::new())).await;
+    let endpoint = stage.endpoint("t", &receiver.url("/"), &[]).await;
+    stage.emit("t", "before").await;
+    let hold = "INSERT INTO ops.leader_terms (name, term, holder, host, pid, held_since, held_reason)
+                VALUES ($1, 1, 'one', 'here', 1, clock_timestamp(), 'term regressed')";
+    sqlx::query(hold).bind(ELECTION).execute(&stage.pool).await.unwrap();
+    stage.emit("t", "after").await;
+    stage.work();
+    wait_until(Duration::from_secs(10), "the newer event", async || receiver.got().len() == 1).await;
+    let states = async || {
+        let mut all: Vec<_> = stage
+            .deliveries(endpoint)
+            .await
+            .into_iter()
+            .map(|one| (one.event_id, one.state, one.attempts))
+            .collect();
+        all.sort();
+        all
+    };
+    wait_until(Duration::from_secs(10), "its end", async || states().await[0].1 == "delivered").await;
+    let expected = [("after", "delivered", 1), ("before", "waiting", 0)]
+        .map(|(id, state, n)| (id.to_owned(), state.to_owned(), n));
+    assert_eq!(states().await, expected);
+    voiceai_postgres::term::release(&stage.pool, ELECTION).await.unwrap();
+    stage.until(endpoint, "delivered").await;
+    assert_eq!(receiver.got().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_leads_to_the_metadata_of_a_cloud_is_refused_in_every_form() {
+    for address in
+        ["169.254.169.254", "fd00:ec2::254", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "169.254.170.2"]
+    {
+        let mut stage = Stage::new(&[ONE]).await;
+        let resolver =
+            Rebinding { answers: vec![vec![address.parse().unwrap()]], asked: AtomicUsize::new(0) };
+        stage.resolver = Arc::new(resolver);
+        let endpoint = stage.endpoint("t", "http://metadata.example/latest/meta-data", &[]).await;
+        stage.emit("t", "e").await;
+        stage.work();
+        let (_, attempts) = stage.until(endpoint, "dead").await;
+        assert_eq!(attempts[0].outcome.as_deref(), Some("address_refused"), "{address}");
+        assert!(
+            attempts[0].error.as_ref().unwrap().contains("not a public address"),
+            "{:?}",
+            attempts[0].error
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

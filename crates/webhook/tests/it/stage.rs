@@ -28,6 +28,9 @@ pub(crate) struct Stage {
     stop: CancellationToken,
 }
 
+/// The election whose leader may be held.
+pub(crate) const ELECTION: &str = "voiceai:tasker:leader";
+
 /// Quick enough for a test; everything else as it is by default.
 const HURRY: [(&str, &str); 6] = [
     ("WEBHOOK_ALLOW_NETWORKS", "127.0.0.1"),
@@ -74,7 +77,8 @@ impl Stage {
         let wake = Wake::new();
         tokio::spawn(listen(self.pool.clone(), wake.clone(), self.stop.clone()));
         let poll = Duration::from_millis(200);
-        let sending = Sending::new(self.pool.clone(), client, self.settings.clone(), wake, poll);
+        let sending =
+            Sending::new(self.pool.clone(), client, self.settings.clone(), ELECTION.to_owned(), wake, poll);
         let pulse = Vitals::new().register("webhooks", Duration::from_secs(60));
         tokio::spawn(sending.run(self.stop.clone(), CancellationToken::new(), pulse));
     }
