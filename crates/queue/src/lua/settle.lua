@@ -47,9 +47,11 @@ verbs.snooze = function(P, now, id, envelope, a)
   count(P, 'snoozed', 1)
 end
 
--- a: reason; b: failure record.
+-- a: reason, and after a line break the record for the history where it could not be written before; b: failure record.
 verbs.park = function(P, now, id, envelope, a, b)
-  park(P, now, id, envelope, a, b)
+  local reason, record = string.match(a, '^([^\n]*)\n?(.*)$')
+  park(P, now, id, envelope, reason, b)
+  if record ~= '' then note_end(P, now, id, envelope, 'dead:' .. reason, '', record) end
   call('HDEL', P .. 'progress', id)
 end
 

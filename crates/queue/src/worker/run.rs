@@ -60,6 +60,30 @@ enum Verdict {
     Stopped(Stop),
 }
 
+/// A moment by both clocks: the wall's for records, the steady one for spans.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment {
+    at: Timestamp,
+    steady: Instant,
+}
+
+impl Moment {
+    /// This one.
+    pub(super) fn now(shared: &Shared) -> Self {
+        Self { at: shared.client.time().now(), steady: Instant::now() }
+    }
+
+    /// How long ago it was.
+    pub(super) fn elapsed(self) -> Duration {
+        self.steady.elapsed()
+    }
+
+    /// The moment that lies `span` later.
+    pub(super) fn after(self, span: Duration) -> Self {
+        Self { at: self.at + span, steady: self.steady + span }
+    }
+}
+
 /// How long a handler that was told to stop may go on before its future is dropped.
 const fn grace(stop: Stop) -> Duration {
     match stop {
@@ -69,8 +93,9 @@ const fn grace(stop: Stop) -> Duration {
     }
 }
 
-/// Runs a taken job. Never panics, whatever the handler does.
-pub(super) async fn run(shared: &Arc<Shared>, taken: Taken) -> Ended {
+/// Runs a taken job. Never panics, whatever the handler does. Whoever polls it at once says what time it is by `begins`: three
+/// readings of a clock cost as much as a handler that does nothing.
+pub(super) async fn run(shared: &Arc<Shared>, taken: Taken, begins: Option<Moment>) -> Ended {
     let Some(envelope) = Envelope::parse(&taken.envelope) else {
         let text = "the job's envelope is not readable; docs/protocol.md has its form";
         return park_unread(shared, &taken, "", DeadReason::BadPayload, text, None).await;
@@ -85,8 +110,9 @@ pub(super) async fn run(shared: &Arc<Shared>, taken: Taken) -> Ended {
     if taken.lot.incarnation.is_lost() {
         attempt.stop(Stop::LeaseLost);
     }
-    let (verdict, started_at, took) =
-        execute(shared, handler.as_ref(), &envelope, &attempt, &taken.lot).await;
+    let began = begins.unwrap_or_else(|| Moment::now(shared));
+    let verdict = execute(shared, handler.as_ref(), &envelope, &attempt, &taken.lot).await;
+    let (started_at, took) = (began.at, began.elapsed());
     let end =
         End { shared, taken: &taken, envelope: &envelope, handler: handler.as_ref(), attempt: &attempt };
     let mut ended = end.settle(verdict, &policy, started_at, took).await;
@@ -129,7 +155,7 @@ async fn execute(
     envelope: &Envelope<'_>,
     attempt: &Attempt,
     lot: &Arc<Lot>,
-) -> (Verdict, Timestamp, Duration) {
+) -> Verdict {
     let span = tracing::info_span!(
         "process",
         otel.name = %format_args!("process {}", attempt.queue()),
@@ -146,8 +172,6 @@ async fn execute(
     {
         crate::trace::adopt(&span, trace);
     }
-    let started_at = shared.client.time().now();
-    let began = Instant::now();
     let voice = shared.voice;
     let limit = shared.settings.attempt_timeout.unwrap_or_else(|| handler.attempt_timeout());
     let work = async {
@@ -156,8 +180,7 @@ async fn execute(
             AssertUnwindSafe(shared.registry.run(handler, envelope.payload, attempt)).catch_unwind();
         bounded(handler, attempt, limit, shared, lot).await
     };
-    let verdict = work.instrument(span).await;
-    (verdict, started_at, began.elapsed())
+    work.instrument(span).await
 }
 
 type Caught = Result<Result<Outcome, HandlerError>, Box<dyn std::any::Any + Send>>;
@@ -312,11 +335,10 @@ impl End<'_> {
 
     async fn park(&self, reason: DeadReason, error: &str, started: Timestamp, took: Duration) -> Ended {
         self.shared.voice.failed(self.attempt, error, None, reason.as_str());
-        // Written before the job is settled: what a person must find is never only in Redis.
         let record = self.record(Ending::Dead(reason), started, Some(error), None);
-        self.shared.client.keep(vec![*record]).await;
+        let a = written(self.shared, reason, Some(*record)).await;
         let b = self.fail_record(reason.as_str(), error);
-        self.ended(Settle::Verb { verb: "park", a: reason.as_str().into(), b }, reason.as_str(), None, took)
+        self.ended(Settle::Verb { verb: "park", a, b }, reason.as_str(), None, took)
     }
 
     fn fail_record(&self, reason: &str, error: &str) -> String {
@@ -385,6 +407,21 @@ fn millis(span: Duration) -> String {
     span.as_millis().to_string()
 }
 
+/// Writes the record of a death before the job is settled: what a person must find is never only in Redis. While the database
+/// is away the record goes along with the settlement, and Redis keeps it until the history has it: it outlives this process.
+/// Gives what the verb `park` takes.
+async fn written(shared: &Shared, reason: DeadReason, record: Option<FinishedJob>) -> String {
+    let Some(record) = record else { return reason.as_str().to_owned() };
+    let text = serde_json::to_string(&record).unwrap_or_default();
+    match shared.client.history().write(vec![record]).await {
+        Ok(()) => reason.as_str().to_owned(),
+        Err(error) => {
+            tracing::warn!(%error, "a death is not in the job history yet: its record waits in Redis");
+            format!("{}\n{text}", reason.as_str())
+        }
+    }
+}
+
 /// Parks a job that no handler saw.
 async fn park_unread(
     shared: &Arc<Shared>,
@@ -396,17 +433,17 @@ async fn park_unread(
 ) -> Ended {
     let queue = &*shared.link.queue.name;
     tracing::error!(jobId = %taken.id, queueId = queue, kind, reason = reason.as_str(), error = text, "job parked");
-    if envelope.is_some() {
-        let record = shared.client.record(
+    let record = envelope.and_then(|_| {
+        shared.client.record(
             queue,
             taken.id.as_str(),
             &taken.envelope,
             taken.fail.as_ref().map(FailRecord::write).as_deref(),
             Ending::Dead(reason),
             text,
-        );
-        shared.client.keep(record.into_iter().collect()).await;
-    }
+        )
+    });
+    let a = written(shared, reason, record).await;
     let past = taken.fail.clone().unwrap_or_default();
     let b = FailRecord {
         reason: reason.as_str().to_owned(),
@@ -419,7 +456,7 @@ async fn park_unread(
         id: taken.id.clone(),
         lot: Arc::clone(&taken.lot),
         kind: kind.into(),
-        settle: Settle::Verb { verb: "park", a: reason.as_str().into(), b },
+        settle: Settle::Verb { verb: "park", a, b },
         outcome: reason.as_str(),
         record: None,
         took: None,

@@ -6,36 +6,36 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::time::Instant;
 
 use super::super::pool::Shared;
-use super::super::run::{self, Ended, Settle};
+use super::super::run::{self, Ended, Moment, Settle};
 use super::super::take::Taken;
+
+/// How long the handlers of a chunk may compute before the rest are started apart.
+const COMPUTING_MAX: Duration = Duration::from_millis(1);
 
 /// Starts the jobs of a chunk one after the other, in one task: starting a task costs more than many a handler does. A
 /// handler that waits goes on in a task of its own, so none is held up by another; nor by one that computes: after a
 /// millisecond the rest are started apart.
 pub(super) async fn start(shared: Arc<Shared>, chunk: Vec<Taken>) {
     let mut ended = Vec::with_capacity(chunk.len());
-    let began = Instant::now();
-    // What it took so far; a clock is asked only where the attempt's own measure does not tell.
+    let begun = Moment::now(&shared);
+    // What it took so far: the clock is asked once a job, at its end, which is the next one's beginning.
     let mut spent = Duration::ZERO;
     for taken in chunk {
-        let mut job = Box::pin(run_guarded(Arc::clone(&shared), taken));
-        let apart = spent > Duration::from_millis(1);
-        let polled = if apart { Poll::Pending } else { futures_util::poll!(&mut job) };
-        match polled {
+        if spent > COMPUTING_MAX {
+            go_on_apart(&shared, run_guarded(Arc::clone(&shared), taken, None));
+            continue;
+        }
+        let mut job = Box::pin(run_guarded(Arc::clone(&shared), taken, Some(begun.after(spent))));
+        match futures_util::poll!(&mut job) {
             Poll::Ready(one) => {
                 spent += one.took.unwrap_or_default();
                 ended.push(one);
             }
             Poll::Pending => {
-                spent = began.elapsed();
-                let shared = Arc::clone(&shared);
-                tokio::spawn(async move {
-                    let one = job.await;
-                    shared.push([one]);
-                });
+                spent = begun.elapsed();
+                go_on_apart(&shared, job);
             }
         }
     }
@@ -44,10 +44,16 @@ pub(super) async fn start(shared: Arc<Shared>, chunk: Vec<Taken>) {
     }
 }
 
+/// Runs a job in a task of its own.
+fn go_on_apart(shared: &Arc<Shared>, job: impl Future<Output = Ended> + Send + 'static) {
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move { shared.push([job.await]) });
+}
+
 /// Handlers' panics are caught further in; one of our own must not eat the slot.
-async fn run_guarded(shared: Arc<Shared>, taken: Taken) -> Ended {
+async fn run_guarded(shared: Arc<Shared>, taken: Taken, begins: Option<Moment>) -> Ended {
     let (id, lot) = (taken.id.clone(), Arc::clone(&taken.lot));
-    let ran = AssertUnwindSafe(run::run(&shared, taken)).catch_unwind().await;
+    let ran = AssertUnwindSafe(run::run(&shared, taken, begins)).catch_unwind().await;
     ran.unwrap_or_else(|_| Ended {
         settle: Settle::Verb { verb: "retry", a: "60000".into(), b: "1 - 0 0\nthe worker panicked".into() },
         id,

@@ -83,6 +83,35 @@ async fn a_poisonous_job_is_recorded_though_the_history_was_away_when_it_was_par
 }
 
 #[tokio::test]
+async fn a_death_under_a_living_worker_waits_in_redis_while_the_history_is_away() {
+    let s = Setup::new().await;
+    s.records.leave(true);
+    let worker = s.worker(1);
+    let id = s.enqueue(&Work { discard: true, ..Work::named("x") }).await;
+    let stranger = voiceai_queue::NewJob::json("nobody", &serde_json::json!({})).unwrap();
+    let stranger = s.client.enqueue(stranger.queue(s.queue.clone())).await.unwrap().id;
+    s.wait_state(&id, State::Dead).await;
+    s.wait_state(stranger.as_str(), State::Dead).await;
+    worker.stop().await;
+    assert!(s.records.all().is_empty(), "nothing was buffered in the process alone");
+    assert_eq!(notes(&s).await, 2);
+    s.records.leave(false);
+    let worker = s.worker(1);
+    until("both are recorded", async || s.records.all().len() == 2).await;
+    assert_eq!((s.records.of(&id), s.records.of(stranger.as_str())), (vec!["dead"], vec!["dead"]));
+    let all = s.records.all();
+    let discarded = all.iter().find(|r| r.id.as_str() == id).unwrap();
+    assert_eq!(discarded.ending.dead_reason(), Some(voiceai_queue::DeadReason::DiscardedByHandler));
+    assert!(
+        discarded.started_at.is_some() && discarded.error.is_some(),
+        "the worker's own record: {discarded:?}"
+    );
+    until("the notes are gone", async || notes(&s).await == 0).await;
+    assert_eq!(s.stats().await.dead, 2);
+    worker.stop().await;
+}
+
+#[tokio::test]
 async fn jobs_that_a_submit_or_an_add_replaces_are_recorded() {
     let s = Setup::new().await;
     let options = r#"{"unique":"u","unique_mode":"replace","delay_ms":600000}"#;
