@@ -3,6 +3,7 @@
 //! `diagnostic.probe` comes with the queue itself: [`voiceai_queue::probe`].
 
 pub mod backup;
+pub mod duty;
 pub mod export;
 pub mod housekeeping;
 pub mod messages;

@@ -29,6 +29,7 @@ use voiceai_service::Context;
 
 use crate::admin::Admin;
 use crate::jobs::backup::{self, BackupContext};
+use crate::jobs::duty::DutyContexts;
 use crate::jobs::housekeeping;
 use crate::jobs::registry::{self, Contexts, Kinds};
 use crate::jobs::storage;
@@ -73,13 +74,14 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
             &settings,
             &context.shared.general,
             context.pool.clone(),
-            posts,
+            posts.clone(),
         ))
         .await,
         webhook,
         mail: mail.clone(),
         notices: notices(&context, &mail)?,
         upkeep: housekeeping::upkeep(&settings, context.pool.clone())?,
+        duties: DutyContexts::new(&settings, &context.pool, posts, &context.shared.general.environment)?,
         orchestration: crate::jobs::orchestration::context(
             &settings,
             context.pool.clone(),

@@ -18,6 +18,7 @@ use voiceai_orchestration::OrchestrationSettings;
 use voiceai_webhook::{Keys, WebhookSettings};
 
 use crate::jobs::backup::{BackupPolicy, Keep, check_recipients};
+use crate::jobs::duty::DutySettings;
 use crate::jobs::export::ExportSettings;
 
 /// Queue of outgoing mail.
@@ -120,16 +121,22 @@ pub struct TaskerSettings {
     pub orchestration: OrchestrationSettings,
     /// `HOUSEKEEPING_…`, `RETENTION_…`, `SUBSCRIPTION_…`, `STRIPE_…`. Upkeep of the platform's tables.
     pub housekeeping: HousekeepingSettings,
+    /// `DEVICE_CA_…`, `CRL_…`, `CERT_…`, `SLA_REPORT_…`, `ROLLOUT_…`. Certificates, reports, rollouts.
+    pub duties: DutySettings,
     overrides: BTreeMap<String, Overrides>,
 }
 
 /// Who is told, and how often.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct NoticeSettings {
     /// `ALERT_RECIPIENTS`. Addresses; none: nobody is told.
     pub recipients: Vec<String>,
     /// `ALERT_THROTTLE`. How long mail about an event of a group rests after one. Default 15 minutes.
     pub throttle: Duration,
+    /// `ALERT_WEBHOOK_URL`. Where notices are posted as well.
+    pub webhook_url: Option<Secret>,
+    /// `ALERT_WEBHOOK_SECRET`. What those posts are signed with.
+    pub webhook_keys: Option<Keys>,
 }
 
 impl NoticeSettings {
@@ -137,6 +144,16 @@ impl NoticeSettings {
         Self {
             recipients: reader.optional(&notice::ALERT_RECIPIENTS).unwrap_or_default(),
             throttle: reader.get(&notice::ALERT_THROTTLE),
+            webhook_url: reader.optional(&notice::ALERT_WEBHOOK_URL),
+            webhook_keys: reader.optional(&notice::ALERT_WEBHOOK_SECRET).and_then(|secret| {
+                let keys = Keys::new(vec![secret]);
+                if let Err(error) = &keys {
+                    let remedy = "Set it to whsec_ followed by the base64 of 24 to 64 random bytes.";
+                    let expected = format!("a secret that signs: {error}");
+                    reader.violation(&notice::ALERT_WEBHOOK_SECRET, expected, remedy);
+                }
+                keys.ok()
+            }),
         }
     }
 }
@@ -210,6 +227,7 @@ impl TaskerSettings {
             monitor: MonitorSettings::read(reader),
             collector: CollectorSettings::read(reader),
             housekeeping: HousekeepingSettings::read(reader),
+            duties: DutySettings::read(reader),
             overrides,
         }
     }

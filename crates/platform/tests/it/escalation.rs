@@ -16,7 +16,7 @@ use crate::stage;
 
 /// Ways out that may reach this machine, or none of its addresses.
 pub(crate) fn outgoing(local: bool) -> Outgoing {
-    let resolved = voiceai_config::Resolved::from_pairs(voiceai_config::Binary::Tasker, []);
+    let resolved = voiceai_config::Resolved::from_pairs::<&str, &str>(voiceai_config::Binary::Tasker, []);
     let settings = resolved.read(WebhookSettings::read).unwrap().settings;
     let client = |networks: &[&str]| {
         let networks: Vec<String> = networks.iter().map(ToString::to_string).collect();

@@ -9,9 +9,10 @@ use voiceai_queue::{Job, Registry};
 use voiceai_redis::Redis;
 
 use super::backup::BackupContext;
+use super::duty::DutyContexts;
 use super::export::{CallbackContext, ExportContext};
 use super::webhook_event::WebhookContext;
-use super::{housekeeping, messages, orchestration, storage};
+use super::{duty, housekeeping, messages, orchestration, storage};
 use crate::notify::NotificationService;
 use crate::settings::{DEFAULT_QUEUE, TaskerSettings};
 
@@ -32,6 +33,8 @@ pub struct Contexts {
     pub notices: NotificationService,
     /// The platform's own tables.
     pub upkeep: Upkeep,
+    /// Certificates, alerts, reports, rollouts.
+    pub duties: DutyContexts,
     /// The agents; absent where no address of theirs is set.
     pub orchestration: Option<OrchestrationContext>,
 }
@@ -42,6 +45,7 @@ pub fn handlers(settings: &TaskerSettings, contexts: &Contexts) -> Registry {
     let registry = messages::register(Registry::new(), settings, contexts);
     let registry = orchestration::register(registry, contexts);
     let registry = housekeeping::register(registry, &contexts.upkeep);
+    let registry = duty::register(registry, &contexts.duties);
     storage::register(registry, contexts)
 }
 
@@ -50,6 +54,7 @@ pub fn handlers(settings: &TaskerSettings, contexts: &Contexts) -> Registry {
 pub fn schedules(settings: &TaskerSettings) -> Vec<Definition> {
     let mut schedules = storage::schedules(settings);
     schedules.extend(housekeeping::schedules());
+    schedules.extend(duty::schedules(settings));
     schedules.extend(orchestration::schedules(settings));
     schedules
 }
@@ -111,6 +116,7 @@ impl Kinds {
         kinds.extend(orchestration::kinds(settings));
         kinds.extend(storage::kinds(settings));
         kinds.extend(housekeeping::kinds());
+        kinds.extend(duty::kinds());
         Self(kinds)
     }
 

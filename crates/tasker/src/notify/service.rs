@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde_json::{Map, Value, json};
 use voiceai_cli::Failure;
 use voiceai_mail::Address;
 use voiceai_mail::delivery::DeliveryStatus;
 use voiceai_mail::intake::{AcceptError, Command, Content, Intake, Source};
+use voiceai_platform::PlatformError;
 use voiceai_postgres::sqlx;
 
+use super::audience::{self, Audience, Wish};
 use super::job::Notice;
 use super::mail::{self, Line};
 use super::store::{self, Entry, Turn};
@@ -17,8 +20,10 @@ use crate::settings::NoticeSettings;
 
 /// The template of every notice.
 const TEMPLATE: &str = "ops.notice";
+/// The template of a webhook that was switched off, told to its owner.
+const WEBHOOK_DISABLED: &str = "webhook.disabled";
 
-/// Tells notices by mail. Cheap to clone.
+/// Tells notices by mail and by webhook. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct NotificationService(Arc<Inner>);
 
@@ -26,6 +31,7 @@ pub struct NotificationService(Arc<Inner>);
 struct Inner {
     intake: Intake,
     settings: NoticeSettings,
+    recipients_max: usize,
     environment: String,
     locale: String,
 }
@@ -49,6 +55,8 @@ pub enum Told {
     Held(Duration),
     /// No recipients are set.
     Nobody,
+    /// The tenant it is for does not want notices of this kind.
+    Unwanted,
 }
 
 /// A notice that could not be told.
@@ -60,6 +68,9 @@ pub enum NotifyError {
     /// No mail could be made of it.
     #[error("cannot mail the notice")]
     Mail(#[from] AcceptError),
+    /// The tenant's preferences could not be read.
+    #[error(transparent)]
+    Preferences(#[from] PlatformError),
 }
 
 impl NotifyError {
@@ -69,8 +80,14 @@ impl NotifyError {
         match self {
             Self::Store(error) => voiceai_postgres::is_unavailable(error),
             Self::Mail(AcceptError::Store(error)) => error.is_unavailable(),
+            Self::Preferences(error) => error.is_unavailable(),
             Self::Mail(_) => false,
         }
+    }
+
+    /// True when another content might make a mail where this one made none.
+    const fn is_about_content(error: &AcceptError) -> bool {
+        matches!(error, AcceptError::Rejected(_))
     }
 
     /// True when the same call will never succeed.
@@ -79,7 +96,7 @@ impl NotifyError {
         match self {
             Self::Mail(AcceptError::Store(error)) => error.is_about_the_data(),
             Self::Mail(_) => true,
-            Self::Store(_) => false,
+            Self::Store(_) | Self::Preferences(_) => false,
         }
     }
 }
@@ -116,13 +133,15 @@ impl NotificationService {
                 "Name fewer addresses, or a list's address.",
             ));
         }
-        if count == 0 {
+        let has_webhook = settings.webhook_url.is_some();
+        if count == 0 && !has_webhook {
             tracing::warn!("NotificationService: nobody is told of alerts and scaling: set ALERT_RECIPIENTS");
         } else {
             let throttle_ms = u64::try_from(settings.throttle.as_millis()).unwrap_or(u64::MAX);
-            tracing::info!(recipients = count, throttle_ms, "NotificationService: notices leave by mail");
+            let how = if has_webhook { "mail and webhook" } else { "mail" };
+            tracing::info!(recipients = count, throttle_ms, "NotificationService: notices leave by {how}");
         }
-        Ok(Self(Arc::new(Inner { intake, settings, environment, locale })))
+        Ok(Self(Arc::new(Inner { intake, settings, recipients_max, environment, locale })))
     }
 
     /// Tells a notice, once however often it comes under the same `id`. `enqueued_at` stands for the time of a notice that has none.
@@ -131,68 +150,192 @@ impl NotificationService {
     /// When PostgreSQL or the mail's intake refuses; the same call may be made again unless [`NotifyError::is_final`].
     pub async fn tell(&self, id: &str, notice: &Notice, enqueued_at: Timestamp) -> Result<Told, NotifyError> {
         let inner = &*self.0;
-        if inner.settings.recipients.is_empty() {
+        let pool = inner.intake.pool();
+        let audience = Audience::of(notice);
+        let wish = match &audience {
+            Audience::Operators => None,
+            Audience::Named(to) => Some(Wish { mail: to.clone(), ..Wish::default() }),
+            Audience::Tenant(tenant) => Some(audience::wish(pool, tenant, notice).await?),
+        };
+        let own_throttle = wish.as_ref().and_then(|wish| wish.throttle);
+        if wish.as_ref().is_some_and(|wish| wish.unwanted) {
+            return Ok(Told::Unwanted);
+        }
+        let wish = wish.map(|wish| Wish { mail: usable(id, wish.mail, inner.recipients_max), ..wish });
+        // A tenant that can be told nothing: better those who run the platform than nobody.
+        let wish = wish.filter(|wish| !wish.mail.is_empty() || !wish.channels.is_empty());
+        let way = wish.unwrap_or_else(|| Wish { mail: inner.settings.recipients.clone(), ..Wish::default() });
+        let mut posts: Vec<Option<i64>> = way.channels.iter().copied().map(Some).collect();
+        if audience == Audience::Operators || way.mail == inner.settings.recipients {
+            posts.extend(inner.settings.webhook_url.as_ref().map(|_| None));
+        }
+        if way.mail.is_empty() && posts.is_empty() {
             let (event, group) = (&notice.event, &notice.group);
             tracing::warn!(id, event, group, reason = notice.reason, "NotificationService: nobody to tell");
             return Ok(Told::Nobody);
         }
-        let entry = entry(id, notice, enqueued_at);
-        let pool = inner.intake.pool();
-        let delivery_id = match store::take(pool, &entry, inner.settings.throttle).await? {
+        let entry = entry(id, notice, &audience, enqueued_at);
+        let throttle =
+            notice.throttle_ms.map(Duration::from_millis).or(own_throttle).unwrap_or(inner.settings.throttle);
+        let delivery_id = match store::take(pool, &entry, throttle).await? {
             Turn::Told(delivery_id) => return Ok(Told::Before { delivery_id }),
             Turn::Wait(wait) => return Ok(Told::Held(wait)),
             Turn::Mail(delivery_id) => delivery_id,
         };
-        let lines = store::lines(pool, &delivery_id).await?;
-        let notices = lines.len();
-        match inner.intake.accept(self.command(&delivery_id, &entry, &lines)).await {
-            // Conflict: a mail of this id was committed while the recipients were others: it tells the same.
-            Ok(accepted) if accepted.status == DeliveryStatus::Failed => {
-                tracing::error!(delivery_id, "NotificationService: no mail can be made; see mail show");
-            }
-            Ok(_) | Err(AcceptError::Conflict { .. }) => {}
-            Err(error) => return Err(error.into()),
+        let told = store::of_mail(pool, &delivery_id).await?;
+        let notices = told.len();
+        store::enqueue_posts(pool, &delivery_id, &posts).await?;
+        if !way.mail.is_empty() {
+            self.mail(&delivery_id, &entry, &told, &way.mail).await?;
         }
         store::told(pool, &delivery_id).await?;
-        let (event, subject) = (entry.event, entry.subject);
-        tracing::info!(delivery_id, event, subject, notices, "NotificationService: notice mailed");
+        let (event, subject, posts) = (entry.event, entry.subject, posts.len());
+        tracing::info!(delivery_id, event, subject, notices, posts, "NotificationService: notice mailed");
         if let Err(error) = store::prune(pool).await {
             tracing::warn!(%error, "NotificationService: old notices stay for now");
         }
         Ok(Told::Mailed { delivery_id, notices })
     }
 
-    fn command(&self, delivery_id: &str, entry: &Entry, lines: &[Line]) -> Command {
+    /// Commits the mail. Where a notice's own template makes none, the template of every notice does: what was sent wrongly must still
+    /// be told.
+    async fn mail(
+        &self,
+        delivery_id: &str,
+        entry: &Entry,
+        told: &[store::Told],
+        to: &[String],
+    ) -> Result<(), NotifyError> {
         let inner = &*self.0;
-        Command {
-            delivery_id: delivery_id.to_owned(),
-            source: Source::Platform,
-            idempotency_key: delivery_id.to_owned(),
-            to: inner.settings.recipients.clone(),
-            cc: Vec::new(),
-            bcc: Vec::new(),
-            reply_to: Vec::new(),
-            content: Content::Template {
-                template_id: TEMPLATE.to_owned(),
-                locale: inner.locale.clone(),
-                variables: mail::variables(&inner.environment, &entry.event, &entry.subject, lines),
-            },
-            attachments: Vec::new(),
-            tenant: None,
-            priority: None,
-            request_id: None,
-            trace_id: None,
-            requested_at_ms: None,
+        let plain = || {
+            let lines: Vec<Line> = told.iter().map(|notice| notice.line.clone()).collect();
+            let variables = mail::variables(&inner.environment, &entry.event, &entry.subject, &lines);
+            (TEMPLATE.to_owned(), variables)
+        };
+        let own = match told {
+            [one] => one.template.as_ref().map(|template| {
+                let mut variables = match &one.variables {
+                    Value::Object(variables) => variables.clone(),
+                    _ => Map::new(),
+                };
+                variables.insert("environment".to_owned(), json!(inner.environment));
+                (template.clone(), variables)
+            }),
+            _ => None,
+        };
+        let locale =
+            told.first().and_then(|notice| notice.locale.clone()).unwrap_or_else(|| inner.locale.clone());
+        let mut tries = vec![(delivery_id.to_owned(), own.clone().unwrap_or_else(plain))];
+        if own.is_some() {
+            tries.push((format!("{delivery_id}-plain"), plain()));
         }
+        let last = tries.len() - 1;
+        for (n, (id, content)) in tries.into_iter().enumerate() {
+            match inner.intake.accept(command(&id, to, &locale, content, entry.tenant.as_deref())).await {
+                // Conflict: a mail of this id was committed while the recipients were others: it tells the same.
+                Ok(accepted) if accepted.status == DeliveryStatus::Failed => {
+                    tracing::error!(
+                        delivery_id = id,
+                        "NotificationService: no mail can be made; see mail show"
+                    );
+                }
+                Ok(_) | Err(AcceptError::Conflict { .. }) => return Ok(()),
+                Err(error) if n == last || !NotifyError::is_about_content(&error) => return Err(error.into()),
+                Err(error) => {
+                    tracing::error!(delivery_id = id, %error, "NotificationService: no mail can be made")
+                }
+            }
+        }
+        Ok(())
     }
 }
 
-fn entry(id: &str, notice: &Notice, enqueued_at: Timestamp) -> Entry {
+/// The addresses among `to` that mail can be sent to, each once: one that is written wrongly keeps nobody else from being told.
+fn usable(id: &str, to: Vec<String>, recipients_max: usize) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    for address in to {
+        if let Err(error) = Address::parse(&address) {
+            tracing::error!(id, %error, "NotificationService: a recipient of a notice is no address");
+        } else if !found.iter().any(|known| known.eq_ignore_ascii_case(&address)) {
+            found.push(address);
+        }
+    }
+    if found.len() > recipients_max {
+        tracing::error!(
+            id,
+            left_out = found.len() - recipients_max,
+            "NotificationService: too many recipients"
+        );
+        found.truncate(recipients_max);
+    }
+    found
+}
+
+fn command(
+    delivery_id: &str,
+    to: &[String],
+    locale: &str,
+    (template_id, variables): (String, Map<String, Value>),
+    tenant: Option<&str>,
+) -> Command {
+    Command {
+        delivery_id: delivery_id.to_owned(),
+        source: Source::Platform,
+        idempotency_key: delivery_id.to_owned(),
+        to: to.to_vec(),
+        cc: Vec::new(),
+        bcc: Vec::new(),
+        reply_to: Vec::new(),
+        content: Content::Template { template_id, locale: locale.to_owned(), variables },
+        attachments: Vec::new(),
+        tenant: tenant.map(str::to_owned),
+        priority: None,
+        request_id: None,
+        trace_id: None,
+        requested_at_ms: None,
+    }
+}
+
+fn entry(id: &str, notice: &Notice, audience: &Audience, enqueued_at: Timestamp) -> Entry {
     let server = notice.server.as_deref().map(mail::name).filter(|server| !server.is_empty());
+    let (template, variables) = own_template(notice);
     Entry {
         id: id.to_owned(),
         event: mail::name(&notice.event),
         subject: notice.group.as_deref().map(mail::name).unwrap_or_default(),
+        audience: audience.key(),
+        tenant: notice.tenant.clone(),
+        recipients: notice.to.clone(),
+        severity: notice.severity,
+        locale: notice.locale.clone(),
+        template,
+        variables: Value::Object(variables),
         line: Line { at: notice.at.unwrap_or(enqueued_at), server, reason: mail::reason(&notice.reason) },
     }
+}
+
+/// The template that a notice brings, or that its event has.
+fn own_template(notice: &Notice) -> (Option<String>, Map<String, Value>) {
+    if notice.template.is_some() || notice.event.replace('_', ".") != WEBHOOK_DISABLED {
+        return (notice.template.clone(), notice.variables.clone());
+    }
+    let mut variables = notice.variables.clone();
+    variables.entry("reason").or_insert_with(|| json!(mail::reason(&notice.reason)));
+    let mut fill = |name: &str, found: Option<&Value>| {
+        if let (false, Some(value)) = (variables.contains_key(name), found.filter(|value| value.is_string()))
+        {
+            variables.insert(name.to_owned(), value.clone());
+        }
+    };
+    for (name, others) in [
+        ("url", &["url", "endpoint_url"][..]),
+        ("endpoint_id", &["endpoint_id", "endpoint"]),
+        ("failing_since", &["failing_since", "since"]),
+    ] {
+        fill(name, others.iter().find_map(|other| notice.more.get(*other)));
+    }
+    let group = notice.group.as_ref().or(notice.server.as_ref()).map(|group| json!(group));
+    fill("endpoint_id", group.as_ref());
+    fill("tenant", notice.tenant.as_ref().map(|tenant| json!(tenant)).as_ref());
+    (Some(WEBHOOK_DISABLED.to_owned()), variables)
 }
