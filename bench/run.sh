@@ -20,6 +20,8 @@ cp Cargo.lock bench/queue/Cargo.lock
 cargo build --quiet --release --manifest-path bench/queue/Cargo.toml --target-dir "$TARGET/bench-build"
 cp Cargo.lock bench/mail/Cargo.lock
 cargo build --quiet --release --manifest-path bench/mail/Cargo.toml --target-dir "$TARGET/bench-build"
+cp Cargo.lock bench/monitor/Cargo.lock
+cargo build --quiet --release --manifest-path bench/monitor/Cargo.toml --target-dir "$TARGET/bench-build"
 cp Cargo.lock bench/scaler/Cargo.lock
 cargo build --quiet --release --manifest-path bench/scaler/Cargo.toml --target-dir "$TARGET/bench-build"
 # The scaler is measured whole: its bench starts the service itself.
@@ -54,6 +56,10 @@ REDIS_URL=redis://127.0.0.1:$REDIS_PORT/0 BENCH_DIR=$RESULTS "$TARGET/bench-buil
 init_postgres "$WORK/postgres" voiceai trust
 start_postgres "$WORK/postgres" voiceai '' -c max_connections=100 -c shared_buffers=256MB
 DATABASE_URL=postgres://voiceai@127.0.0.1:$POSTGRES_PORT/postgres BENCH_DIR=$RESULTS "$TARGET/bench-build/release/bench-mail"
+
+# The health monitor in a database of its own.
+psql -Xqd "postgres://voiceai@127.0.0.1:$POSTGRES_PORT/postgres" -c 'CREATE DATABASE monitor'
+DATABASE_URL=postgres://voiceai@127.0.0.1:$POSTGRES_PORT/monitor BENCH_DIR=$RESULTS "$TARGET/bench-build/release/bench-monitor"
 
 # The scaler in a database and a Redis of its own, which it fills with up to 50,000 servers.
 psql -Xqd "postgres://voiceai@127.0.0.1:$POSTGRES_PORT/postgres" -c 'CREATE DATABASE scaler'
