@@ -7,7 +7,7 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Gauge, Histogram};
 
 use crate::delivery::{AttemptStatus, DeadReason, DeliveryStatus};
-use crate::intake::{AcceptError, Accepted, Source};
+use crate::intake::{AcceptError, Accepted, Rejected, Source};
 
 /// Bounds in milliseconds: from a local sink to a server that scans for ten minutes.
 const MILLISECONDS: [f64; 14] = [
@@ -78,7 +78,9 @@ impl Metrics {
             }
         }
         this.suppressed.add(0, &[]);
-        this.malformed.add(0, &[]);
+        for code in Rejected::CODES {
+            this.malformed.add(0, &[KeyValue::new("failure_code", code)]);
+        }
         this
     }
 

@@ -34,7 +34,38 @@ pub struct Rejected {
 }
 
 impl Rejected {
+    /// Every word there is: their counters begin at nought, so that the first of a kind is seen to be one more.
+    pub(crate) const CODES: [&'static str; 26] = [
+        "duplicate_field",
+        "idempotency_conflict",
+        "invalid_address",
+        "invalid_attachment",
+        "invalid_content",
+        "invalid_delivery_id",
+        "invalid_encoding",
+        "invalid_field",
+        "invalid_idempotency_key",
+        "invalid_locale",
+        "invalid_payload_json",
+        "invalid_payload_mode",
+        "invalid_priority",
+        "invalid_requested_at_ms",
+        "invalid_source",
+        "invalid_subject",
+        "invalid_template_id",
+        "invalid_tenant",
+        "missing_content",
+        "missing_field",
+        "no_recipient",
+        "too_large",
+        "too_many_attachments",
+        "too_many_recipients",
+        "too_old",
+        "unstorable",
+    ];
+
     pub(crate) fn new(code: &'static str, message: impl Into<String>) -> Self {
+        debug_assert!(Self::CODES.contains(&code), "{code} is not among Rejected::CODES");
         Self { code, message: message.into() }
     }
 }
