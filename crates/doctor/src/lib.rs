@@ -119,7 +119,6 @@ pub async fn examine<S>(
             doctor.check("settings", BOUND, std::future::ready(finding));
             let stores = Stores::new(&shared);
             host::add(&mut doctor, resolved, &shared);
-            let rule = outside.way.rule.clone();
             proxy::add(&mut doctor, outside.way);
             cloud::add(&mut doctor, &outside.cloud);
             redis::add(&mut doctor, &stores);
@@ -128,7 +127,7 @@ pub async fn examine<S>(
             if identity.binary == Binary::Tasker {
                 smtp::add(&mut doctor, outside.mail_server);
                 ses::add(&mut doctor, outside.sender);
-                upkeep::add(&mut doctor, &stores, resolved, &rule);
+                upkeep::add(&mut doctor, &stores);
             }
             add(&mut doctor, &stores, &own);
         }

@@ -1,12 +1,7 @@
-//! What other parts of the tasker leave in PostgreSQL: mail that waits, the newest metric, the watched services. A part that is
-//! not set up has no table, or no row.
+//! What other parts of the tasker leave in PostgreSQL: mail that waits, the newest figure. A part that is not set up has no
+//! table, or no row.
 
-use std::time::Duration;
-
-use url::Url;
 use voiceai_cli::doctor::{Doctor, Finding};
-use voiceai_config::Resolved;
-use voiceai_egress::{Rule, http_client};
 use voiceai_postgres::PgPool;
 use voiceai_postgres::sqlx::{self, Row as _};
 use voiceai_service::failures;
@@ -18,15 +13,12 @@ const MAIL_LATE: f64 = 5.0 * 60.0;
 const MAIL_STUCK: f64 = 60.0 * 60.0;
 /// The collector runs every few seconds.
 const METRIC_OLD: f64 = 5.0 * 60.0;
-const SERVICE_WITHIN: Duration = Duration::from_secs(5);
 
-pub(crate) fn add(doctor: &mut Doctor, stores: &Stores, resolved: &Resolved, way: &Rule) {
+pub(crate) fn add(doctor: &mut Doctor, stores: &Stores) {
     let of = stores.clone();
     doctor.check("mail.backlog", BOUND, async move { asked(&of, "mail.attempts", mail).await });
     let of = stores.clone();
     doctor.check("metrics.newest", BOUND, async move { asked(&of, "ops.system_metrics", newest).await });
-    let (urls, way) = (watched(resolved), way.clone());
-    doctor.check("services.watched", BOUND, async move { services(urls, &way).await });
 }
 
 async fn asked(
@@ -93,59 +85,10 @@ fn judge_metric(age: Option<f64>) -> Finding {
     }
 }
 
-/// Every setting that names a service's health by URL.
-fn watched(resolved: &Resolved) -> Vec<(String, String)> {
-    let named = resolved.resolutions().filter(|(name, _)| name.ends_with("_HEALTH_URL"));
-    named.filter_map(|(name, found)| Some((name, found.winner.as_ref()?.value.expose().to_owned()))).collect()
-}
-
-async fn services(urls: Vec<(String, String)>, way: &Rule) -> Finding {
-    if urls.is_empty() {
-        return Finding::skipped("not set up: no service is watched");
-    }
-    let client = match http_client(way).timeout(SERVICE_WITHIN).build() {
-        Ok(client) => client,
-        Err(error) => return Finding::failed(error.to_string(), "Report this."),
-    };
-    let mut asking = tokio::task::JoinSet::new();
-    for (name, url) in urls {
-        let client = client.clone();
-        asking.spawn(async move {
-            // Only where it is: a URL may carry a login.
-            let host =
-                Url::parse(&url).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default();
-            match client.get(&url).send().await {
-                Ok(answer) if answer.status().is_server_error() => {
-                    Err(format!("{name}: {host} answers {}", answer.status().as_u16()))
-                }
-                Ok(answer) => Ok(format!("{name} answers {}", answer.status().as_u16())),
-                Err(error) if error.is_timeout() => Err(format!("{name}: {host} gives no answer in time")),
-                Err(_) => Err(format!("{name}: {host} cannot be reached")),
-            }
-        });
-    }
-    let (mut well, mut ill) = (Vec::new(), Vec::new());
-    for answer in asking.join_all().await {
-        match answer {
-            Ok(line) => well.push(line),
-            Err(line) => ill.push(line),
-        }
-    }
-    well.sort_unstable();
-    ill.sort_unstable();
-    if ill.is_empty() {
-        return Finding::ok(well.join("; "));
-    }
-    Finding::failed(
-        ill.join("; "),
-        "Look at the service; or correct the URL; NO_PROXY must name it where it is internal.",
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use voiceai_cli::doctor::Verdict;
-    use voiceai_testkit::{AwsFault, AwsFaults, empty_database};
+    use voiceai_testkit::empty_database;
 
     use super::*;
 
@@ -167,30 +110,6 @@ mod tests {
         ] {
             assert_eq!(judge_metric(age).verdict(), verdict, "{age:?}");
         }
-    }
-
-    #[tokio::test]
-    async fn a_watched_service_that_is_ill_is_named_without_its_login() {
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let (well, ill) = (AwsFaults::before(1).await, AwsFaults::before(1).await);
-        well.set("GET /health", Some(AwsFault::Answer(200, String::new())));
-        ill.set("GET /health", Some(AwsFault::Answer(503, String::new())));
-        let url = |server: &AwsFaults| server.endpoint().replace("http://", "http://ops:canary@") + "/health";
-        let of = |name: &str, url: String| (name.to_owned(), url);
-        let way = Rule::default();
-        assert_eq!(services(Vec::new(), &way).await.verdict(), Verdict::Skipped);
-        let found = services(vec![of("INGEST_HEALTH_URL", url(&well))], &way).await;
-        assert_eq!(found.verdict(), Verdict::Ok, "{found:?}");
-        let away = of("C_HEALTH_URL", "http://127.0.0.1:1/".to_owned());
-        let found =
-            services(vec![of("A_HEALTH_URL", url(&well)), of("B_HEALTH_URL", url(&ill)), away], &way).await;
-        for part in ["B_HEALTH_URL: 127.0.0.1 answers 503", "C_HEALTH_URL: 127.0.0.1 cannot be reached"] {
-            assert!(found.evidence().contains(part), "{found:?}");
-        }
-        assert!(
-            !found.evidence().contains("A_HEALTH_URL") && !format!("{found:?}").contains("canary"),
-            "{found:?}"
-        );
     }
 
     #[tokio::test]

@@ -57,6 +57,8 @@ pub enum Command {
     Queue(Queue),
     /// One screen: leader, workers, queues, schedules, newest proved backup
     Status,
+    /// How the watched services are; exit code 7 when one is not healthy
+    Health,
     /// Schedules of recurring jobs
     #[command(subcommand)]
     Cron(Cron),
@@ -175,6 +177,7 @@ mod tests {
             "queue clean q --state completed --older-than 7d --yes --reason r",
             "queue set q --concurrency 5 --rate 10/s --key-concurrency 2 --for 1h --yes --reason r",
             "status --json",
+            "health --json",
             "cron list",
             "cron run nightly",
             "cron pause nightly --for 1h --yes",

@@ -8,6 +8,7 @@ mod doctor_queues;
 mod doctor_webhooks;
 mod enqueue;
 mod export;
+mod health;
 mod jobs;
 mod mail;
 mod orchestration;
@@ -76,6 +77,7 @@ fn check_health(arguments: Healthcheck, output: Output) -> Result<(), Failure> {
 
 async fn with_settings(command: Command, service: Service, output: Output) -> Result<ExitCode, Failure> {
     let done = match command {
+        Command::Health => return health::run(&service, output).await,
         Command::Jobs(command) => Box::pin(jobs::run(command, &service, output)).await,
         Command::Queue(command) => Box::pin(queue::run(command, &service, output)).await,
         Command::Mail(command) => Box::pin(mail::run(command, &service, output)).await,

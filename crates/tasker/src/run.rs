@@ -4,7 +4,7 @@ mod chores;
 mod http;
 mod mail;
 mod orchestration;
-mod monitor;
+pub mod monitor;
 mod pools;
 mod webhook;
 
@@ -224,7 +224,12 @@ fn start_workers(
     context.shutdown.spawn("workers", async move {
         // Also when the pools panic: the writer must not wait for ever.
         let _finished = finished.drop_guard();
-        pools.run(stopping, forced, vitals).await;
+        let work = || {
+            let (pools, stopping, forced, vitals) =
+                (pools.clone(), stopping.clone(), forced.clone(), vitals.clone());
+            async move { Box::pin(pools.run(stopping, forced, vitals)).await }
+        };
+        voiceai_runtime::restarting("workers", &stopping, work).await;
     });
 }
 

@@ -119,7 +119,6 @@ async fn two_sound_stores_and_a_leader_are_well() {
         "ses.quota",
         "mail.backlog",
         "metrics.newest",
-        "services.watched",
     ] {
         assert!(names.contains(&check), "{check} in {names:?}");
     }

@@ -1,8 +1,10 @@
 //! `doctor`: what can be wrong with the tasker's own parts. Each check looks and changes nothing.
 
+use futures_util::{StreamExt as _, stream};
 use voiceai_cli::ExitCode;
 use voiceai_cli::doctor::{Doctor, Finding};
 use voiceai_doctor::{BOUND, Stores};
+use voiceai_monitor::{Service, State};
 use voiceai_postgres::sqlx::{self, Row};
 use voiceai_queue::{Client, QueueStats, outbox};
 
@@ -11,12 +13,15 @@ use crate::IDENTITY;
 use crate::jobs::backup;
 use crate::operate::queues;
 use crate::operate::status::schedules_in_short;
+use crate::run::monitor;
 use crate::settings::TaskerSettings;
 
 /// A waiting job that is older than this while its queue is not paused is worth a look.
 const OLD_MS: u64 = 15 * 60 * 1_000;
 /// A proof that is older than this: a nightly backup was missed, or nobody proves them.
 const PROOF_OLD_SECONDS: i64 = 26 * 60 * 60;
+/// So many services that are ill are named.
+const SERVICES_SHOWN: usize = 10;
 
 pub(super) async fn run(json: bool) -> ExitCode {
     Box::pin(voiceai_doctor::run(IDENTITY, json, TaskerSettings::read, add)).await
@@ -35,6 +40,7 @@ fn add(doctor: &mut Doctor, stores: &Stores, settings: &TaskerSettings) {
     doctor.check("schedules", BOUND, check_schedules(stores.clone()));
     doctor.check("backup.bucket", BOUND, check_bucket(settings.clone()));
     doctor.check("backup.tools", BOUND, check_tools(stores.clone(), settings.store.is_some()));
+    doctor.check("services.watched", BOUND, check_services(settings.clone()));
     doctor.check("backup.age", BOUND, check_age(stores.clone(), settings.store.is_some()));
 }
 
@@ -217,6 +223,43 @@ async fn check_tools(stores: Stores, has_bucket: bool) -> Finding {
         }
         Err(error) => Finding::failed(error.to_string(), remedy),
     }
+}
+
+/// Asks the watched services as the monitor does, but from here: that is the way to find out whether it is they, or the way.
+async fn check_services(settings: TaskerSettings) -> Finding {
+    let services = &settings.monitor.services;
+    if services.is_empty() {
+        return Finding::skipped("not set up: no service is watched");
+    }
+    let prober = match monitor::prober(&settings) {
+        Ok(prober) => prober,
+        Err(failure) => return Finding::failed(failure.message, failure.remedy),
+    };
+    let ask = |service: Service| {
+        let prober = prober.clone();
+        async move {
+            let seen = prober.ask(&service).await;
+            let note = seen.note.unwrap_or_default();
+            (seen.state, format!("{} ({}): {} {note}", service.name(), service.shown(), seen.state.word()))
+        }
+    };
+    let asking = stream::iter(services.clone()).map(ask).buffer_unordered(settings.monitor.concurrency);
+    let mut ill: Vec<String> =
+        asking.filter_map(async |(state, line)| (state != State::Healthy).then_some(line)).collect().await;
+    if ill.is_empty() {
+        return Finding::ok(format!("{} watched, all healthy", services.len()));
+    }
+    ill.sort_unstable();
+    let more = ill.len().saturating_sub(SERVICES_SHOWN);
+    ill.truncate(SERVICES_SHOWN);
+    let mut evidence = ill.join("; ");
+    if more > 0 {
+        evidence.push_str(&format!("; and {more} more"));
+    }
+    Finding::failed(
+        evidence,
+        "Look at the service; or correct its URL; NO_PROXY must name it where it is internal.",
+    )
 }
 
 async fn check_age(stores: Stores, has_bucket: bool) -> Finding {

@@ -17,7 +17,8 @@ const EVERY: Duration = Duration::from_secs(5);
 /// Longest time for one round; a store that hangs is left and tried again.
 const ROUND_MAX: Duration = Duration::from_secs(60);
 
-/// The leader's chores.
+/// The leader's chores. Clones report the same gauges.
+#[derive(Clone)]
 pub(super) struct Chores {
     client: Client,
     pool: PgPool,
@@ -50,7 +51,21 @@ impl Chores {
         while !stopping.is_cancelled() {
             pulse.beat();
             let leads = tenure.borrow_and_update().as_ref().is_some_and(Tenure::is_trusted);
-            let wait = if leads { self.round().await } else { EVERY };
+            let mut wait = EVERY;
+            if leads {
+                // What is the leader's alone is not reported for a moment longer, whatever a store keeps this round from.
+                tokio::select! {
+                    () = stopping.cancelled() => break,
+                    changed = tenure.changed(), if !election_is_over => {
+                        election_is_over = changed.is_err();
+                        continue;
+                    }
+                    until = self.round() => wait = until,
+                }
+            } else {
+                self.gauges.clear();
+                self.outbox.clear();
+            }
             pulse.beat();
             tokio::select! {
                 () = stopping.cancelled() => {}
@@ -58,6 +73,8 @@ impl Chores {
                 changed = tenure.changed(), if !election_is_over => election_is_over = changed.is_err(),
             }
         }
+        self.gauges.clear();
+        self.outbox.clear();
     }
 
     /// One round, and how long to wait for the next.
@@ -90,6 +107,7 @@ impl Chores {
             }
         }
         let queues = self.client.queues().await?;
+        self.gauges.keep(&queues);
         for queue in &queues {
             let stats = self.client.stats(queue).await?;
             self.gauges.record(&stats);

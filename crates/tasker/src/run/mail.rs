@@ -40,25 +40,30 @@ pub(super) fn start(
     let route = mail::route(context)?;
     let wake = Wake::new();
     let intake = mail::intake(&context.pool, settings, wake.clone())?;
-    let listening = voiceai_mail::listen(context.pool.clone(), wake.clone(), stopping.clone());
-    context.shutdown.spawn("mail wake-ups", listening);
+    let (pool, woken, stop) = (context.pool.clone(), wake.clone(), stopping.clone());
+    context.shutdown.spawn_restarting("mail wake-ups", move || {
+        voiceai_mail::listen(pool.clone(), woken.clone(), stop.clone())
+    });
     match route {
         Some(route) => start_sending(context, route, wake, stopping),
         None => tracing::warn!(
             "no mail is sent: set SMTP_HOST, or EMAIL_TRANSPORT to ses; what is accepted waits"
         ),
     }
-    let consumer = Consumer::new(
-        context.redis.clone(),
-        intake.clone(),
-        settings.stream.clone(),
-        settings.keep.deliveries,
-    );
-    let pulse = context.vitals.register("mail command consumer", STORE_BOUND);
-    context.shutdown.spawn("mail command consumer", consumer.run(tenure.clone(), stopping.clone(), pulse));
-    let retention = Retention::new(context.pool.clone(), settings.keep);
-    let pulse = context.vitals.register("mail retention worker", STORE_BOUND);
-    context.shutdown.spawn("mail retention worker", retention.run(tenure.clone(), stopping.clone(), pulse));
+    let (redis, taken, vitals) = (context.redis.clone(), intake.clone(), context.vitals.clone());
+    let (stream, kept) = (settings.stream.clone(), settings.keep.deliveries);
+    let (told, stop) = (tenure.clone(), stopping.clone());
+    context.shutdown.spawn_restarting("mail command consumer", move || {
+        let pulse = vitals.register("mail command consumer", STORE_BOUND);
+        let consumer = Consumer::new(redis.clone(), taken.clone(), stream.clone(), kept);
+        consumer.run(told.clone(), stop.clone(), pulse)
+    });
+    let (pool, vitals, kept) = (context.pool.clone(), context.vitals.clone(), settings.keep);
+    let (told, stop) = (tenure.clone(), stopping.clone());
+    context.shutdown.spawn_restarting("mail retention worker", move || {
+        let pulse = vitals.register("mail retention worker", STORE_BOUND);
+        Retention::new(pool.clone(), kept).run(told.clone(), stop.clone(), pulse)
+    });
     Ok(intake)
 }
 
@@ -76,10 +81,14 @@ fn start_sending(context: &Context<TaskerSettings>, route: Route, wake: Wake, st
         election: context.shared.leader.key.clone(),
     };
     let gate = gate(&context.redis, &context.pool, &context.shared.leader.key);
-    let sending = Sending::new(context.pool.clone(), route.transport, sending, wake, gate);
+    let (pool, vitals) = (context.pool.clone(), context.vitals.clone());
     let (stopping, forced) = (stopping.clone(), context.shutdown.forced());
-    let vitals = context.vitals.clone();
-    context.shutdown.spawn("mail worker pool", async move { sending.run(stopping, forced, &vitals).await });
+    context.shutdown.spawn_restarting("mail worker pool", move || {
+        let transport = Arc::clone(&route.transport);
+        let sending = Sending::new(pool.clone(), transport, sending.clone(), wake.clone(), Arc::clone(&gate));
+        let (stopping, forced, vitals) = (stopping.clone(), forced.clone(), vitals.clone());
+        async move { sending.run(stopping, forced, &vitals).await }
+    });
 }
 
 /// Nothing is sent from a database that is older than the terms in Redis until the election has seen it: what it holds may have been

@@ -21,6 +21,7 @@ const LOOK_BOUND: Duration = Duration::from_secs(60);
 const QUEUES_MAX: usize = 64;
 
 /// The pools of this process.
+#[derive(Clone)]
 pub(super) struct Pools {
     client: Client,
     handlers: Registry,

@@ -22,6 +22,7 @@ mod mail;
 mod mail_faults;
 mod mail_loss;
 mod mail_rest;
+mod monitor;
 mod mail_ways;
 mod notify;
 mod process;

@@ -5,13 +5,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff_sqlx::Timestamp as SqlTimestamp;
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::Gauge;
 use serde_json::json;
 use sqlx::Row as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use voiceai_postgres::{PgPool, Tenure, sqlx};
-use voiceai_runtime::Pulse;
+use voiceai_runtime::{LeaderGauge, Pulse};
 
 /// How often the leader looks.
 pub const EVERY: Duration = Duration::from_secs(60);
@@ -26,26 +25,25 @@ const NEWEST: &str = "
                     (SELECT created_at FROM ops.installation))";
 
 /// Looks, on the leader, at the age of the newest proved backup of each database.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Watch {
     pool: PgPool,
     max_age: Duration,
     /// Of the service's own database and of each further one.
     targets: Vec<Option<String>>,
-    age: Gauge<f64>,
+    age: LeaderGauge,
 }
 
 impl Watch {
     /// `targets` are the further databases' names.
     #[must_use]
     pub fn new(pool: PgPool, max_age: Duration, targets: impl IntoIterator<Item = String>) -> Self {
-        let age = opentelemetry::global::meter("voiceai")
-            .f64_gauge("voiceai.backup.proved_age")
-            .with_unit("s")
-            .with_description(
-                "Age of the data in the newest backup that a restore has proved; given by the leader alone",
-            )
-            .build();
+        let age = LeaderGauge::new(
+            &opentelemetry::global::meter("voiceai"),
+            "voiceai.backup.proved_age",
+            "s",
+            "Age of the data in the newest backup that a restore has proved; given by the leader alone",
+        );
         let targets = std::iter::once(None).chain(targets.into_iter().map(Some)).collect();
         Self { pool, max_age, targets, age }
     }
@@ -53,14 +51,17 @@ impl Watch {
     /// Runs until `stopping`, whenever this process leads.
     pub async fn run(
         self,
-        tenure: watch::Receiver<Option<Tenure>>,
+        mut tenure: watch::Receiver<Option<Tenure>>,
         stopping: CancellationToken,
         pulse: Pulse,
     ) {
+        let mut election_is_over = false;
         while !stopping.is_cancelled() {
             pulse.beat();
-            let leads = tenure.borrow().as_ref().is_some_and(Tenure::is_trusted);
-            if leads {
+            let leads = tenure.borrow_and_update().as_ref().is_some_and(Tenure::is_trusted);
+            if !leads {
+                self.age.clear();
+            } else {
                 match tokio::time::timeout(LOOK_MAX, self.look(Timestamp::now())).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => tracing::warn!(%error, "the age of the backups cannot be read now"),
@@ -70,6 +71,7 @@ impl Watch {
             tokio::select! {
                 () = stopping.cancelled() => {}
                 () = tokio::time::sleep(EVERY) => {}
+                changed = tenure.changed(), if !election_is_over => election_is_over = changed.is_err(),
             }
         }
     }
@@ -85,7 +87,7 @@ impl Watch {
             let (proved, since) = (at(0), at(1));
             let name = target.as_deref().unwrap_or("own");
             if let Some(proved) = proved {
-                self.age.record(seconds(now, proved), &[KeyValue::new("database", name.to_owned())]);
+                self.age.set(&[KeyValue::new("database", name.to_owned())], seconds(now, proved));
             }
             if let Some(reason) = overdue(now, proved, since, self.max_age) {
                 tracing::error!(database = name, reason, "no backup was proved for too long");
