@@ -165,6 +165,7 @@ case ${1:-} in
     need_compiler
     # Gives a process another wall clock.
     [[ $1 == build ]] || need faketime has faketime
+    [[ $1 == build ]] || need ffmpeg has ffmpeg
     # The proxy that tests go out through.
     [[ $1 == build ]] || need squid has_squid
     # The real mail server that mail is proved against.

@@ -40,7 +40,10 @@ pub(crate) struct Order<'a> {
 }
 
 /// The object, with a bucket that is gone told from an object that is not there.
-pub(crate) async fn look(store: &ObjectStore, key: &str) -> Result<Object, RecordingError> {
+///
+/// # Errors
+/// [`RecordingError::Missing`]; [`RecordingError::Store`].
+pub async fn look(store: &ObjectStore, key: &str) -> Result<Object, RecordingError> {
     if let Some(object) = store.head(key).await? {
         return Ok(object);
     }

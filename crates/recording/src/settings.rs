@@ -45,6 +45,13 @@ impl RecordingSettings {
         let enabled = reader.get(&names::RECORDING_ENABLED);
         let store =
             S3Settings::read_other(reader, &names::RECORDINGS_S3_BUCKET, &names::RECORDINGS_S3_REGION);
+        if enabled && store.is_none() {
+            reader.violation(
+                &names::RECORDINGS_S3_BUCKET,
+                "the bucket of recordings, because RECORDING_ENABLED is true",
+                "Set it, or set RECORDING_ENABLED to false.",
+            );
+        }
         let table = reader.optional(&names::POST_CALL_TABLE);
         if table.as_deref().is_some_and(|table| crate::platform::quoted(table).is_none()) {
             reader.violation(

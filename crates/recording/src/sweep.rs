@@ -10,11 +10,12 @@ use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use voiceai_aws::{ObjectStore, S3ErrorKind};
+use voiceai_postgres::PgPool;
 use voiceai_queue::{Attempt, Job, JobError, Outcome};
 
 use crate::call;
 use crate::error::RecordingError;
-use crate::job::{RECORDING_QUEUE, RecordingContext};
+use crate::job::RecordingContext;
 use crate::process::{hex, modified};
 use crate::rows::{self, Due};
 use crate::{metrics, work};
@@ -24,6 +25,15 @@ const BATCH: i64 = 100;
 /// Largest metadata that is read.
 const METADATA_MAX: usize = 64 * 1024;
 
+/// What is swept.
+#[derive(Clone, Debug)]
+pub struct SweepContext {
+    /// Our tables.
+    pub pool: PgPool,
+    /// The recordings; absent unless `RECORDING_ENABLED`.
+    pub recordings: Option<RecordingContext>,
+}
+
 /// Removes originals whose time is over, and records of calls that nobody asks for any more.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -31,23 +41,29 @@ pub struct RecordingSweep {}
 
 impl Job for RecordingSweep {
     const KIND: &'static str = "recording.sweep";
-    const QUEUE: &'static str = RECORDING_QUEUE;
     const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(6 * 60 * 60);
-    type Context = RecordingContext;
+    type Context = SweepContext;
 
-    async fn run(&self, ctx: &RecordingContext, attempt: &Attempt) -> Result<Outcome, JobError> {
-        let folders = work::clear(&ctx.settings.work_dir).await;
+    async fn run(&self, ctx: &SweepContext, attempt: &Attempt) -> Result<Outcome, JobError> {
         let calls = call::forget_old(&ctx.pool).await?;
-        let (mut removed, mut kept) = (0_u64, 0_u64);
-        if let Some(keep) = ctx.settings.originals_keep {
-            (removed, kept) = sweep(ctx, keep, attempt.cancelled()).await?;
+        let Some(recordings) = &ctx.recordings else {
+            return Ok(Outcome::DoneWith(json!({
+                "call_records_removed": calls,
+                "policy": "skipped: RECORDING_ENABLED is false",
+            })));
+        };
+        let folders = work::clear(&recordings.settings.work_dir).await;
+        let (mut removed, mut kept, mut policy) = (0_u64, 0_u64, "originals stay for ever");
+        if let Some(keep) = recordings.settings.originals_keep {
+            policy = "RECORDING_ORIGINALS_KEEP";
+            (removed, kept) = sweep(recordings, keep, attempt.cancelled()).await?;
         }
         Ok(Outcome::DoneWith(json!({
             "originals_removed": removed,
             "originals_kept": kept,
             "call_records_removed": calls,
             "abandoned_folders_removed": folders,
-            "policy": if ctx.settings.originals_keep.is_some() { "RECORDING_ORIGINALS_KEEP" } else { "originals stay for ever" },
+            "policy": policy,
         })))
     }
 }

@@ -153,6 +153,10 @@ fn judge(tool: &'static str, status: ExitStatus, said: &str, folder: &Path, limi
         return Stopped::Limit { setting: "RECORDING_MEMORY_MAX", why };
     }
     match (status.code(), signal) {
+        (Some(_), _) if said.contains("error while loading shared libraries") => {
+            let how = "could not be loaded; RECORDING_MEMORY_MAX may be too little for it".to_owned();
+            Stopped::Other(RecordingError::Tool { tool, how, said: last })
+        }
         // As prlimit and setpriv say it: no such program.
         (Some(126 | 127), _) => Stopped::Other(RecordingError::NoTool { tool: tool.to_owned() }),
         (Some(_), _) if said.contains("failed to execute") => {
@@ -252,6 +256,8 @@ mod tests {
         assert!(matches!(judged(9, ""), Stopped::Other(RecordingError::Tool { .. })), "by whom is not known");
         let none = judged(127 << 8, "prlimit: failed to execute ffmpeg: No such file or directory");
         assert!(matches!(none, Stopped::Other(RecordingError::NoTool { .. })));
+        let loaded = judged(127 << 8, "ffmpeg: error while loading shared libraries: failed to map segment");
+        assert!(matches!(loaded, Stopped::Other(RecordingError::Tool { .. })), "not the recording's fault");
     }
 
     #[test]

@@ -17,6 +17,7 @@ use voiceai_redis::{CallOptions, Redis};
 use voiceai_replay::Store;
 
 use crate::jobs::backup::BackupContext;
+use crate::jobs::recording::CallContexts;
 use crate::jobs::registry::Kinds;
 use crate::operate::replay::Checks;
 use crate::operate::{Desk, queue_failure, trail};
@@ -30,6 +31,7 @@ pub struct Admin {
     store: Store,
     kinds: Kinds,
     backup: Option<BackupContext>,
+    calls: CallContexts,
 }
 
 impl Admin {
@@ -42,6 +44,7 @@ impl Admin {
         pool: &PgPool,
         kinds: Kinds,
         backup: Option<BackupContext>,
+        calls: CallContexts,
     ) -> Result<Arc<Self>, Failure> {
         // Without a writer behind it: operators' acts are written at once, never batched.
         let (history, _) = History::new(pool.clone(), HistorySettings::default());
@@ -50,12 +53,12 @@ impl Admin {
             Client::with_history(redis, Arc::new(history)).await.map_err(|error| queue_failure(&error))?;
         let desk = Desk { client, pool: pool.clone() };
         let store = Store::new(pool.clone(), trail::SERVICE);
-        Ok(Arc::new(Self { desk, store, kinds, backup }))
+        Ok(Arc::new(Self { desk, store, kinds, backup, calls }))
     }
 
     /// The checks of one plan: what they have learnt is true for its moment.
     fn checks(&self) -> Checks {
-        Checks::new(self.kinds.clone(), self.backup.clone())
+        Checks::new(self.kinds.clone(), self.backup.clone()).with_calls(self.calls.clone())
     }
 
     /// The queues' routes.

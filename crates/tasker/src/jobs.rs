@@ -8,6 +8,7 @@ pub mod export;
 pub mod housekeeping;
 pub mod messages;
 pub mod orchestration;
+pub mod recording;
 pub mod registry;
 pub mod send_email;
 pub mod storage;

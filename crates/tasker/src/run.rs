@@ -3,8 +3,8 @@
 mod chores;
 mod http;
 mod mail;
-mod orchestration;
 pub mod monitor;
+mod orchestration;
 mod pools;
 mod webhook;
 
@@ -31,6 +31,7 @@ use crate::admin::Admin;
 use crate::jobs::backup::{self, BackupContext};
 use crate::jobs::duty::DutyContexts;
 use crate::jobs::housekeeping;
+use crate::jobs::recording::{self, CallContexts};
 use crate::jobs::registry::{self, Contexts, Kinds};
 use crate::jobs::storage;
 use crate::jobs::webhook_event::WebhookContext;
@@ -67,6 +68,11 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
     webhook::start(&context, posts.clone(), &tenure, &stopping);
     let bytes_max = settings.webhook.event_bytes_max;
     let webhook = WebhookContext { pool: context.pool.clone(), bytes_max };
+    let calls = recording::contexts(&settings, context.pool.clone()).await;
+    if settings.recording.is_enabled() {
+        // What a killed process has left; what others are working on stays.
+        voiceai_recording::clear_work_folder(&settings.recording.work_dir).await;
+    }
     let contexts = Contexts {
         redis: context.redis.clone(),
         backup: backup.clone(),
@@ -80,13 +86,14 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
         webhook,
         mail: mail.clone(),
         notices: notices(&context, &mail)?,
-        upkeep: housekeeping::upkeep(&settings, context.pool.clone())?,
-        duties: DutyContexts::new(&settings, &context.pool, posts, &context.shared.general.environment)?,
         orchestration: crate::jobs::orchestration::context(
             &settings,
             context.pool.clone(),
             context.secrets.clone(),
         )?,
+        calls: calls.clone(),
+        upkeep: housekeeping::upkeep(&settings, context.pool.clone())?,
+        duties: DutyContexts::new(&settings, &context.pool, posts, &context.shared.general.environment)?,
     };
     let handlers = registry::handlers(&settings, &contexts);
     tracing::info!(kinds = handlers.kinds().join(","), "job kinds registered");
@@ -102,7 +109,7 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
     if backup.is_some() {
         start_backup_watch(&context, tenure.clone(), &stopping);
     }
-    let internal = internal_routes(&context, &http, backup, mail, tenure).await?;
+    let internal = internal_routes(&context, &http, (backup, calls), mail, tenure).await?;
     http.serve(&context, internal, crate::mail::public_routes(&context.pool, &context.settings)?);
     Ok(context)
 }
@@ -111,7 +118,7 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
 async fn internal_routes(
     context: &Context<TaskerSettings>,
     http: &Http,
-    backup: Option<BackupContext>,
+    (backup, calls): (Option<BackupContext>, CallContexts),
     intake: Intake,
     tenure: watch::Receiver<Option<Tenure>>,
 ) -> Result<Router, Failure> {
@@ -119,7 +126,7 @@ async fn internal_routes(
         return Ok(Router::new());
     }
     let kinds = Kinds::of(&context.settings);
-    let admin = Admin::new(&context.redis, &context.pool, kinds, backup).await?;
+    let admin = Admin::new(&context.redis, &context.pool, kinds, backup, calls).await?;
     let metrics = if context.settings.http.metrics { admin.metrics(tenure) } else { Router::new() };
     let catalogue = Arc::new(crate::mail::catalogue(&context.settings.mail)?);
     let mail = Rest::new(intake, catalogue, trail::SERVICE).routes();

@@ -12,9 +12,10 @@ use voiceai_listener::ListenerSettings;
 use voiceai_mail::settings::MailSettings;
 use voiceai_mail::transport::{SesSettings, SmtpSettings};
 use voiceai_monitor::{CollectorSettings, MonitorSettings};
-use voiceai_platform::HousekeepingSettings;
-use voiceai_runtime::Secret;
 use voiceai_orchestration::OrchestrationSettings;
+use voiceai_platform::HousekeepingSettings;
+use voiceai_recording::{RECORDING_QUEUE, RecordingSettings};
+use voiceai_runtime::Secret;
 use voiceai_webhook::{Keys, WebhookSettings};
 
 use crate::jobs::backup::{BackupPolicy, Keep, check_recipients};
@@ -111,16 +112,18 @@ pub struct TaskerSettings {
     pub aws: AwsAccess,
     /// `HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY`. The way out.
     pub egress: Rule,
+    /// `RECORDING_…`, `POST_CALL_…`. What follows a call.
+    pub recording: RecordingSettings,
     /// `ALERT_…`. Who is told what happens to the platform.
     pub notices: NoticeSettings,
     /// `…_HEALTH_URL`, `WATCHED_…`, `HEALTH_…`. Services that are watched.
     pub monitor: MonitorSettings,
     /// `METRICS_…`. Figures that are kept.
     pub collector: CollectorSettings,
-    /// `ORCHESTRATION_…`. The agents, and the limits of calling them.
-    pub orchestration: OrchestrationSettings,
     /// `HOUSEKEEPING_…`, `RETENTION_…`, `SUBSCRIPTION_…`, `STRIPE_…`. Upkeep of the platform's tables.
     pub housekeeping: HousekeepingSettings,
+    /// `ORCHESTRATION_…`. The agents, and the limits of calling them.
+    pub orchestration: OrchestrationSettings,
     /// `DEVICE_CA_…`, `CRL_…`, `CERT_…`, `SLA_REPORT_…`, `ROLLOUT_…`. Certificates, reports, rollouts.
     pub duties: DutySettings,
     overrides: BTreeMap<String, Overrides>,
@@ -222,6 +225,7 @@ impl TaskerSettings {
             aws: AwsAccess::read(reader),
             egress: Rule::read(reader),
             http: ListenerSettings::read(reader),
+            recording: RecordingSettings::read(reader),
             notices: NoticeSettings::read(reader),
             orchestration: OrchestrationSettings::read(reader),
             monitor: MonitorSettings::read(reader),
@@ -375,6 +379,8 @@ fn own_figures(queue: &str, worker_concurrency: u32, mail_rate: Rate) -> Pool {
             keep_completed_count: Some(500),
             keep_dead: Some(DAY * 7),
         },
+        // Each keeps a processor busy for minutes.
+        RECORDING_QUEUE => Pool { concurrency: worker_concurrency.min(2), ..every },
         _ => every,
     }
 }
@@ -399,6 +405,7 @@ mod tests {
         let settings = settings(&[("WORKER_CONCURRENCY", "9")]);
         assert_eq!(settings.pool("anything").concurrency, 9);
         assert_eq!(settings.pool("anything").rate, None);
+        assert_eq!(settings.pool(RECORDING_QUEUE).concurrency, 2, "ffmpeg needs the processors");
         let email = settings.pool(EMAIL_QUEUE);
         assert_eq!(
             (email.concurrency, email.attempts, email.backoff),

@@ -9,6 +9,7 @@ use voiceai_replay::{Candidate, Filter, Pace, Plan, Store};
 
 use super::{Service, act, desk, stopping};
 use crate::cli::Replay;
+use crate::jobs::recording;
 use crate::jobs::registry::Kinds;
 use crate::operate::Desk;
 use crate::operate::replay::{self, Carried, Checks, Orders, Wanted};
@@ -28,7 +29,8 @@ pub(super) async fn run(command: Replay, service: &Service, output: Output) -> R
     let wanted = wanted(&command)?;
     let filter = wanted.filter();
     let backup = super::backup::context(service, desk.pool.clone()).await?;
-    let checks = Checks::new(Kinds::of(&service.settings), backup);
+    let calls = recording::contexts(&service.settings, desk.pool.clone()).await;
+    let checks = Checks::new(Kinds::of(&service.settings), backup).with_calls(calls);
     let plan = replay::plan(&desk, &checks, &wanted, command.limit).await?;
     let allowed = replay::allow(&desk, &store, &filter, command.limit).await;
     let execute = command.execute && !command.mutation.dry_run;

@@ -11,8 +11,9 @@ use voiceai_redis::Redis;
 use super::backup::BackupContext;
 use super::duty::DutyContexts;
 use super::export::{CallbackContext, ExportContext};
+use super::recording::CallContexts;
 use super::webhook_event::WebhookContext;
-use super::{duty, housekeeping, messages, orchestration, storage};
+use super::{duty, housekeeping, messages, orchestration, recording, storage};
 use crate::notify::NotificationService;
 use crate::settings::{DEFAULT_QUEUE, TaskerSettings};
 
@@ -31,12 +32,14 @@ pub struct Contexts {
     pub webhook: WebhookContext,
     /// Notices to people.
     pub notices: NotificationService,
+    /// The agents; absent where no address of theirs is set.
+    pub orchestration: Option<OrchestrationContext>,
+    /// Calls that have ended, and their recordings.
+    pub calls: CallContexts,
     /// The platform's own tables.
     pub upkeep: Upkeep,
     /// Certificates, alerts, reports, rollouts.
     pub duties: DutyContexts,
-    /// The agents; absent where no address of theirs is set.
-    pub orchestration: Option<OrchestrationContext>,
 }
 
 /// The handlers of every kind that `settings` switch on.
@@ -45,6 +48,7 @@ pub fn handlers(settings: &TaskerSettings, contexts: &Contexts) -> Registry {
     let registry = messages::register(Registry::new(), settings, contexts);
     let registry = orchestration::register(registry, contexts);
     let registry = housekeeping::register(registry, &contexts.upkeep);
+    let registry = recording::register(registry, contexts);
     let registry = duty::register(registry, &contexts.duties);
     storage::register(registry, contexts)
 }
@@ -53,6 +57,7 @@ pub fn handlers(settings: &TaskerSettings, contexts: &Contexts) -> Registry {
 #[must_use]
 pub fn schedules(settings: &TaskerSettings) -> Vec<Definition> {
     let mut schedules = storage::schedules(settings);
+    schedules.extend(recording::schedules(settings));
     schedules.extend(housekeeping::schedules());
     schedules.extend(duty::schedules(settings));
     schedules.extend(orchestration::schedules(settings));
@@ -115,6 +120,7 @@ impl Kinds {
         let mut kinds = messages::kinds(settings);
         kinds.extend(orchestration::kinds(settings));
         kinds.extend(storage::kinds(settings));
+        kinds.extend(recording::kinds(settings));
         kinds.extend(housekeeping::kinds());
         kinds.extend(duty::kinds());
         Self(kinds)

@@ -1,5 +1,6 @@
 //! Replay of dead jobs, and of work that was never enqueued: the jobs' side of [`voiceai_replay`].
 
+mod calls;
 mod checks;
 mod source;
 

@@ -8,10 +8,12 @@ use serde_json::json;
 use tokio::sync::{Mutex, OnceCell};
 use voiceai_cli::Failure;
 use voiceai_queue::{Job as _, JobId, JobView};
+use voiceai_recording::{PostCall, RecordingProcess};
 use voiceai_replay::{Candidate, Refusal};
 
-use super::Wanted;
+use super::{Wanted, calls};
 use crate::jobs::backup::{self, BackupContext, BackupDatabase, BackupError};
+use crate::jobs::recording::CallContexts;
 use crate::jobs::registry::Kinds;
 use crate::operate::Desk;
 
@@ -26,6 +28,7 @@ async fn key_holder(desk: &Desk, job: &JobView) -> Option<JobId> {
 pub struct Checks {
     kinds: Kinds,
     backup: Option<BackupContext>,
+    calls: Option<CallContexts>,
     bucket: OnceCell<Result<(), String>>,
     served: Mutex<BTreeMap<String, BTreeSet<String>>>,
 }
@@ -34,7 +37,13 @@ impl Checks {
     /// Checks against the kinds of this version; `backup` where a bucket is set.
     #[must_use]
     pub fn new(kinds: Kinds, backup: Option<BackupContext>) -> Self {
-        Self { kinds, backup, bucket: OnceCell::new(), served: Mutex::default() }
+        Self { kinds, backup, calls: None, bucket: OnceCell::new(), served: Mutex::default() }
+    }
+
+    /// With calls and recordings, whose bucket and tables are asked too.
+    #[must_use]
+    pub fn with_calls(self, calls: CallContexts) -> Self {
+        Self { calls: Some(calls), ..self }
     }
 
     /// Checks one dead job.
@@ -58,7 +67,7 @@ impl Checks {
             let message = format!("a newer job holds its unique key: {holder}");
             return Err(Refusal::new("unique_key_held", message));
         }
-        self.precondition(&job.kind).await
+        self.precondition(&job.kind, payload).await
     }
 
     async fn is_served(&self, desk: &Desk, job: &JobView) -> bool {
@@ -74,7 +83,10 @@ impl Checks {
     }
 
     /// The kind's own precondition.
-    async fn precondition(&self, kind: &str) -> Result<(), Refusal> {
+    async fn precondition(&self, kind: &str, payload: &str) -> Result<(), Refusal> {
+        if kind == PostCall::KIND || kind == RecordingProcess::KIND {
+            return calls::precondition(self.calls.as_ref(), kind, payload).await;
+        }
         if kind != BackupDatabase::KIND {
             return Ok(());
         }
@@ -93,6 +105,12 @@ impl Checks {
     /// Refused (4) for a kind without one.
     pub(super) async fn missing(&self, desk: &Desk, wanted: &Wanted) -> Result<Vec<Candidate>, Failure> {
         let kind = wanted.kind.clone().unwrap_or_default();
+        if kind == PostCall::KIND {
+            return calls::unclosed(desk, self.calls.as_ref(), wanted).await;
+        }
+        if kind == RecordingProcess::KIND {
+            return calls::unprocessed(desk, self.calls.as_ref(), wanted).await;
+        }
         let since = wanted.since.map_or(Timestamp::MIN, |since| since.timestamp(Timestamp::now()));
         if kind == BackupDatabase::KIND {
             return self.missing_backup(desk, since).await;
