@@ -4,7 +4,8 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Counter, Gauge, Histogram};
+use opentelemetry::metrics::{Counter, Histogram};
+use voiceai_runtime::LeaderGauge;
 
 use crate::delivery::{AttemptStatus, DeadReason, DeliveryStatus};
 use crate::intake::{AcceptError, Accepted, Rejected, Source};
@@ -23,9 +24,9 @@ pub(crate) struct Metrics {
     malformed: Counter<u64>,
     duration: Histogram<f64>,
     late: Histogram<f64>,
-    depth: Gauge<u64>,
-    oldest: Gauge<u64>,
-    paused: Gauge<u64>,
+    depth: LeaderGauge,
+    oldest: LeaderGauge,
+    paused: LeaderGauge,
 }
 
 pub(crate) fn get() -> &'static Metrics {
@@ -38,8 +39,7 @@ impl Metrics {
         let meter = opentelemetry::global::meter("voiceai");
         let counter =
             |name: &'static str, what: &'static str| meter.u64_counter(name).with_description(what).build();
-        let gauge =
-            |name: &'static str, what: &'static str| meter.u64_gauge(name).with_description(what).build();
+        let leader_gauge = |name, unit, what| LeaderGauge::new(&meter, name, unit, what);
         let histogram = |name: &'static str, what: &'static str| {
             let histogram = meter.f64_histogram(name).with_unit("ms").with_boundaries(MILLISECONDS.to_vec());
             histogram.with_description(what).build()
@@ -56,10 +56,15 @@ impl Metrics {
             ),
             duration: histogram("mail.provider.send.duration_ms", "Time of one attempt at the provider"),
             late: histogram("mail.attempt.delay_ms", "From when an attempt was due to its start"),
-            depth: gauge("mail.attempt_schedule.depth", "Attempts that are due and not claimed"),
-            oldest: gauge("mail.attempt_schedule.oldest_age_ms", "How long the oldest of them has been due"),
-            paused: gauge(
+            depth: leader_gauge("mail.attempt_schedule.depth", "", "Attempts that are due and not claimed"),
+            oldest: leader_gauge(
+                "mail.attempt_schedule.oldest_age_ms",
+                "",
+                "How long the oldest of them has been due",
+            ),
+            paused: leader_gauge(
                 "mail.pauses",
+                "",
                 "Providers, domains and tenants that mail is not sent to at present",
             ),
         };
@@ -134,8 +139,15 @@ impl Metrics {
     }
 
     pub(crate) fn backlog(&self, depth: u64, oldest: Duration, paused: u64) {
-        self.depth.record(depth, &[]);
-        self.oldest.record(u64::try_from(oldest.as_millis()).unwrap_or(u64::MAX), &[]);
-        self.paused.record(paused, &[]);
+        self.depth.set_count(&[], depth);
+        self.oldest.set_count(&[], u64::try_from(oldest.as_millis()).unwrap_or(u64::MAX));
+        self.paused.set_count(&[], paused);
+    }
+
+    /// Another process leads: the backlog is its to report.
+    pub(crate) fn forget_backlog(&self) {
+        for gauge in [&self.depth, &self.oldest, &self.paused] {
+            gauge.clear();
+        }
     }
 }

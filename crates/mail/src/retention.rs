@@ -87,6 +87,8 @@ impl Retention {
                         tracing::warn!(error = %chain(&error), "retention of mail is put off");
                     }
                 }
+            } else {
+                metrics::get().forget_backlog();
             }
             tokio::select! {
                 () = stopping.cancelled() => {}

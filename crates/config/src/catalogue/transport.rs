@@ -78,7 +78,7 @@ settings! {
     SES_ENDPOINT: Url = url().only(Binaries::Tasker);
     /// Configuration set that mail is sent with.
     SES_CONFIGURATION_SET: String = text().only(Binaries::Tasker);
-    /// SES tenant that mail is sent for, where the mail's own names none.
+    /// SES tenant that mail is sent for. `{tenant}` in it stands for the mail's own tenant; mail that has none is then sent for no SES tenant.
     SES_TENANT: String = text().only(Binaries::Tasker);
     /// Topics of Amazon SNS whose feedback is believed.
     SES_FEEDBACK_TOPIC_ARNS: Vec<String> = list().only(Binaries::Tasker)

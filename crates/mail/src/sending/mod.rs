@@ -154,12 +154,14 @@ impl Sending {
         let finished = CancellationToken::new();
         let (desk, writer) = writer::new(shared.pool.clone());
         let pulse = vitals.register("mail result writer", shared.terms.lease);
-        let writer = tokio::spawn(writer.run(forced.clone(), pulse));
+        let broken = CancellationToken::new();
+        let writer = tokio::spawn(or_break(writer.run(forced.clone(), pulse), broken.clone()));
         let (marks, marker) = marker::new(shared.pool.clone());
-        let marker = tokio::spawn(marker.run(vitals.register("mail content marker", STORE_BOUND)));
+        let pulse = vitals.register("mail content marker", STORE_BOUND);
+        let marker = tokio::spawn(or_break(marker.run(pulse), broken.clone()));
         let pulse = vitals.register("mail keeper", STORE_BOUND);
         let keeper = keeper::Keeper::new(Arc::clone(&shared), desk.clone(), wake.clone());
-        let keeper = tokio::spawn(keeper.run(finished.clone(), pulse));
+        let keeper = tokio::spawn(or_break(keeper.run(finished.clone(), pulse), broken.clone()));
         let pulse = vitals.register("mail scheduler", settings.poll_interval + STORE_BOUND);
         let hurry = hurry(stopping.clone(), settings.drain, finished.clone());
         let scheduler = scheduler::Scheduler {
@@ -171,7 +173,11 @@ impl Sending {
             hurry,
             forced: forced.clone(),
         };
-        scheduler.run(stopping, pulse).await;
+        tokio::select! {
+            () = scheduler.run(stopping, pulse) => {}
+            // It cannot go on without that part, and is started again as a whole.
+            () = broken.cancelled() => std::panic::resume_unwind(Box::new("a part of the mail worker pool panicked")),
+        }
         // Every attempt holds a slot until its end is written.
         let all = u32::try_from(settings.concurrency).unwrap_or(u32::MAX);
         tokio::select! {
@@ -188,6 +194,15 @@ impl Sending {
 
 /// Longest silence of a loop that talks to the database: several calls at their limit.
 const STORE_BOUND: Duration = Duration::from_secs(120);
+
+/// Runs a part of the pool; when it panics, `broken` says so.
+async fn or_break<T>(part: impl Future<Output = T>, broken: CancellationToken) -> T {
+    let guard = broken.drop_guard();
+    let ended = part.await;
+    // The token outlives the part.
+    let _ = guard.disarm();
+    ended
+}
 
 /// Cancelled `drain` after `stopping`.
 fn hurry(stopping: CancellationToken, drain: Duration, finished: CancellationToken) -> CancellationToken {

@@ -17,6 +17,8 @@ const ALLOWANCE_AGE: Duration = Duration::from_secs(300);
 const ALLOWANCE_RETRY: Duration = Duration::from_secs(60);
 /// How much of the rate is used: what other senders of the account use is not known.
 const SHARE: f64 = 0.9;
+/// Stands in `SES_TENANT` for the mail's own tenant.
+const OWN_TENANT: &str = "{tenant}";
 /// A longer wait for the rate is the caller's.
 const WAIT_LONGEST: Duration = Duration::from_secs(5);
 
@@ -113,7 +115,7 @@ pub struct SesSettings {
     pub endpoint: Option<String>,
     /// `SES_CONFIGURATION_SET`.
     pub configuration_set: Option<String>,
-    /// `SES_TENANT`: where the mail's own names none.
+    /// `SES_TENANT`; `{tenant}` in it is the mail's own.
     pub tenant: Option<String>,
 }
 
@@ -128,6 +130,17 @@ impl SesSettings {
             endpoint: endpoint.map(|url| url.as_str().trim_end_matches('/').to_owned()),
             configuration_set: reader.optional(&names::SES_CONFIGURATION_SET),
             tenant: reader.optional(&names::SES_TENANT),
+        }
+    }
+
+    /// The SES tenant of a mail of `own`, and whether it is that one's alone.
+    fn tenant_of(&self, own: Option<&str>) -> (Option<String>, bool) {
+        match (self.tenant.as_deref(), own) {
+            (Some(pattern), Some(own)) if pattern.contains(OWN_TENANT) => {
+                (Some(pattern.replace(OWN_TENANT, own)), true)
+            }
+            (Some(pattern), None) if pattern.contains(OWN_TENANT) => (None, false),
+            (pattern, _) => (pattern.map(str::to_owned), false),
         }
     }
 
@@ -260,11 +273,12 @@ impl SesTransport {
                 summary: self.summary(Phase::Data, Reason::Withdrawn, None, &withdraw.0, started),
             };
         }
+        let (tenant, is_own) = self.settings.tenant_of(mail.tenant.as_deref());
         let raw = RawMail {
             from: from.as_str(),
             to: to.as_str(),
             bytes: &mail.bytes,
-            tenant: mail.tenant.as_deref().or(self.settings.tenant.as_deref()),
+            tenant: tenant.as_deref(),
             configuration_set: self.settings.configuration_set.as_deref(),
             tags: &[("class", mail.class.as_str())],
         };
@@ -274,6 +288,17 @@ impl SesTransport {
                     self.summary(Phase::Final, Reason::None, None, &format!("accepted as {id}"), started);
                 summary.code = Some(200);
                 Outcome::Accepted { provider_id: (!id.is_empty()).then_some(id), summary }
+            }
+            Err(failure) if is_own && is_of_a_tenant(&failure) => {
+                let text = explain(&failure, self.api.region());
+                let summary = self.summary(Phase::Mail, Reason::Policy, Some(&failure), &text, started);
+                tracing::warn!(
+                    transport = "ses",
+                    tenant,
+                    error = summary.text,
+                    "SES does not send for a tenant"
+                );
+                Outcome::Deferred { axis: Axis::Message, retry_after: None, summary }
             }
             Err(failure) => self.judge(&failure, from.as_str(), started),
         }
@@ -377,6 +402,12 @@ impl Transport for SesTransport {
     }
 }
 
+/// True when the failure may be one SES tenant's alone, so that the mail of others is not held up by it.
+fn is_of_a_tenant(failure: &Failure) -> bool {
+    failure.kind == FailureKind::NotFound
+        || (failure.kind == FailureKind::Stopped && failure.code.as_deref() == Some("SendingPausedException"))
+}
+
 /// The failure's words, and what to do about it.
 fn explain(failure: &Failure, region: &str) -> String {
     let reason = &failure.reason;
@@ -428,4 +459,93 @@ fn is_too_large(reason: &str) -> bool {
     let lower = reason.to_ascii_lowercase();
     lower.contains("length")
         && (lower.contains("exceed") || lower.contains("greater") || lower.contains("longer"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Class;
+    use crate::transport::{Envelope, Unrecorded};
+
+    /// Remembers the tenants that it was asked to send for, and fails as it is told.
+    #[derive(Default)]
+    struct Recording {
+        tenants: Mutex<Vec<Option<String>>>,
+        failure: Option<Failure>,
+    }
+
+    impl SesApi for Recording {
+        fn send_raw<'a>(&'a self, mail: RawMail<'a>) -> BoxFuture<'a, Result<String, Failure>> {
+            self.tenants.lock().unwrap_or_else(PoisonError::into_inner).push(mail.tenant.map(str::to_owned));
+            Box::pin(std::future::ready(self.failure.clone().map_or_else(|| Ok("id".to_owned()), Err)))
+        }
+
+        fn allowance(&self) -> BoxFuture<'_, Result<Allowance, Failure>> {
+            let allowance =
+                Allowance { a_day: -1.0, a_second: 0.0, sent: 0.0, production: true, sending: true };
+            Box::pin(std::future::ready(Ok(allowance)))
+        }
+
+        fn region(&self) -> &'static str {
+            "eu-central-1"
+        }
+    }
+
+    fn mail(tenant: Option<&str>) -> Outgoing {
+        let bytes = "From: a@example.com\r\nDate: Sun, 22 Nov 2026 10:00:00 +0000\r\nMessage-ID: <1@example.com>\r\n\r\nx\r\n";
+        Outgoing {
+            message_id: "1@example.com".to_owned(),
+            envelope: Envelope { from: "a@example.com".to_owned(), to: "b@example.com".to_owned() },
+            bytes: Bytes::from_static(bytes.as_bytes()),
+            idempotency_key: "k".to_owned(),
+            tenant: tenant.map(str::to_owned),
+            class: Class::Transactional,
+        }
+    }
+
+    async fn outcome(
+        setting: Option<&str>,
+        tenant: Option<&str>,
+        failure: Option<Failure>,
+    ) -> (Outcome, Option<String>) {
+        let api = Arc::new(Recording { failure, ..Recording::default() });
+        let settings = SesSettings { tenant: setting.map(str::to_owned), ..SesSettings::default() };
+        let outcome =
+            SesTransport::new(Arc::<Recording>::clone(&api), settings).send(&mail(tenant), &Unrecorded).await;
+        let asked = api.tenants.lock().unwrap_or_else(PoisonError::into_inner).pop().flatten();
+        (outcome, asked)
+    }
+
+    #[tokio::test]
+    async fn ses_hears_of_tenants_only_where_it_is_set_to() {
+        for (setting, own, asked) in [
+            (None, Some("acme"), None),
+            (None, None, None),
+            (Some("ours"), Some("acme"), Some("ours")),
+            (Some("prod-{tenant}"), Some("acme"), Some("prod-acme")),
+            (Some("prod-{tenant}"), None, None),
+        ] {
+            let (sent, found) = outcome(setting, own, None).await;
+            assert!(matches!(sent, Outcome::Accepted { .. }), "{sent:?}");
+            assert_eq!(found.as_deref(), asked, "{setting:?} {own:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_ses_has_against_one_tenant_holds_up_no_other() {
+        let failure = |kind, code: &str| {
+            Some(Failure { kind, code: Some(code.to_owned()), status: Some(400), reason: code.to_owned() })
+        };
+        for (kind, code, is_own) in [
+            (FailureKind::NotFound, "NotFoundException", true),
+            (FailureKind::Stopped, "SendingPausedException", true),
+            (FailureKind::Stopped, "AccountSuspendedException", false),
+            (FailureKind::Rate, "TooManyRequestsException", false),
+        ] {
+            let (found, _) = outcome(Some("{tenant}"), Some("acme"), failure(kind, code)).await;
+            assert_eq!(matches!(found, Outcome::Deferred { .. }), is_own, "{code}: {found:?}");
+            let (found, _) = outcome(Some("ours"), Some("acme"), failure(kind, code)).await;
+            assert!(matches!(found, Outcome::ProviderFault { .. }), "everybody's: {code}: {found:?}");
+        }
+    }
 }

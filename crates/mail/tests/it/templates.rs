@@ -60,7 +60,7 @@ fn every_shipped_template_in_every_locale() {
             });
         }
     }
-    assert_eq!(catalogue.templates().count(), 23);
+    assert_eq!(catalogue.templates().count(), 27);
 }
 
 #[test]
