@@ -5,6 +5,7 @@ mod backup;
 mod cron;
 mod doctor;
 mod doctor_queues;
+mod doctor_recording;
 mod doctor_webhooks;
 mod enqueue;
 mod export;
