@@ -1,13 +1,14 @@
 //! One attempt of an orchestration job: analyze, decide, execute, verify, complete.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 use voiceai_postgres::PgPool;
 use voiceai_queue::{Attempt, JobError, Outcome, Stop};
 
@@ -71,7 +72,8 @@ pub(crate) async fn run(
         replays: i32::try_from(attempt.replays()).unwrap_or(i32::MAX),
         epoch,
     };
-    let run = Run { order, kind, ctx, attempt, trail: &trail };
+    let run = Run { order: order.clone(), kind, ctx: ctx.clone(), attempt: attempt.clone(), trail };
+    let run = Arc::new(run);
     let ends = run.agents(&agents).await;
     if let Some(why) = attempt.stopped() {
         return run.stopped(why).await;
@@ -107,17 +109,17 @@ fn plan(
     }
 }
 
-struct Run<'a> {
-    order: &'a Order,
+struct Run {
+    order: Order,
     kind: JobType,
-    ctx: &'a OrchestrationContext,
-    attempt: &'a Attempt,
-    trail: &'a Trail,
+    ctx: OrchestrationContext,
+    attempt: Attempt,
+    trail: Trail,
 }
 
-impl Run<'_> {
+impl Run {
     /// Every agent, some at a time, until each has ended or the attempt has to stop.
-    async fn agents(&self, agents: &[String]) -> Result<Vec<(String, AgentEnd)>, JobError> {
+    async fn agents(self: &Arc<Self>, agents: &[String]) -> Result<Vec<(String, AgentEnd)>, JobError> {
         self.trail.close_open().await?;
         let earlier =
             store::earlier(&self.ctx.pool, &self.trail.root, &self.trail.job, self.attempt.replays()).await?;
@@ -128,17 +130,24 @@ impl Run<'_> {
         let detail =
             json!({ "agents": agents, "done_before": done, "triggered_by": self.order.triggered_by });
         self.trail.phase(None, "analyze", "completed", "", detail).await?;
-        let mut calls: Vec<BoxFuture<'_, (String, Result<AgentEnd, JobError>)>> =
-            Vec::with_capacity(agents.len());
-        for agent in agents {
-            let before = earlier.get(agent);
-            calls.push(Box::pin(async move { (agent.clone(), self.agent(agent, before).await) }));
-        }
-        let mut running = futures_util::stream::iter(calls).buffer_unordered(self.ctx.settings.concurrency);
+        // A task each: one that is not polled for a while would hold what it waits for, such as the queue's connection.
+        let mut waiting: VecDeque<_> = agents.iter().cloned().collect();
+        let mut running = JoinSet::new();
         let mut ends = Vec::with_capacity(agents.len());
-        while let Some((agent, end)) = running.next().await {
+        loop {
+            while running.len() < self.ctx.settings.concurrency
+                && let Some(agent) = waiting.pop_front()
+            {
+                let (run, before) = (Arc::clone(self), earlier.get(&agent).cloned());
+                let call = async move {
+                    let end = run.agent(&agent, before.as_ref()).await;
+                    (agent, end)
+                };
+                running.spawn(call.in_current_span());
+            }
+            let Some(ended) = running.join_next().await else { break };
             // A row that cannot be written ends the attempt, but not before the other calls have come back.
-            ends.push((agent, end));
+            ends.push(ended.map_err(|error| JobError::retry(format!("a call ended abnormally: {error}")))?);
             let progress = format!("{} of {} agents", ends.len(), agents.len());
             if self.attempt.stopped().is_none()
                 && let Err(error) = self.attempt.progress(progress).await
@@ -146,7 +155,6 @@ impl Run<'_> {
                 tracing::debug!(%error, "progress cannot be reported");
             }
         }
-        drop(running);
         // In the order of the plan, whoever came back first.
         ends.sort_by_key(|(agent, _)| agents.iter().position(|known| known == agent));
         ends.into_iter().map(|(agent, end)| Ok((agent, end?))).collect()
