@@ -166,6 +166,8 @@ case ${1:-} in
     # Gives a process another wall clock.
     [[ $1 == build ]] || need faketime has faketime
     [[ $1 == build ]] || need ffmpeg has ffmpeg
+    # Judges the revocation lists that we sign.
+    [[ $1 == build ]] || need openssl has openssl
     # The proxy that tests go out through.
     [[ $1 == build ]] || need squid has_squid
     # The real mail server that mail is proved against.

@@ -96,6 +96,7 @@ enum ListError {
 
 impl Job for CertificateUpkeep {
     const KIND: &'static str = "certificates.upkeep";
+    const QUEUE: &'static str = crate::escalation::DUTY_QUEUE;
     type Context = CertificateContext;
 
     async fn run(&self, context: &CertificateContext, _attempt: &Attempt) -> Result<Outcome, JobError> {

@@ -91,6 +91,7 @@ pub struct NotificationDispatch {}
 
 impl Job for NotificationDispatch {
     const KIND: &'static str = "notifications.dispatch";
+    const QUEUE: &'static str = super::DUTY_QUEUE;
     const HISTORY: HistoryMode = HistoryMode::Failures;
     const PRIORITY: u8 = 8;
     type Context = EscalationContext;

@@ -65,6 +65,8 @@ const SCHEDULES: Needs = Needs(&[
     ("oncall_layers", &["layer_id", "schedule_id", "layer_order", "responders"]),
     ("oncall_overrides", &["schedule_id", "responder", "start_at", "end_at"]),
 ]);
+/// The queue of duties: one that pauses or fills `default` keeps nobody from being called at night.
+pub const DUTY_QUEUE: &str = "duties";
 /// Alerts of one run.
 const ALERTS_MAX: usize = 200;
 
@@ -84,6 +86,7 @@ pub struct AlertEscalate {}
 
 impl Job for AlertEscalate {
     const KIND: &'static str = "alerts.escalate";
+    const QUEUE: &'static str = DUTY_QUEUE;
     const HISTORY: HistoryMode = HistoryMode::Failures;
     const PRIORITY: u8 = 8;
     type Context = EscalationContext;

@@ -41,6 +41,7 @@ pub struct AlertPost {
 
 impl Job for AlertPost {
     const KIND: &'static str = "alerts.post";
+    const QUEUE: &'static str = super::DUTY_QUEUE;
     const RETRY: RetryPolicy = RetryPolicy::ladder(LADDER);
     const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
     const PRIORITY: u8 = 8;

@@ -233,14 +233,14 @@ async fn tell(
             json!({ "alert_id": due.id, "level_id": level.id, "level": level.number, "on_call": name });
         jobs.push((
             format!("escalation:{}:{}:post", due.id, level.number),
-            "default",
+            super::DUTY_QUEUE,
             "alerts.post",
             payload,
         ));
     }
     jobs.push((
         format!("escalation:{}:{}:dispatch", due.id, level.number),
-        "default",
+        super::DUTY_QUEUE,
         "notifications.dispatch",
         json!({}),
     ));

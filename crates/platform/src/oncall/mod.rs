@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub use rows::{Reading, schedule};
 
 /// The Monday that weeks are counted from where a layer has no anchor of its own.
-const EPOCH: civil::Date = civil::date(2018, 1, 1);
+const EPOCH: DateTime = civil::date(2018, 1, 1).at(23, 59, 59, 0);
 /// Longest shift that is believed: a year.
 const SHIFT_MAX_HOURS: i64 = 366 * 24;
 
@@ -42,8 +42,8 @@ pub struct Layer {
     pub handoff_day: i64,
     /// The hour of the handoff, 0 to 23.
     pub handoff_hour: i64,
-    /// The day from which shifts are counted; the handoff is at or after it.
-    pub anchor: Option<civil::Date>,
+    /// On the wall clock: shifts are counted from the handoff at or before it, so that then the first responder is on call.
+    pub anchor: Option<DateTime>,
     /// In turn.
     pub responders: Vec<Responder>,
 }
@@ -147,14 +147,16 @@ fn handoff(zone: &TimeZone, wall: DateTime) -> Option<Timestamp> {
     }
 }
 
-/// The handoff on or after the anchor.
+/// The handoff at or before the anchor.
 fn first_handoff(layer: &Layer) -> Option<DateTime> {
     let anchor = layer.anchor.unwrap_or(EPOCH);
     let day = i64::from(anchor.weekday().to_sunday_zero_offset());
-    let ahead = (layer.handoff_day.rem_euclid(7) - day).rem_euclid(7);
-    let date = anchor.checked_add(Span::new().days(ahead)).ok()?;
+    let back = (day - layer.handoff_day.rem_euclid(7)).rem_euclid(7);
     let hour = i8::try_from(layer.handoff_hour.clamp(0, 23)).ok()?;
-    Some(date.at(hour, 0, 0, 0))
+    let date = anchor.date().checked_sub(Span::new().days(back)).ok()?;
+    let found = date.at(hour, 0, 0, 0);
+    // On the day of the handoff, but before its hour.
+    if found <= anchor { Some(found) } else { found.checked_sub(Span::new().days(7)).ok() }
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! A schedule out of the platform's tables.
 
+use jiff::Timestamp;
+use jiff::civil::{self, DateTime};
 use jiff::tz::TimeZone;
-use jiff::{Timestamp, civil};
 use serde_json::Value;
 use voiceai_postgres::sqlx::{self, PgConnection};
 
@@ -62,12 +63,12 @@ fn read(id: i64, own: &Value, layers: &[Value], overrides: &[Value]) -> Reading 
         flaws.push(format!("schedule {id}: there is no time zone {name:?}; UTC is used"));
         TimeZone::UTC
     });
-    let layers = layers.iter().map(|row| layer(row, &mut flaws)).collect();
+    let layers = layers.iter().map(|row| layer(row, &zone, &mut flaws)).collect();
     let overrides = overrides.iter().filter_map(|row| stand_in(row, &mut flaws)).collect();
     Reading { schedule: Schedule { zone, layers, overrides }, flaws }
 }
 
-fn layer(row: &Value, flaws: &mut Vec<String>) -> Layer {
+fn layer(row: &Value, zone: &TimeZone, flaws: &mut Vec<String>) -> Layer {
     let id = word(&row["layer_id"]);
     let number = |name: &str, otherwise: i64| row[name].as_i64().unwrap_or(otherwise);
     let responders: Vec<Responder> = match &row["responders"] {
@@ -92,7 +93,7 @@ fn layer(row: &Value, flaws: &mut Vec<String>) -> Layer {
         handoff_hour: number("handoff_hour", 9),
         anchor: ["anchor_date", "rotation_start", "starts_at", "created_at"]
             .iter()
-            .find_map(|name| date(&row[*name])),
+            .find_map(|name| wall(&row[*name], zone)),
         responders,
         id,
     }
@@ -130,8 +131,13 @@ fn responder(value: &Value) -> Option<Responder> {
     Some(Responder { email: Some(name.clone()).filter(has_at), name })
 }
 
-fn date(value: &Value) -> Option<civil::Date> {
-    value.as_str()?.get(..10)?.parse().ok()
+/// A moment by the schedule's clock; of a date its end, so that a handoff on that day counts.
+fn wall(value: &Value, zone: &TimeZone) -> Option<DateTime> {
+    let text = value.as_str()?;
+    if let Ok(at) = text.parse::<Timestamp>() {
+        return Some(zone.to_datetime(at));
+    }
+    text.parse::<civil::Date>().map(|date| date.at(23, 59, 59, 0)).or_else(|_| text.parse()).ok()
 }
 
 fn word(value: &Value) -> String {
@@ -169,11 +175,16 @@ mod tests {
         );
         assert_eq!(
             (layer.anchor, layer.handoff_hour, layer.shift_hours),
-            (Some(civil::date(2026, 1, 7)), 9, 24)
+            (Some(civil::date(2026, 1, 7).at(10, 11, 12, 0)), 9, 24)
         );
         let over = &read.schedule.overrides;
         assert_eq!((over.len(), over[0].start.as_millisecond(), over[0].layer.as_deref()), (1, 10_500, None));
         assert_eq!(read.flaws.len(), 3, "{:?}", read.flaws);
         assert!(read.flaws[0].contains("Mars/Olympus"), "{:?}", read.flaws);
+        let zone = TimeZone::get("Europe/Berlin").expect("a zone");
+        let at = |text: &str| wall(&json!(text), &zone).map(|at| at.to_string()).unwrap_or_default();
+        assert_eq!(at("2026-01-06T23:30:00+00:00"), "2026-01-07T00:30:00");
+        assert_eq!(at("2026-01-06"), "2026-01-06T23:59:59");
+        assert_eq!((at("2026-01-06T09:00:00").as_str(), at("soon").as_str()), ("2026-01-06T09:00:00", ""));
     }
 }

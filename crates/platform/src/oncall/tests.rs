@@ -13,7 +13,7 @@ fn layer(shift_hours: i64, names: &[&str]) -> Layer {
         shift_hours,
         handoff_day: 1,
         handoff_hour: 9,
-        anchor: Some(civil::date(2026, 1, 5)),
+        anchor: Some(civil::date(2026, 1, 5).at(9, 0, 0, 0)),
         responders: names.iter().map(|name| person(name)).collect(),
     }
 }
@@ -63,18 +63,26 @@ fn days_and_half_days_take_turns_too() {
 }
 
 #[test]
-fn the_anchor_is_the_handoff_on_or_after_its_day() {
+fn the_first_responder_is_on_call_at_the_anchor() {
     let mut late = layer(168, &["ann", "ben"]);
-    late.anchor = Some(civil::date(2026, 1, 7));
+    late.anchor = Some(civil::date(2026, 1, 7).at(12, 0, 0, 0));
     let late = schedule("UTC", vec![late]);
-    assert_eq!(who(&late, "2026-01-12T09:00:00Z"), "ann");
+    assert_eq!(who(&late, "2026-01-07T12:00:00Z"), "ann");
+    assert_eq!(who(&late, "2026-01-12T09:00:00Z"), "ben");
+    // On the day of the handoff, an hour before it.
+    let mut early = layer(168, &["ann", "ben"]);
+    early.anchor = Some(civil::date(2026, 1, 5).at(8, 0, 0, 0));
+    let early = schedule("UTC", vec![early]);
+    assert_eq!(who(&early, "2026-01-05T08:00:00Z"), "ann");
+    assert_eq!(who(&early, "2026-01-05T09:00:00Z"), "ben");
     let mut unknown = layer(168, &["ann", "ben"]);
     unknown.anchor = None;
     unknown.handoff_day = 7;
     let unknown = schedule("UTC", vec![unknown]);
-    // Sundays from 2018-01-07 on.
-    assert_eq!(who(&unknown, "2018-01-07T09:00:00Z"), "ann");
-    assert_eq!(who(&unknown, "2018-01-14T09:00:00Z"), "ben");
+    // Sundays from 2017-12-31 on.
+    assert_eq!(who(&unknown, "2018-01-01T00:00:00Z"), "ann");
+    assert_eq!(who(&unknown, "2018-01-07T09:00:00Z"), "ben");
+    assert_eq!(who(&unknown, "2018-01-14T09:00:00Z"), "ann");
 }
 
 #[test]
@@ -94,7 +102,7 @@ fn handoffs_stay_at_nine_when_the_clocks_change() {
 #[test]
 fn a_handoff_in_an_hour_that_comes_twice_or_never_is_one_handoff() {
     let mut hourly = layer(1, &["ann", "ben"]);
-    hourly.anchor = Some(civil::date(2026, 10, 19));
+    hourly.anchor = Some(civil::date(2026, 10, 19).at(0, 0, 0, 0));
     hourly.handoff_hour = 0;
     let berlin = schedule("Europe/Berlin", vec![hourly]);
     // 02:00 comes twice, at 00:00 and at 01:00 UTC: the shift that begins at the first lasts two hours.

@@ -88,6 +88,7 @@ pub struct RolloutStep {
 
 impl Job for RolloutStep {
     const KIND: &'static str = "rollouts.step";
+    const QUEUE: &'static str = crate::escalation::DUTY_QUEUE;
     const HISTORY: HistoryMode = HistoryMode::Failures;
     type Context = RolloutContext;
 

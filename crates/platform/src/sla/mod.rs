@@ -85,6 +85,7 @@ struct Tenant {
 
 impl Job for SlaReport {
     const KIND: &'static str = "reports.sla";
+    const QUEUE: &'static str = crate::escalation::DUTY_QUEUE;
     type Context = SlaContext;
 
     async fn run(&self, context: &SlaContext, attempt: &Attempt) -> Result<Outcome, JobError> {

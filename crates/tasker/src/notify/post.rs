@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use url::Url;
+use voiceai_platform::escalation::DUTY_QUEUE;
 use voiceai_platform::escalation::channel::{Delivery, Message, delivery};
 use voiceai_platform::outgoing::{Outgoing, Verdict, judge};
 use voiceai_postgres::PgPool;
@@ -52,6 +53,7 @@ pub struct NoticePost {
 
 impl Job for NoticePost {
     const KIND: &'static str = "notification.post";
+    const QUEUE: &'static str = DUTY_QUEUE;
     const RETRY: RetryPolicy = RetryPolicy::ladder(LADDER);
     const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(60);
     type Context = PostContext;

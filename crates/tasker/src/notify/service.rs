@@ -164,9 +164,10 @@ impl NotificationService {
         let wish = wish.map(|wish| Wish { mail: usable(id, wish.mail, inner.recipients_max), ..wish });
         // A tenant that can be told nothing: better those who run the platform than nobody.
         let wish = wish.filter(|wish| !wish.mail.is_empty() || !wish.channels.is_empty());
+        let is_operators = wish.is_none();
         let way = wish.unwrap_or_else(|| Wish { mail: inner.settings.recipients.clone(), ..Wish::default() });
         let mut posts: Vec<Option<i64>> = way.channels.iter().copied().map(Some).collect();
-        if audience == Audience::Operators || way.mail == inner.settings.recipients {
+        if is_operators {
             posts.extend(inner.settings.webhook_url.as_ref().map(|_| None));
         }
         if way.mail.is_empty() && posts.is_empty() {
@@ -242,7 +243,7 @@ impl NotificationService {
                 Ok(_) | Err(AcceptError::Conflict { .. }) => return Ok(()),
                 Err(error) if n == last || !NotifyError::is_about_content(&error) => return Err(error.into()),
                 Err(error) => {
-                    tracing::error!(delivery_id = id, %error, "NotificationService: no mail can be made")
+                    tracing::error!(delivery_id = id, %error, "NotificationService: no mail can be made");
                 }
             }
         }

@@ -106,7 +106,10 @@ pub(super) async fn take(pool: &PgPool, entry: &Entry, throttle: Duration) -> Re
     let turn = match (row.try_get::<Option<String>, _>(0)?, row.try_get::<bool, _>(1)?) {
         (Some(mail), true) => Turn::Told(mail),
         (Some(mail), false) => Turn::Mail(mail),
-        (None, _) if wait > 0 => Turn::Wait(Duration::from_millis(wait.unsigned_abs())),
+        // What must not wait does not wait for others either.
+        (None, _) if wait > 0 && !throttle.is_zero() => {
+            Turn::Wait(Duration::from_millis(wait.unsigned_abs()))
+        }
         (None, _) => {
             let mail = format!("notice-{}", Uuid::now_v7());
             sqlx::query(
@@ -188,7 +191,7 @@ pub(super) async fn enqueue_posts(
         let payload = super::post::NoticePost { mail: mail.to_owned(), channel: *channel };
         sqlx::query(
             "INSERT INTO ops.outbox (id, queue, kind, payload, critical) \
-             VALUES ($1, 'default', 'notification.post', $2::json, true) ON CONFLICT DO NOTHING",
+             VALUES ($1, 'duties', 'notification.post', $2::json, true) ON CONFLICT DO NOTHING",
         )
         .bind(format!("{mail}:post:{name}"))
         .bind(serde_json::to_string(&payload).unwrap_or_default())

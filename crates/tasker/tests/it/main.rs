@@ -9,6 +9,7 @@
 mod backup;
 mod backup_commands;
 mod cron;
+mod duty;
 mod enqueue;
 mod export;
 mod export_bench;
