@@ -335,10 +335,10 @@ impl Writing<'_> {
 }
 
 fn log(event: &ServiceEvent) {
-    let (service, reason) = (&event.service, event.reason());
+    let (watched, reason) = (&event.service, event.reason());
     if event.recovered {
-        tracing::info!(service, alert.id = %event.alert, reason, "watched service recovered");
+        tracing::info!(watched, alert.id = %event.alert, reason, "watched service recovered");
     } else {
-        tracing::error!(service, alert.id = %event.alert, reason, "watched service in trouble");
+        tracing::error!(watched, alert.id = %event.alert, reason, "watched service in trouble");
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use voiceai_cli::Failure;
@@ -21,6 +21,8 @@ use crate::settings::TaskerSettings;
 
 /// The tenant whose webhook endpoints hear of the platform itself.
 pub const SYSTEM_TENANT: &str = "__system__";
+/// That of every alert about the platform itself.
+const SEVERITY: i32 = 5;
 /// Names that stand in one notice about many services; the others are counted.
 const NAMES_MAX: usize = 20;
 
@@ -121,14 +123,14 @@ async fn announce(
             "alert_id": event.alert, "service": event.service, "url": event.url, "status": event.state,
             "note": event.note, "since": event.since, "at": event.at,
         });
-        let id = format!("{}:{}", event.name(), event.alert);
+        let id = format!("{}:{}", event.name().replace('.', "_"), event.alert);
         let new =
             NewEvent { tenant: SYSTEM_TENANT, event_type: event.name(), id: &id, data: &data, at: event.at };
         match emit_within(&mut *connection, &new, bytes_max).await {
             Ok(_) => {}
             Err(WebhookError::Database { source, .. }) => return Err(source),
             // Whoever reads mail must hear of it all the same.
-            Err(error) => tracing::error!(%error, service = event.service, "no webhook can be made of it"),
+            Err(error) => tracing::error!(%error, watched = event.service, "no webhook can be made of it"),
         }
     }
     Ok(())
@@ -138,22 +140,39 @@ async fn announce(
 fn notice(events: &[ServiceEvent]) -> Option<(String, Notice)> {
     let first = events.first()?;
     let id = format!("tasker:{}:{}", first.name(), first.alert);
-    let (group, reason) = match events {
-        [one] => (one.service.clone(), one.reason()),
-        many => {
-            let mut names: Vec<_> = many.iter().map(|event| event.service.as_str()).collect();
-            names.truncate(NAMES_MAX);
-            let mut reason = format!("{} services at once: {}", many.len(), names.join(", "));
-            if many.len() > NAMES_MAX {
-                reason.push_str(&format!(" and {} more", many.len() - NAMES_MAX));
-            }
-            reason.push_str("; see `voiceai-tasker health`");
-            ("many services".to_owned(), reason)
-        }
+    let about = Notice {
+        event: first.name().to_owned(),
+        at: Some(first.at),
+        severity: Some(SEVERITY),
+        ..Notice::default()
     };
-    let event = first.name().to_owned();
-    let notice = json!({ "event": event, "group": group, "reason": reason, "at": first.at });
-    Some((id, serde_json::from_value(notice).ok()?))
+    if let [one] = events {
+        let (template, variables) = template(one);
+        let (group, template) = (Some(one.service.clone()), Some(template.to_owned()));
+        return Some((id, Notice { group, reason: one.reason(), template, variables, ..about }));
+    }
+    let names: Vec<_> = events.iter().take(NAMES_MAX).map(|event| event.service.as_str()).collect();
+    let mut reason = format!("{} services at once: {}", events.len(), names.join(", "));
+    if events.len() > NAMES_MAX {
+        reason.push_str(&format!(" and {} more", events.len() - NAMES_MAX));
+    }
+    reason.push_str("; see `voiceai-tasker health`");
+    Some((id, Notice { group: Some("many services".to_owned()), reason, ..about }))
+}
+
+/// The template of a mail about one service, and its variables.
+fn template(event: &ServiceEvent) -> (&'static str, Map<String, Value>) {
+    let (template, variables) = if event.recovered {
+        ("ops.service_recovered", json!({ "down_since": event.since, "recovered_at": event.at }))
+    } else {
+        let error = event.note.as_deref().unwrap_or("no reason is known");
+        let error = format!("{}: {error}", event.state.word());
+        ("ops.service_down", json!({ "error": error, "since": event.since }))
+    };
+    let mut all = variables.as_object().cloned().unwrap_or_default();
+    all.insert("service".to_owned(), json!(event.service));
+    all.insert("url".to_owned(), json!(event.url));
+    (template, all)
 }
 
 /// Every queue, as its own statistics say.
@@ -245,6 +264,8 @@ mod tests {
         assert_eq!(id, format!("tasker:service.down:{}", Uuid::nil()));
         assert_eq!((one.event.as_str(), one.group.as_deref()), ("service.down", Some("ingest")));
         assert!(one.reason.contains("Connection refused"), "{}", one.reason);
+        assert_eq!(one.template.as_deref(), Some("ops.service_down"));
+        assert_eq!(one.variables["error"], "down: Connection refused");
         let many: Vec<_> = (0..25).map(|n| event(format!("s-{n}"))).collect();
         let (_, many) = notice(&many).expect("a notice");
         assert_eq!(many.group.as_deref(), Some("many services"));
