@@ -17,7 +17,7 @@ settings! {
     EVALUATOR_HEALTH_URL: Secret = secret_url().only(Binaries::Tasker).check(HTTP_URL, is_http);
     /// Further services, each as `name=URL`: `api=http://10.0.0.5:3001,edge=https://edge.internal/status`. A URL with a login or a query does not belong here, where it would be shown: give it as `WATCHED_SERVICE_<NAME>_URL`.
     WATCHED_SERVICES: Vec<String> = list().only(Binaries::Tasker)
-        .check("name=URL pairs separated by commas, such as api=http://10.0.0.5:3001, each name once and at most 2,000; names of a-z, 0-9, `-`, `_` and `.`; URLs without login and query, which belong into WATCHED_SERVICE_<NAME>_URL", are_services);
+        .check("name=URL pairs separated by commas, such as api=http://10.0.0.5:3001, each name once and at most 2,000; names of a-z, 0-9, `-`, `_` and `.`; URLs without login and query, which belong into `WATCHED_SERVICE_<NAME>_URL`", are_services);
     /// One further service by itself: `WATCHED_SERVICE_BILLING_API_URL` is watched as `billing-api`.
     WATCHED_SERVICE_URL as "WATCHED_SERVICE_<NAME>_URL": Secret = secret_url().only(Binaries::Tasker).check(HTTP_URL, is_http);
     /// Time between two rounds in which every watched service is asked.
