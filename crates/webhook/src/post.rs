@@ -33,9 +33,11 @@ const SHOWN: usize = 1_024;
 const HEAD_MAX: usize = 64 * 1024;
 /// The body says nothing that counts: it is not waited for any longer.
 const BODY_WAIT: Duration = Duration::from_secs(2);
-/// How long a connection that worked is kept for the next delivery, and how many for one endpoint.
+/// How long a connection that worked is kept for the next delivery, how many for one host, and how many in all. Many tenants may
+/// have their endpoints at one host.
 const IDLE: Duration = Duration::from_secs(15);
-const IDLE_EACH: usize = 4;
+const IDLE_EACH: usize = 64;
+const IDLE_ALL: usize = 1_000;
 
 /// What is posted.
 #[derive(Debug, Clone)]
@@ -145,7 +147,55 @@ pub struct Client {
     rule: Rule,
     tls: TlsConnector,
     limits: Limits,
-    idle: Arc<Mutex<HashMap<String, Vec<Idle>>>>,
+    idle: Arc<Mutex<Shelf>>,
+}
+
+/// Connections that wait for their next use, by host.
+#[derive(Default)]
+struct Shelf {
+    kept: HashMap<String, Vec<Idle>>,
+    count: usize,
+}
+
+impl Shelf {
+    /// The one that was used last, of those that still stand.
+    fn take(&mut self, key: &str) -> Option<Idle> {
+        let kept = self.kept.get_mut(key)?;
+        let before = kept.len();
+        let found = std::iter::from_fn(|| kept.pop())
+            .find(|idle| idle.since.elapsed() < IDLE && idle.sender.is_ready());
+        self.count -= before - kept.len();
+        if kept.is_empty() {
+            self.kept.remove(key);
+        }
+        found
+    }
+
+    fn keep(&mut self, key: String, idle: Idle) {
+        if self.count >= IDLE_ALL {
+            for kept in self.kept.values_mut() {
+                kept.retain(Idle::stands);
+            }
+            self.kept.retain(|_, kept| !kept.is_empty());
+            self.count = self.kept.values().map(Vec::len).sum();
+        }
+        let kept = self.kept.entry(key).or_default();
+        if kept.len() >= IDLE_EACH {
+            let before = kept.len();
+            kept.retain(Idle::stands);
+            self.count -= before - kept.len();
+        }
+        if kept.len() < IDLE_EACH && self.count < IDLE_ALL {
+            kept.push(idle);
+            self.count += 1;
+        }
+    }
+}
+
+impl Idle {
+    fn stands(&self) -> bool {
+        self.since.elapsed() < IDLE && !self.sender.is_closed()
+    }
 }
 
 impl std::fmt::Debug for Client {
@@ -285,26 +335,11 @@ impl Client {
     }
 
     fn take(&self, key: &str) -> Option<Idle> {
-        let mut all = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = all.get_mut(key)?;
-        let found = std::iter::from_fn(|| kept.pop())
-            .find(|idle| idle.since.elapsed() < IDLE && idle.sender.is_ready());
-        if kept.is_empty() {
-            all.remove(key);
-        }
-        found
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).take(key)
     }
 
     fn keep(&self, key: String, idle: Idle) {
-        let mut all = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() > 1_000 {
-            all.retain(|_, kept| kept.iter().any(|idle| idle.since.elapsed() < IDLE));
-        }
-        let kept = all.entry(key).or_default();
-        kept.retain(|idle| idle.since.elapsed() < IDLE && !idle.sender.is_closed());
-        if kept.len() < IDLE_EACH {
-            kept.push(idle);
-        }
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).keep(key, idle);
     }
 }
 

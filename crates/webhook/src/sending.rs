@@ -25,6 +25,13 @@ use crate::{Wake, WebhookSettings, metrics};
 const FAILING_PART: usize = 4;
 /// Between two looks that each found something to do: what comes in meanwhile is claimed together.
 const BREATH: Duration = Duration::from_millis(5);
+/// So many times the slots are claimed beside those that are posted: a slot that comes free has its next one at once, and ends
+/// are committed while others are posted.
+const AHEAD: usize = 3;
+/// Longest wait of a claim for a slot. Beyond it, it is given back: an attempt has to end within its claim.
+const AHEAD_MAX: Duration = Duration::from_secs(10);
+/// How often failing endpoints are looked for while others keep the worker busy.
+const FAILING_EVERY: Duration = Duration::from_millis(20);
 /// How often it is looked for what dead processes held.
 const TAKE_BACK_EVERY: Duration = Duration::from_secs(5);
 
@@ -35,10 +42,31 @@ struct Shared {
     election: String,
     wake: Wake,
     ledger: Ledger,
-    healthy: Arc<Semaphore>,
-    failing: Arc<Semaphore>,
+    healthy: Slots,
+    failing: Slots,
     attempts: TaskTracker,
+    stopping: CancellationToken,
     forced: CancellationToken,
+}
+
+/// The slots of one lane.
+struct Slots {
+    /// Of claims: those that wait for a slot and those whose end is being committed included.
+    claims: Arc<Semaphore>,
+    /// Of posts.
+    posts: Arc<Semaphore>,
+}
+
+impl Slots {
+    fn new(posts: usize, ahead: usize) -> Self {
+        Self { claims: Arc::new(Semaphore::new(posts + ahead)), posts: Arc::new(Semaphore::new(posts)) }
+    }
+}
+
+/// What the looks know of each other.
+struct Looks {
+    take_back_at: Instant,
+    failing_at: Instant,
 }
 
 /// Posts what is due.
@@ -73,8 +101,8 @@ impl Sending {
         let Self { pool, client, settings, election, wake, poll } = self;
         let failing = (settings.concurrency / FAILING_PART).max(1);
         let shared = Arc::new(Shared {
-            healthy: Arc::new(Semaphore::new(settings.concurrency)),
-            failing: Arc::new(Semaphore::new(failing)),
+            healthy: Slots::new(settings.concurrency, AHEAD * settings.concurrency),
+            failing: Slots::new(failing, 0),
             attempts: TaskTracker::new(),
             ledger: Ledger::new(pool.clone()),
             pool,
@@ -82,7 +110,8 @@ impl Sending {
             settings,
             election,
             wake,
-            forced: forced.clone(),
+            stopping: stopping.clone(),
+            forced,
         });
         tracing::info!(concurrency = shared.settings.concurrency, "webhook worker pool started");
         look_on(&shared, poll, &stopping, &pulse).await;
@@ -100,10 +129,10 @@ impl Sending {
 
 async fn look_on(shared: &Arc<Shared>, poll: Duration, stopping: &CancellationToken, pulse: &Pulse) {
     let mut failures = 0;
-    let mut take_back_at = Instant::now();
+    let mut looks = Looks { take_back_at: Instant::now(), failing_at: Instant::now() };
     while !stopping.is_cancelled() {
         pulse.beat();
-        let wait = match look(shared, &mut take_back_at, poll).await {
+        let wait = match look(shared, &mut looks, poll).await {
             Ok(wait) => {
                 failures = 0;
                 wait
@@ -123,45 +152,77 @@ async fn look_on(shared: &Arc<Shared>, poll: Duration, stopping: &CancellationTo
 }
 
 /// Fills the free slots. Answers how long nothing need be looked for unless somebody calls.
-async fn look(
-    shared: &Arc<Shared>,
-    take_back_at: &mut Instant,
-    poll: Duration,
-) -> Result<Duration, WebhookError> {
-    if Instant::now() >= *take_back_at {
+async fn look(shared: &Arc<Shared>, looks: &mut Looks, poll: Duration) -> Result<Duration, WebhookError> {
+    if Instant::now() >= looks.take_back_at {
         let lost = store::take_back(&shared.pool, shared.settings.timeout).await?;
         if lost > 0 {
             tracing::warn!(lost, "webhook deliveries of a process that is gone taken back");
         }
-        *take_back_at = Instant::now() + TAKE_BACK_EVERY;
+        looks.take_back_at = Instant::now() + TAKE_BACK_EVERY;
     }
-    for (lane, slots) in [(Lane::Healthy, &shared.healthy), (Lane::Failing, &shared.failing)] {
-        let free = slots.available_permits();
-        if free == 0 {
-            continue;
-        }
-        for claimed in store::claim(&shared.pool, &shared.settings, &shared.election, lane, free).await? {
-            // Only this loop takes slots, so one is there.
-            let Ok(slot) = Arc::clone(slots).try_acquire_owned() else {
-                store::hand_back(&shared.pool, &claimed).await?;
-                continue;
-            };
-            let span = tracing::info_span!("webhook.attempt", delivery.id = %claimed.id, attempt = claimed.attempt_no);
-            let shared = Arc::clone(shared);
-            let own = Arc::clone(&shared);
-            let attempt = async move {
-                attempt(&own, &claimed).await;
-                drop(slot);
-                own.wake.wake();
-            };
-            shared.attempts.spawn(attempt.instrument(span));
-        }
+    let mut claimed = fill(shared, Lane::Healthy).await?;
+    if claimed == 0 || Instant::now() >= looks.failing_at {
+        claimed += fill(shared, Lane::Failing).await?;
+        looks.failing_at = Instant::now() + FAILING_EVERY;
+    }
+    if claimed > 0 {
+        // What ends calls; until then there may be more of those that were left.
+        return Ok(FAILING_EVERY);
     }
     let next = store::next_due(&shared.pool).await?;
     Ok(next.map_or(poll, |next| next.clamp(BREATH, poll)))
 }
 
-async fn attempt(shared: &Shared, claimed: &Claimed) {
+/// Claims what a lane has room for, and begins it. Answers how many.
+async fn fill(shared: &Arc<Shared>, lane: Lane) -> Result<usize, WebhookError> {
+    let slots = shared.slots(lane);
+    let free = slots.claims.available_permits();
+    if free == 0 {
+        return Ok(0);
+    }
+    let all = store::claim(&shared.pool, &shared.settings, &shared.election, lane, free).await?;
+    let count = all.len();
+    for claimed in all {
+        // Only this loop takes claims, so one is there.
+        let Ok(claim) = Arc::clone(&slots.claims).try_acquire_owned() else {
+            store::hand_back(&shared.pool, &claimed).await?;
+            continue;
+        };
+        let span =
+            tracing::info_span!("webhook.attempt", delivery.id = %claimed.id, attempt = claimed.attempt_no);
+        let own = Arc::clone(shared);
+        let attempt = async move {
+            attempt(&own, lane, &claimed).await;
+            drop(claim);
+            own.wake.wake();
+        };
+        shared.attempts.spawn(attempt.instrument(span));
+    }
+    Ok(count)
+}
+
+impl Shared {
+    const fn slots(&self, lane: Lane) -> &Slots {
+        match lane {
+            Lane::Healthy => &self.healthy,
+            Lane::Failing => &self.failing,
+        }
+    }
+}
+
+async fn attempt(shared: &Shared, lane: Lane, claimed: &Claimed) {
+    let slot = tokio::select! {
+        biased;
+        slot = shared.slots(lane).posts.acquire() => slot.ok(),
+        () = shared.stopping.cancelled() => None,
+        () = tokio::time::sleep(AHEAD_MAX) => None,
+    };
+    let Some(slot) = slot else {
+        if let Err(error) = store::hand_back(&shared.pool, claimed).await {
+            tracing::warn!(error = %chain(&error), "a webhook that was claimed waits until its claim runs out");
+        }
+        return;
+    };
     let started = Instant::now();
     let posted = tokio::select! {
         posted = post(shared, claimed) => posted,
@@ -170,7 +231,10 @@ async fn attempt(shared: &Shared, claimed: &Claimed) {
             return;
         }
     };
-    let ended = judge(shared, claimed, posted, started.elapsed());
+    let took = started.elapsed();
+    // Another may post while this one's end is committed.
+    drop(slot);
+    let ended = judge(shared, claimed, posted, took);
     write(shared, claimed, &ended).await;
 }
 
