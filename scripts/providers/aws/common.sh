@@ -5,69 +5,20 @@
 # by name and tells ours from others' by the tag `operation`; a creation carries a client token made of operation and candidate.
 # Credentials are the AWS command line's own affair: environment, instance profile, container.
 
-set -euo pipefail
-umask 077
-# The patterns below mean bytes.
-export LC_ALL=C
-
-INSTANCE=''   # the instance, as the API's JSON; empty: none is known
-EXISTS=no     # yes once an instance of this operation is known to be there
-UNSURE=no     # yes while a call may have made an instance that nobody has seen yet
+INSTANCE='' # the instance, as the API's JSON; empty: none is known
 OUT='' ERROR_CODE='' ERROR_MESSAGE=''
 # What the API does not name: after this a throttled caller is let in again as a rule.
 THROTTLE_REST_S=15
 
-say() {
-  local text=$*
-  [ -z "${AWS_SECRET_ACCESS_KEY:-}" ] || text=${text//"$AWS_SECRET_ACCESS_KEY"/[REDACTED]}
-  printf '%s: %s\n' "${0##*/}" "$text" >&2
-}
-
-# answer STATUS EXIT [CODE MESSAGE [RETRY_AFTER_S]]: the one line of output, from INSTANCE where there is one.
-answer() {
-  local status=$1 exit_code=$2 code=${3:-} message=${4:-} retry=${5:-null}
-  [ -z "${AWS_SECRET_ACCESS_KEY:-}" ] || message=${message//"$AWS_SECRET_ACCESS_KEY"/[REDACTED]}
-  printf '%s' "${INSTANCE:-null}" | jq -c --arg name "${INSTANCE_NAME:-}" --arg status "$status" --arg code "$code" \
-    --arg message "$message" --argjson retry "$retry" '
-      def text: if type == "string" and . != "" then . else null end;
-      def parsed: try fromjson catch {};
-      (($ENV.CANDIDATE // "{}") | parsed) as $candidate |
-      { id: (.InstanceId? | text), name: $name, status: $status, ip: (.PublicIpAddress? | text),
-        private_ip: (.PrivateIpAddress? | text), type: ((.InstanceType? | text) // ($candidate.type? | text)),
-        location: ((.Placement?.AvailabilityZone? | text) // ($candidate.location? | text)),
-        error: (if $code == "" then null else
-          {code: $code, message: ($message | gsub("[[:cntrl:]]+"; " ") | .[0:500]), retry_after_s: $retry} end) }'
-  exit "$exit_code"
-}
-
-# give_up EXIT CODE MESSAGE [RETRY_AFTER_S]: an exit other than 0 tells the scaler that nothing was made. Once the instance is
-# there that would be a lie: it is reported as on its way, and the next look at its status goes on from there.
-give_up() {
-  if [ "$EXISTS" = yes ]; then
-    say "$2: $3; the instance is there, its state will be asked for again"
-    answer creating 0 "$2" "$3" "${4:-null}"
-  fi
-  # Not one of the agreed exits: the outcome is unknown, and the scaler goes on asking by name.
-  if [ "$UNSURE" = yes ]; then
-    answer failed 1 "$2" "$3; whether an instance was made is not known yet" "${4:-null}"
-  fi
-  answer failed "$@"
-}
-
-refuse() { give_up 20 "$@"; }
-
-for tool in aws jq; do
-  if ! command -v "$tool" >/dev/null; then
-    echo "$0: $tool is not installed" >&2
-    exit 20
-  fi
-done
-
-case ${INSTANCE_NAME:-} in
-  '' | *[!a-z0-9-]* | -* | *-) INSTANCE_NAME='' refuse bad_input "INSTANCE_NAME is no host name" ;;
-esac
-[ "${#INSTANCE_NAME}" -le 63 ] || refuse bad_input "INSTANCE_NAME is longer than 63 characters"
-export INSTANCE_NAME
+# shellcheck disable=SC2034 # for cloud.sh
+MADE=INSTANCE THING=instance MASKED=AWS_SECRET_ACCESS_KEY
+# shellcheck disable=SC2034 # for cloud.sh
+FIELDS='{ id: (.InstanceId? | text), ip: (.PublicIpAddress? | text), private_ip: (.PrivateIpAddress? | text),
+  type: (.InstanceType? | text), location: (.Placement?.AvailabilityZone? | text) }'
+# shellcheck source-path=SCRIPTDIR source=../cloud.sh
+. "$HERE/../cloud.sh"
+need aws jq
+check_name
 if [ -n "${PROVIDER_ID:-}" ] && ! [[ $PROVIDER_ID =~ ^i-[0-9a-f]{8,32}$ ]]; then
   refuse bad_input "PROVIDER_ID is no id of an EC2 instance"
 fi
@@ -239,8 +190,6 @@ find_instance() {
 }
 
 of_instance() { printf '%s' "$INSTANCE" | jq -r "$1"; }
-
-must_name_operation() { [ -n "$OPERATION" ] || refuse bad_input "LABELS.operation is missing: it says whose server may be touched"; }
 
 not_ours() {
   EXISTS=no UNSURE=no INSTANCE=''

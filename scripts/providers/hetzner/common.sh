@@ -4,77 +4,29 @@
 # Hetzner Cloud knows no client token: the server's name, unique in its project, is what makes a creation idempotent, and the
 # label `operation` says whose server bears it. The API token reaches curl through a pipe: no argument list and no file has it.
 
-set -euo pipefail
-umask 077
-# The patterns below mean bytes.
-export LC_ALL=C
-
 API_DEFAULT=https://api.hetzner.cloud/v1
 # Actions per poll.
 ACTIONS_MAX=25
 TRIES_MAX=5
 RETRY_CAP_MS=60000
 
-SERVER=''   # the server, as the API's JSON; empty: none is known
-EXISTS=no   # yes once the server of this operation is known to be there
-UNSURE=no   # yes while a request may have made a server that nobody has seen yet
+SERVER='' # the server, as the API's JSON; empty: none is known
 HTTP=0 BODY='' ERROR_CODE='' ERROR_MESSAGE=''
 # shellcheck disable=SC2034 # for the scripts that source this
 RATE_LIMIT='' RATE_LEFT='' RATE_RESET='' RETRY_AFTER='' RUNNING=()
 
-say() {
-  local text=$*
-  [ -z "${TOKEN:-}" ] || text=${text//"$TOKEN"/[REDACTED]}
-  printf '%s: %s\n' "${0##*/}" "$text" >&2
-}
-
-# answer STATUS EXIT [CODE MESSAGE [RETRY_AFTER_S]]: the one line of output, from SERVER where there is one.
-answer() {
-  local status=$1 exit_code=$2 code=${3:-} message=${4:-} retry=${5:-null}
-  [ -z "${TOKEN:-}" ] || message=${message//"$TOKEN"/[REDACTED]}
-  printf '%s' "${SERVER:-null}" | jq -c --arg name "${INSTANCE_NAME:-}" --arg status "$status" --arg code "$code" \
-    --arg message "$message" --argjson retry "$retry" '
-      def text: if type == "string" and . != "" then . else null end;
-      def parsed: try fromjson catch {};
-      (($ENV.CANDIDATE // "{}") | parsed) as $candidate |
-      { id: (.id? | if . == null then null else tostring end), name: $name, status: $status,
-        # A server without IPv4 has a network of 64 bits; its own address is the first one.
-        ip: ((.public_net?.ipv4?.ip? | text) // (.public_net?.ipv6?.ip? | text | if . then sub("/64$"; "1") else . end)),
-        private_ip: ([.private_net?[]?.ip? | text | select(.)] | first),
-        type: ((.server_type?.name? | text) // ($candidate.type? | text)),
-        location: ((.location?.name? | text) // (.datacenter?.location?.name? | text) // ($candidate.location? | text)),
-        error: (if $code == "" then null else
-          {code: $code, message: ($message | gsub("[[:cntrl:]]+"; " ") | .[0:500]), retry_after_s: $retry} end) }'
-  exit "$exit_code"
-}
-
-# give_up EXIT CODE MESSAGE [RETRY_AFTER_S]: an exit other than 0 tells the scaler that nothing was made. Once the server is
-# there that would be a lie: it is reported as on its way, and the next look at its status goes on from there.
-give_up() {
-  if [ "$EXISTS" = yes ]; then
-    say "$2: $3; the server is there, its state will be asked for again"
-    answer creating 0 "$2" "$3" "${4:-null}"
-  fi
-  # Not one of the agreed exits: the outcome is unknown, and the scaler goes on asking by name.
-  if [ "$UNSURE" = yes ]; then
-    answer failed 1 "$2" "$3; whether a server was made is not known yet" "${4:-null}"
-  fi
-  answer failed "$@"
-}
-
-refuse() { give_up 20 "$@"; }
-
-for tool in curl jq; do
-  if ! command -v "$tool" >/dev/null; then
-    echo "$0: $tool is not installed" >&2
-    exit 20
-  fi
-done
-
-case ${INSTANCE_NAME:-} in
-  '' | *[!a-z0-9-]* | -* | *-) INSTANCE_NAME='' refuse bad_input "INSTANCE_NAME is no host name" ;;
-esac
-[ "${#INSTANCE_NAME}" -le 63 ] || refuse bad_input "INSTANCE_NAME is longer than 63 characters"
+# shellcheck disable=SC2034 # for cloud.sh
+MADE=SERVER THING=server MASKED=TOKEN
+# A server without IPv4 has a network of 64 bits; its own address is the first one.
+# shellcheck disable=SC2034 # for cloud.sh
+FIELDS='{ id: (.id? | if . == null then null else tostring end),
+  ip: ((.public_net?.ipv4?.ip? | text) // (.public_net?.ipv6?.ip? | text | if . then sub("/64$"; "1") else . end)),
+  private_ip: ([.private_net?[]?.ip? | text | select(.)] | first), type: (.server_type?.name? | text),
+  location: ((.location?.name? | text) // (.datacenter?.location?.name? | text)) }'
+# shellcheck source-path=SCRIPTDIR source=../cloud.sh
+. "$HERE/../cloud.sh"
+need curl jq
+check_name
 case ${PROVIDER_ID:-} in
   *[!0-9]*) refuse bad_input "PROVIDER_ID is no id of Hetzner Cloud, which is a number" ;;
 esac
@@ -323,8 +275,6 @@ find_server() {
   fi
 }
 
-export INSTANCE_NAME
-
 of_server() { printf '%s' "$SERVER" | jq -r "$1"; }
 
 # age_s: seconds since SERVER was made; 0 when the API does not say.
@@ -335,8 +285,6 @@ age_s() {
 }
 
 is_ours() { [ -n "$OPERATION" ] && [ "$(of_server '.labels.operation // ""')" = "$OPERATION" ]; }
-
-must_name_operation() { [ -n "$OPERATION" ] || refuse bad_input "LABELS.operation is missing: it says whose server may be touched"; }
 
 must_be_ours() {
   if ! is_ours; then
