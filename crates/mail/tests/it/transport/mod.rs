@@ -9,3 +9,4 @@ mod faults;
 mod real;
 mod ses;
 mod support;
+mod ways;
