@@ -258,3 +258,38 @@ async fn show_names_each_reason_for_which_a_job_does_not_run() {
     has(&why, "no_handler");
     assert!(has(&why, "behind")["jobs"].as_u64() >= Some(1), "{why:?}");
 }
+
+#[tokio::test]
+async fn show_names_a_used_up_queue_a_used_up_key_and_a_job_that_lost_its_worker() {
+    let stage = Stage::new().await;
+    let tasker = stage.tasker("one").await;
+    let sleeps = r#"{"sleep_ms":600000}"#;
+    let submit = async |id: &str, payload: &str, options: &str| {
+        let prefix = "voiceai:queue:{default}:";
+        let args = ["FCALL", "voiceai_v1_submit", "1", prefix, id, "diagnostic.probe", payload, options];
+        let answer = stage.redis.cli(&args).await;
+        assert!(answer.starts_with('1'), "{answer}");
+    };
+
+    // Its key started as many as it may in this hour.
+    stage.redis.cli(&["HSET", "voiceai:queue:{default}:cfg", "key_rate", "1 3600000"]).await;
+    submit("once", "{}", r#"{"key":"k"}"#).await;
+    stage.wait_for_state("once", "completed").await;
+    submit("again", "{}", r#"{"key":"k"}"#).await;
+    let why = has(&why_not(&stage, "again").await, "key_rate");
+    assert_eq!((&why["key"], &why["limit"], &why["period_ms"]), (&json!("k"), &json!(1), &json!(3_600_000)));
+
+    // As many of the queue run as may.
+    stage.redis.cli(&["HSET", "voiceai:queue:{default}:cfg", "concurrency", "1"]).await;
+    submit("running", sleeps, "{}").await;
+    stage.wait_for_state("running", "active").await;
+    submit("kept", "{}", "{}").await;
+    assert_eq!(has(&why_not(&stage, "kept").await, "queue_concurrency")["limit"], 1);
+
+    // Its worker died: the next one takes it alone, once the queue hands out again.
+    stage.ask("queue pause default --yes").await.text(0);
+    tasker.kill9();
+    let _next = stage.tasker("two").await;
+    stage.wait_for_state("running", "waiting").await;
+    has(&why_not(&stage, "running").await, "suspect");
+}

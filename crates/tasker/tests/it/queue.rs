@@ -150,8 +150,8 @@ async fn list_and_status_show_workers_queues_and_leader() {
     .await;
     let status = stage.ask("status --json").await.json(0);
     assert_eq!(status["workers"][0]["pid"], tasker.pid());
-    assert_eq!(status["workers"][0]["capacity"], 5 + 5 + 3);
-    assert_eq!(status["schedules"]["total"], 3);
+    assert_eq!(status["workers"][0]["capacity"], crate::kinds::capacity());
+    assert_eq!(status["schedules"]["total"], crate::kinds::built_in().len());
     let line = line(&stage, "email-queue").await;
     for (field, value) in [
         ("workers", json!(1)),
@@ -164,6 +164,33 @@ async fn list_and_status_show_workers_queues_and_leader() {
     assert!(stage.ask("status").await.text(0).contains("leader     one ("));
     let shown = stage.ask("queue show orchestration-queue --json").await.json(0);
     assert_eq!(shown["worker_processes"][0]["concurrency"], 3);
+}
+
+#[tokio::test]
+async fn list_tells_how_fast_a_queue_is_worked_and_when_it_will_be_empty() {
+    let stage = Stage::new().await;
+    let submit = async |n: usize| {
+        let id = format!("j{n}");
+        let (kind, payload) = ("diagnostic.probe", r#"{"sleep_ms":100}"#);
+        let prefix = "voiceai:queue:{default}:";
+        stage.redis.cli(&["FCALL", "voiceai_v1_submit", "1", prefix, &id, kind, payload, "{}"]).await;
+    };
+    for n in 0..200 {
+        submit(n).await;
+    }
+    let idle = line(&stage, "default").await;
+    assert_eq!((&idle["rate_per_second"], &idle["time_to_empty_seconds"]), (&json!(0.0), &Value::Null));
+    let _tasker = stage.tasker("one").await;
+    wait_for(PATIENCE, "a rate", async || {
+        let line = line(&stage, "default").await;
+        let (rate, left) = (line["rate_per_second"].as_f64(), line["time_to_empty_seconds"].as_f64());
+        // 5 at a time, 100 ms each: 50 a second at most.
+        match (rate, left) {
+            (Some(rate), Some(left)) if rate > 1.0 && rate < 65.0 && left > 0.0 => Ok(()),
+            _ => Err(line.to_string()),
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
