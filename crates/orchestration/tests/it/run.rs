@@ -266,7 +266,7 @@ async fn an_attempt_ends_when_its_time_is_over_and_goes_on_where_it_was() {
         _ => Act::done(1, 0),
     })
     .await;
-    let stage = Stage::with_limit(&agents, &[], Duration::from_millis(700)).await;
+    let stage = Stage::with_limit(&agents, &[], Duration::from_millis(1_500)).await;
     stage.work();
     stage.enqueue("orchestration-batch", JOB, order(json!({}))).await;
     stage.wait(JOB, State::Completed).await;
@@ -282,7 +282,7 @@ async fn an_attempt_ends_when_its_time_is_over_and_goes_on_where_it_was() {
 #[tokio::test]
 async fn a_job_whose_attempts_all_run_out_of_time_is_a_timeout() {
     let agents = Agents::start(|_, _| Act::Hang).await;
-    let stage = Stage::with_limit(&agents, &[], Duration::from_millis(300)).await;
+    let stage = Stage::with_limit(&agents, &[], Duration::from_millis(1_500)).await;
     stage.work();
     stage.enqueue("orchestration-single_agent", JOB, order(json!({ "agentSlug": "qa" }))).await;
     stage.wait(JOB, State::Dead).await;

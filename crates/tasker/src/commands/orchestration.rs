@@ -62,8 +62,13 @@ async fn jobs(which: &ListOrchestration, service: &Service, output: Output) -> R
 async fn show(id: &str, service: &Service, output: Output) -> Result<(), Failure> {
     let found = voiceai_orchestration::show(&service.pool().await?, id).await;
     let job = found.map_err(|error| failure(&error))?.ok_or_else(|| {
-        let remedy = "Look with `orchestration jobs`; a job that waits for its first attempt is in `jobs list`.";
-        Failure::not_found("orchestration_job_not_found", format!("no orchestration job {id} has begun"), remedy)
+        let remedy =
+            "Look with `orchestration jobs`; a job that waits for its first attempt is in `jobs list`.";
+        Failure::not_found(
+            "orchestration_job_not_found",
+            format!("no orchestration job {id} has begun"),
+            remedy,
+        )
     })?;
     output.one(&job, |job| {
         let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);

@@ -26,6 +26,7 @@ mod mail_rest;
 mod monitor;
 mod mail_ways;
 mod notify;
+mod orchestration;
 mod process;
 mod queue;
 mod replay;
