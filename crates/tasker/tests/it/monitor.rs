@@ -223,5 +223,5 @@ async fn a_release_from_leadership_ends_the_gauges_that_are_the_leaders() {
         if leaders.iter().any(|name| text.contains(name)) { Err(text) } else { Ok(()) }
     })
     .await;
-    assert!(scrape().await.contains("queue_jobs"), "its own counters stay");
+    assert!(scrape().await.contains("voiceai_health_checks_total{"), "its own counters stay");
 }
