@@ -29,6 +29,7 @@ mod notify;
 mod orchestration;
 mod process;
 mod queue;
+mod recording;
 mod replay;
 mod stage;
 mod start;
