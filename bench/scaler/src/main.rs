@@ -47,12 +47,18 @@ fn main() -> Result<()> {
     let world = world::World::from_environment()?;
     let mut rows = vec![decision::per_group(rounds)];
     let mut per_server = Vec::new();
+    // BENCH_GROUPS: only the fleet of so many groups.
+    let only: Option<u32> = std::env::var("BENCH_GROUPS").ok().and_then(|text| text.parse().ok());
     for (groups, servers) in [(10, 5), (200, 50), (500, 50), (1_000, 50)] {
+        if only.is_some_and(|only| only != groups) {
+            continue;
+        }
         let big = groups == 1_000;
         eprintln!("{groups} groups x {servers} servers");
         world.fill(groups, servers)?;
         let seen = service::measure(&world, rounds, groups * servers)?;
         let fleet = format!("{groups} groups x {servers} servers");
+        eprintln!("{:?} ms: {:?}, of a first one {:?}", service::PARTS, seen.parts[0], seen.parts[1]);
         if servers == 50 {
             per_server.push(median(&seen.evaluations) * 1_000.0 / f64::from(groups * servers));
         }

@@ -13,12 +13,17 @@ use crate::world::World;
 /// Evaluations measured a round, after the first one.
 const EVALUATIONS: usize = 8;
 
+/// The parts of an evaluation, in their order.
+pub const PARTS: [&str; 4] = ["read", "decide", "write", "route"];
+
 /// What was seen of one fleet.
 pub struct Seen {
     /// Milliseconds of one evaluation: the median of each round.
     pub evaluations: Vec<f64>,
     /// Milliseconds from the election to the end of the first evaluation.
     pub takeovers: Vec<f64>,
+    /// Milliseconds of each part of the last evaluation, and of the last first one.
+    pub parts: [Vec<f64>; 2],
     /// Redis commands an evaluation, leases and all between two of them included.
     pub redis_commands: f64,
     /// SQL transactions likewise, and those of the start.
@@ -36,8 +41,13 @@ impl Drop for Running {
 
 /// Runs the service once a round: the first evaluation is a successor's, who finds everything as its predecessor left it.
 pub fn measure(world: &World, rounds: usize, servers: u32) -> Result<Seen> {
-    let mut seen =
-        Seen { evaluations: Vec::new(), takeovers: Vec::new(), redis_commands: 0.0, statements: 0.0 };
+    let mut seen = Seen {
+        evaluations: Vec::new(),
+        takeovers: Vec::new(),
+        parts: Default::default(),
+        redis_commands: 0.0,
+        statements: 0.0,
+    };
     // The round before the first one leaves the routing records behind.
     for round in 0..=rounds {
         let mut child = world.scaler(&["run"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
@@ -55,6 +65,9 @@ pub fn measure(world: &World, rounds: usize, servers: u32) -> Result<Seen> {
                 Some("leader elected") => elected = Some(at()?),
                 Some("evaluation made") => {
                     ensure!(line["servers"].as_u64() == Some(u64::from(servers)), "another fleet: {line}");
+                    let parts: Option<Vec<f64>> =
+                        PARTS.iter().map(|part| number(&line[format!("{part}_ms")])).collect();
+                    seen.parts[usize::from(first.is_none())] = parts.context("its parts")?;
                     if first.is_none() {
                         first = Some(at()?);
                         commands = world.redis_commands()?;

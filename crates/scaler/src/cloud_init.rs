@@ -14,6 +14,8 @@ use voiceai_runtime::Secret;
 use crate::script::{PATH, Run, ScriptRunner};
 use crate::store::ServerRow;
 
+/// Beginning of the documents' names.
+const PREFIX: &str = "voiceai-cloud-init-";
 /// Longest run of the script.
 const LIMIT: Duration = Duration::from_secs(60);
 /// Most bytes of a document.
@@ -147,7 +149,7 @@ impl CloudInit {
         let most = if server.provider == "aws" { BYTES_MAX_AWS } else { BYTES_MAX };
         check(&document, most).map_err(CloudInitError::Document)?;
         // Made with mode 0600.
-        let mut file = NamedTempFile::with_prefix("voiceai-cloud-init-")?;
+        let mut file = NamedTempFile::with_prefix(PREFIX)?;
         file.write_all(&document)?;
         file.flush()?;
         Ok(file)
@@ -177,6 +179,29 @@ impl CloudInit {
             .collect();
         let run = Run { script: self.script.clone(), environment, server: server.name.clone(), limit: LIMIT };
         runner.document(run, BYTES_MAX, cancel.clone()).await.map_err(wrong)
+    }
+}
+
+/// Removes the documents that a leader left behind that was killed in the middle of a call: they hold secrets. No call needs one
+/// that is older than `age`.
+pub fn sweep(age: Duration) {
+    let old = |entry: &std::fs::DirEntry| {
+        let file = entry.metadata()?;
+        let ours = file.is_file() && entry.file_name().to_string_lossy().starts_with(PREFIX);
+        std::io::Result::Ok(ours && file.modified()?.elapsed().is_ok_and(|its| its > age))
+    };
+    for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        if !old(&entry).unwrap_or(false) {
+            continue;
+        }
+        let path = entry.path();
+        match std::fs::remove_file(&path) {
+            Ok(()) => tracing::info!(file = %path.display(), "start-up document of a killed leader removed"),
+            // Another user's, or somebody else was faster.
+            Err(error) => {
+                tracing::debug!(file = %path.display(), %error, "old start-up document not removed");
+            }
+        }
     }
 }
 

@@ -11,6 +11,9 @@ use crate::store::FleetRow;
 
 /// Unchanged records that are compared with Redis at a time.
 const COMPARED: usize = 2_000;
+/// Records that a new term knows nothing of, compared at a time: of a fleet of ordinary size all at once, and a large one does
+/// not hold its first evaluation up.
+const UNKNOWN_COMPARED: usize = 10_000;
 
 /// Records as they were last published in this term, and which of them operations have changed since a snapshot was read.
 #[derive(Debug, Default)]
@@ -57,8 +60,9 @@ impl Ledger {
         }
     }
 
-    /// What has to be published so that Redis holds what the rows said at `mark`: what differs from what is known, and a turn
-    /// of the others. Takes it as published; [`Ledger::forget`] when it was not.
+    /// What has to be published so that Redis holds what the rows said at `mark`: what differs from what is known, a turn of
+    /// what this term knows nothing of yet, and a turn of the others. Takes it as published; [`Ledger::forget`] when it was
+    /// not.
     pub fn due(&mut self, term: i64, mark: Mark, fleet: &[FleetRow], resting: &BTreeSet<String>) -> Records {
         self.enter(term);
         let mut records = Records::default();
@@ -66,18 +70,27 @@ impl Ledger {
         let first = if self.turn < rest { self.turn } else { 0 };
         let last = first + COMPARED;
         self.turn = last;
+        let mut unknown = UNKNOWN_COMPARED;
         let touched = std::mem::take(&mut self.touched);
         let newer = |name: &str| touched.get(name).is_some_and(|count| *count > mark.0);
         let mut known = HashMap::with_capacity(rest);
-        let gone = resting.iter().map(|name| (name, None));
+        // What an operation works on, or has just ended, was about to change when the term began.
+        let gone = resting.iter().map(|name| (name, None, true));
         let there = fleet.iter().filter(|row| !is_unaddressed(row));
-        let there = there.map(|row| (&row.server.name, wanted(row)));
-        for (place, (name, record)) in gone.chain(there).enumerate() {
+        let there = there.map(|row| (&row.server.name, Some(row), row.operation.is_some()));
+        for (place, (name, row, moving)) in gone.chain(there).enumerate() {
             let before = self.known.remove_entry(name);
             if newer(name) {
                 known.extend(before);
                 continue;
             }
+            if before.is_none() && !moving {
+                if unknown == 0 {
+                    continue;
+                }
+                unknown -= 1;
+            }
+            let record = row.and_then(wanted);
             let same = before.as_ref().is_some_and(|(_, before)| *before == record);
             if !same || (first..last).contains(&place) {
                 match &record {
@@ -100,5 +113,69 @@ impl Ledger {
         self.term = term;
         let put = records.put.iter().map(|record| (record.name.clone(), Some(record.clone())));
         self.known = put.chain(records.remove.iter().map(|name| (name.clone(), None))).collect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use jiff::Timestamp;
+    use serde_json::json;
+    use uuid::Uuid;
+    use voiceai_scaler_core::{Policy, ServerStatus, Service};
+
+    use super::*;
+    use crate::store::{ServerRow, ServerSpec};
+
+    fn fleet(servers: usize) -> Vec<FleetRow> {
+        let policy = json!({"id": "g", "name": "eu", "scalingEnabled": true, "scalingProvider": "local"});
+        let spec = Arc::new(ServerSpec::of(&Policy::read(&policy).expect("a policy")));
+        let server = |number: usize| ServerRow {
+            id: Uuid::nil(),
+            name: format!("test-voice-{number:05}"),
+            group_id: "g".to_owned(),
+            group_name: "eu".to_owned(),
+            service: Service::Voice,
+            status: ServerStatus::Active,
+            made_by: Uuid::nil(),
+            provider: "local".to_owned(),
+            provider_id: None,
+            ip: Some("10.0.0.1".to_owned()),
+            private_ip: None,
+            spec: Arc::clone(&spec),
+            protected_until: None,
+            created_at: Timestamp::UNIX_EPOCH,
+            in_service_at: None,
+        };
+        (0..servers).map(|number| FleetRow { server: server(number), operation: None }).collect()
+    }
+
+    #[test]
+    fn a_new_term_compares_everything_a_turn_after_the_other() {
+        let mut ledger = Ledger::default();
+        let mut fleet = fleet(23_000);
+        let resting = BTreeSet::from(["test-voice-gone".to_owned()]);
+        let due = |ledger: &mut Ledger, term, fleet: &[FleetRow]| {
+            let records = ledger.due(term, ledger.mark(), fleet, &resting);
+            (records.put.len(), records.remove.len())
+        };
+        let mut seen = BTreeSet::new();
+        for times in 1..=3 {
+            let records = ledger.due(1, ledger.mark(), &fleet, &resting);
+            assert!(records.put.len() <= UNKNOWN_COMPARED + COMPARED, "{times}");
+            assert_eq!(records.remove.len(), usize::from(times == 1), "known to be gone from then on");
+            seen.extend(records.put.into_iter().map(|record| record.name));
+        }
+        assert_eq!(seen.len(), fleet.len(), "all of them, in three turns");
+        // Known by now: only the usual turn, and what changes.
+        assert_eq!(due(&mut ledger, 1, &fleet), (COMPARED, 0));
+        fleet[22_999].server.ip = Some("10.0.0.2".to_owned());
+        assert_eq!(due(&mut ledger, 1, &fleet), (COMPARED + 1, 0));
+        let (put, removed) = due(&mut ledger, 2, &fleet);
+        assert!(
+            put >= UNKNOWN_COMPARED && removed == 1,
+            "what another leader did is not known: {put}, {removed}"
+        );
     }
 }

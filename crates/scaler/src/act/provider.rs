@@ -1,5 +1,6 @@
 //! Calls of a provider's scripts for one server, and the limits that all calls of a provider share.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,7 +23,7 @@ use crate::store::{HoldKind, OperationRow, ProviderHold, ServerRow};
 pub(super) const OUT_OF_STOCK_REST: SignedDuration = SignedDuration::from_mins(10);
 /// After a rate limit that names no time.
 const RATE_LIMIT_REST: SignedDuration = SignedDuration::from_secs(60);
-/// Scripts at work at a time.
+/// Scripts of one provider at work at a time: one that hangs keeps no other one waiting.
 const SCRIPTS_MAX: usize = 16;
 
 /// One of a provider's scripts.
@@ -65,7 +66,7 @@ struct Inner {
     folder: PathBuf,
     surroundings: Surroundings,
     limit: Duration,
-    slots: Semaphore,
+    slots: Mutex<HashMap<String, Arc<Semaphore>>>,
     holds: Mutex<Vec<ProviderHold>>,
 }
 
@@ -85,7 +86,7 @@ impl Providers {
             folder,
             surroundings,
             limit,
-            slots: Semaphore::new(SCRIPTS_MAX),
+            slots: Mutex::default(),
             holds: Mutex::default(),
         }))
     }
@@ -99,6 +100,12 @@ impl Providers {
     #[must_use]
     pub fn limit(&self) -> SignedDuration {
         SignedDuration::try_from(self.0.limit).unwrap_or(SignedDuration::MAX)
+    }
+
+    fn slots(&self, provider: &str) -> Arc<Semaphore> {
+        let mut slots = self.0.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_provider = slots.entry(provider.to_owned());
+        Arc::clone(of_provider.or_insert_with(|| Arc::new(Semaphore::new(SCRIPTS_MAX))))
     }
 
     /// The script's file.
@@ -148,7 +155,8 @@ impl Providers {
         kill: &CancellationToken,
     ) -> Result<Vec<Listed>, String> {
         let stopping = || "the service is stopping".to_owned();
-        let _slot = self.0.slots.acquire().await.map_err(|_| stopping())?;
+        let slots = self.slots(provider);
+        let _slot = slots.acquire().await.map_err(|_| stopping())?;
         if kill.is_cancelled() {
             return Err(stopping());
         }
@@ -205,7 +213,8 @@ impl Providers {
     }
 
     async fn run(&self, kind: ScriptKind, call: Call, kill: &CancellationToken) -> Outcome {
-        let Ok(_slot) = self.0.slots.acquire().await else {
+        let slots = self.slots(&call.provider);
+        let Ok(_slot) = slots.acquire().await else {
             return Outcome::NotStarted("the service is stopping".to_owned());
         };
         if kill.is_cancelled() {

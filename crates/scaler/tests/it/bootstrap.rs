@@ -149,3 +149,22 @@ async fn a_generator_that_leaves_processes_behind_neither_hangs_nor_keeps_them()
     scaler.wait_exit(WITHIN).await;
     wait_until(WITHIN, "nothing survives", async || with_variable(&format!("ECR_TAG={tag}")) == 0).await;
 }
+
+#[tokio::test]
+async fn what_a_killed_leader_left_of_a_document_is_removed_once_nobody_can_need_it() {
+    let mut stack = Stack::new().await;
+    let folder = stack.folder.path().join("tmp");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    stack.set("TMPDIR", &folder.display().to_string());
+    stack.set("PROVIDER_SCRIPT_TIMEOUT_MS", "1000");
+    for (name, age_s) in
+        [("voiceai-cloud-init-old", 3600), ("voiceai-cloud-init-new", 0), ("others-old", 3600)]
+    {
+        let file = std::fs::File::create(folder.join(name)).expect("a file");
+        let at = std::time::SystemTime::now() - std::time::Duration::from_secs(age_s);
+        file.set_modified(at).expect("its age");
+    }
+    let _scaler = stack.scaler("a");
+    wait_until(WITHIN, "the old one is gone", async || !folder.join("voiceai-cloud-init-old").exists()).await;
+    assert!(folder.join("voiceai-cloud-init-new").exists() && folder.join("others-old").exists());
+}

@@ -93,10 +93,11 @@ async fn the_fleets_cap_and_the_creates_an_hour_hold_every_addition() {
 async fn a_boot_is_given_up_after_a_quarter_of_an_hour() {
     let stub = Stub::new().await;
     stub.replace("scaleUp.sh", r#"mkdir "$D/$INSTANCE_NAME"; say creating"#);
-    stub.replace(
-        "scalingStatus.sh",
-        r#"[ -d "$D/$INSTANCE_NAME" ] || { say absent; exit 14; }; say creating"#,
-    );
+    let status = r#"echo >>"$D/../asked"; [ -d "$D/$INSTANCE_NAME" ] || { say absent; exit 14; }
+                    [ -e "$D/../runs" ] && say ready || say creating"#;
+    stub.replace("scalingStatus.sh", status);
+    let folder = stub.stack.folder.path().to_path_buf();
+    let asked = || std::fs::read_to_string(folder.join("asked")).unwrap_or_default().lines().count();
     stub.group(1, 1, json!({"maxCreatesPerHour": 1, "heartbeatTimeoutSeconds": 600})).await;
     let _scaler = stub.stack.scaler("a");
     let state = async |state: &str| {
@@ -121,7 +122,10 @@ async fn a_boot_is_given_up_after_a_quarter_of_an_hour() {
     wait_until(WITHIN, "another one was accepted", async || state("created").await).await;
     let age = "UPDATE ops.operations SET created_at = now() - interval '14 minutes' WHERE state = 'created'";
     stub.stack.database.execute(age).await;
-    stub.replace("scalingStatus.sh", r#"[ -d "$D/$INSTANCE_NAME" ] || { say absent; exit 14; }; say ready"#);
+    // The look that is under way may have read the row before.
+    let before = asked();
+    wait_until(WITHIN, "two more looks", async || asked() >= before + 2).await;
+    std::fs::write(folder.join("runs"), "").expect("it runs");
     wait_until(WITHIN, "it runs", async || state("running").await).await;
     let left = "SELECT extract(epoch FROM deadline - created_at)::bigint FROM ops.operations WHERE state = 'running'";
     let left = stub.stack.number(left).await;
@@ -195,4 +199,32 @@ async fn an_overdue_drain_that_is_left_has_no_end_but_that_of_its_calls() {
     calls.clear();
     let left = if draining == "test-voice-01" { "test-voice-02" } else { "test-voice-01" };
     is_gone(&stack, &draining, left).await;
+}
+
+#[tokio::test]
+async fn a_provider_that_hangs_keeps_no_other_one_waiting() {
+    let mut stub = Stub::new().await;
+    stub.stack.set("PROVIDER_SCRIPT_TIMEOUT_MS", "120000");
+    let providers = stub.stack.folder.path().join("providers");
+    std::fs::create_dir_all(providers.join("custom")).expect("a folder");
+    for entry in std::fs::read_dir(providers.join("local")).expect("a folder").flatten() {
+        std::fs::copy(entry.path(), providers.join("custom").join(entry.file_name())).expect("a copy");
+    }
+    stub.replace("scaleUp.sh", "echo >>\"$D/../hangs\"; sleep 1000");
+    let hanging = stub.stack.folder.path().join("hangs");
+    stub.group(20, 20, json!({"maxSurge": 20})).await;
+    let _scaler = stub.stack.scaler("a");
+    wait_until(WITHIN, "as many hang as may run at a time", async || {
+        std::fs::read_to_string(&hanging).is_ok_and(|lines| lines.lines().count() == 16)
+    })
+    .await;
+    let sql = r#"INSERT INTO "ServerGroup" (id, name, "scalingEnabled", "minInstances", "scalingProvider", "scalingConfig")
+                 SELECT 'other', 'other', true, 1, 'custom', "scalingConfig" FROM "ServerGroup" WHERE id = 'eu'"#;
+    stub.stack.database.execute(sql).await;
+    wait_until(WITHIN, "the other provider's server runs", async || {
+        let running =
+            "SELECT count(*) FROM ops.operations WHERE state IN ('running', 'heartbeat', 'routed', 'done')";
+        stub.stack.number(running).await == 1
+    })
+    .await;
 }
