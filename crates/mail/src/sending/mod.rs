@@ -152,6 +152,8 @@ impl Sending {
             "mail worker pool started"
         );
         let finished = CancellationToken::new();
+        // Also when a part panics: a keeper that went on would keep claims alive that nobody works on.
+        let _finished = finished.clone().drop_guard();
         let (desk, writer) = writer::new(shared.pool.clone());
         let pulse = vitals.register("mail result writer", shared.terms.lease);
         let broken = CancellationToken::new();
