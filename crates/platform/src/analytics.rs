@@ -12,7 +12,7 @@ use voiceai_queue::{Attempt, Job, JobError, Outcome};
 use crate::error::PlatformError;
 use crate::period::{Asked, Known, Period, window};
 use crate::tables::Needs;
-use crate::upkeep::Upkeep;
+use crate::upkeep::{HOUSEKEEPING_QUEUE, Upkeep};
 
 const LIMIT: Duration = Duration::from_secs(1_200);
 
@@ -32,6 +32,7 @@ pub struct AnalyticsAggregate {
 
 impl Job for AnalyticsAggregate {
     const KIND: &'static str = "analytics.aggregate";
+    const QUEUE: &'static str = HOUSEKEEPING_QUEUE;
     const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1_800);
     type Context = Upkeep;
 

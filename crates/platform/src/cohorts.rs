@@ -10,7 +10,7 @@ use voiceai_queue::{Attempt, Job, JobError, Outcome};
 
 use crate::error::PlatformError;
 use crate::tables::Needs;
-use crate::upkeep::{Upkeep, check_stop};
+use crate::upkeep::{HOUSEKEEPING_QUEUE, Upkeep, check_stop};
 
 const LIMIT: Duration = Duration::from_secs(1_200);
 /// Cohorts that are computed where the row names no first day: the last so many.
@@ -23,6 +23,7 @@ pub struct Cohorts {}
 
 impl Job for Cohorts {
     const KIND: &'static str = "analytics.cohorts";
+    const QUEUE: &'static str = HOUSEKEEPING_QUEUE;
     const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3_600);
     type Context = Upkeep;
 

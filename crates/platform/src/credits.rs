@@ -9,7 +9,7 @@ use voiceai_queue::{Attempt, Job, JobError, Outcome};
 
 use crate::error::PlatformError;
 use crate::tables::Needs;
-use crate::upkeep::{Upkeep, check_stop};
+use crate::upkeep::{HOUSEKEEPING_QUEUE, Upkeep, check_stop};
 
 /// What a plan without a limit grants: the column is a number.
 const UNLIMITED: i32 = 999_999;
@@ -21,6 +21,7 @@ pub struct CreditsReset {}
 
 impl Job for CreditsReset {
     const KIND: &'static str = "credits.reset";
+    const QUEUE: &'static str = HOUSEKEEPING_QUEUE;
     const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3600);
     type Context = Upkeep;
 

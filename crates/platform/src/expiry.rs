@@ -9,7 +9,7 @@ use voiceai_queue::{Attempt, Job, JobError, Outcome};
 
 use crate::error::PlatformError;
 use crate::tables::Needs;
-use crate::upkeep::{Upkeep, check_stop};
+use crate::upkeep::{HOUSEKEEPING_QUEUE, Upkeep, check_stop};
 
 /// Ends commands whose time is over: `missed` when they had been published and were not acknowledged, `expired` when they never were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +18,7 @@ pub struct CommandsExpire {}
 
 impl Job for CommandsExpire {
     const KIND: &'static str = "commands.expire";
+    const QUEUE: &'static str = HOUSEKEEPING_QUEUE;
     const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(300);
     type Context = Upkeep;
 
@@ -61,6 +62,7 @@ pub struct ExecutionsExpire {}
 
 impl Job for ExecutionsExpire {
     const KIND: &'static str = "executions.expire";
+    const QUEUE: &'static str = HOUSEKEEPING_QUEUE;
     const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(300);
     type Context = Upkeep;
 

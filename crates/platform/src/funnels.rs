@@ -10,7 +10,7 @@ use voiceai_queue::{Attempt, Job, JobError, Outcome};
 
 use crate::error::PlatformError;
 use crate::tables::Needs;
-use crate::upkeep::{Upkeep, check_stop};
+use crate::upkeep::{HOUSEKEEPING_QUEUE, Upkeep, check_stop};
 
 const LIMIT: Duration = Duration::from_secs(1_200);
 /// Most steps: each is one join.
@@ -23,6 +23,7 @@ pub struct Funnels {}
 
 impl Job for Funnels {
     const KIND: &'static str = "analytics.funnels";
+    const QUEUE: &'static str = HOUSEKEEPING_QUEUE;
     const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3_600);
     type Context = Upkeep;
 

@@ -46,5 +46,5 @@ pub use subscriptions::{BillingPause, SubscriptionsExpire, SubscriptionsMaintain
 pub use sweep::RetentionSweep;
 pub use sweep_rules::SweepSet;
 pub use tables::{Missing, Needs, finish, missing};
-pub use upkeep::Upkeep;
+pub use upkeep::{HOUSEKEEPING_QUEUE, Upkeep};
 pub use usage::UsageAggregate;

@@ -14,7 +14,7 @@ use crate::error::PlatformError;
 use crate::llm_costs::USAGE;
 use crate::period::{Period, month_start, week_start};
 use crate::tables::Needs;
-use crate::upkeep::{Upkeep, begin, check_stop, enqueue, notice};
+use crate::upkeep::{HOUSEKEEPING_QUEUE, Upkeep, begin, check_stop, enqueue, notice};
 
 const LIMIT: Duration = Duration::from_secs(300);
 
@@ -25,6 +25,7 @@ pub struct LlmAlerts {}
 
 impl Job for LlmAlerts {
     const KIND: &'static str = "llm.alerts";
+    const QUEUE: &'static str = HOUSEKEEPING_QUEUE;
     const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1_800);
     type Context = Upkeep;
 

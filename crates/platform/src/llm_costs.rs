@@ -12,7 +12,7 @@ use voiceai_queue::{Attempt, Job, JobError, Outcome};
 use crate::error::PlatformError;
 use crate::period::{Asked, Known, Period, window};
 use crate::tables::Needs;
-use crate::upkeep::{Upkeep, begin};
+use crate::upkeep::{HOUSEKEEPING_QUEUE, Upkeep, begin};
 
 const LIMIT: Duration = Duration::from_secs(1_200);
 
@@ -51,6 +51,7 @@ pub(crate) const USAGE: (&str, &[&str]) = (
 
 impl Job for LlmAggregate {
     const KIND: &'static str = "llm.aggregate";
+    const QUEUE: &'static str = HOUSEKEEPING_QUEUE;
     const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1_800);
     type Context = Upkeep;
 

@@ -60,7 +60,7 @@ impl Stripe {
     ///
     /// # Errors
     /// [`PlatformError::StripeAway`] when it does not answer as a working service, [`PlatformError::StripeRefused`] when it does not take the key.
-    pub(crate) async fn probe(&self) -> Result<(), PlatformError> {
+    pub async fn probe(&self) -> Result<(), PlatformError> {
         match self.ask(Method::GET, "v1/subscriptions?limit=1", None).await {
             Ok(_) => Ok(()),
             Err(error @ PlatformError::StripeRefused { status: 401 | 403, .. }) => Err(error),

@@ -10,7 +10,7 @@ use voiceai_queue::{Attempt, Job, JobError, Outcome};
 use crate::error::PlatformError;
 use crate::sweep_rules::{Rule, SweepSet};
 use crate::tables::{Needs, missing};
-use crate::upkeep::{Upkeep, check_stop, rest};
+use crate::upkeep::{HOUSEKEEPING_QUEUE, Upkeep, check_stop, rest};
 
 /// One batch may take so long; a batch is ten thousand rows, not a table.
 const BATCH_LIMIT: Duration = Duration::from_secs(300);
@@ -30,6 +30,7 @@ pub struct RetentionSweep {
 
 impl Job for RetentionSweep {
     const KIND: &'static str = "retention.sweep";
+    const QUEUE: &'static str = HOUSEKEEPING_QUEUE;
     const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(12 * 3600);
     type Context = Upkeep;
 

@@ -15,6 +15,9 @@ use crate::settings::HousekeepingSettings;
 use crate::stripe::Stripe;
 use crate::tables::{Needs, finish};
 
+/// The queue of housekeeping: a sweep of hours takes no slot from the work of the moment.
+pub const HOUSEKEEPING_QUEUE: &str = "housekeeping";
+
 /// What the jobs of housekeeping work with. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Upkeep {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use voiceai_cli::Failure;
 use voiceai_listener::axum::Router;
+use voiceai_platform::Stripe;
 use voiceai_postgres::{PgPool, Tenure};
 use voiceai_queue::Client;
 use voiceai_queue::history::{History, HistorySettings};
@@ -32,6 +33,7 @@ pub struct Admin {
     kinds: Kinds,
     backup: Option<BackupContext>,
     calls: CallContexts,
+    stripe: Option<Stripe>,
 }
 
 impl Admin {
@@ -45,6 +47,7 @@ impl Admin {
         kinds: Kinds,
         backup: Option<BackupContext>,
         calls: CallContexts,
+        stripe: Option<Stripe>,
     ) -> Result<Arc<Self>, Failure> {
         // Without a writer behind it: operators' acts are written at once, never batched.
         let (history, _) = History::new(pool.clone(), HistorySettings::default());
@@ -53,12 +56,14 @@ impl Admin {
             Client::with_history(redis, Arc::new(history)).await.map_err(|error| queue_failure(&error))?;
         let desk = Desk { client, pool: pool.clone() };
         let store = Store::new(pool.clone(), trail::SERVICE);
-        Ok(Arc::new(Self { desk, store, kinds, backup, calls }))
+        Ok(Arc::new(Self { desk, store, kinds, backup, calls, stripe }))
     }
 
     /// The checks of one plan: what they have learnt is true for its moment.
     fn checks(&self) -> Checks {
-        Checks::new(self.kinds.clone(), self.backup.clone()).with_calls(self.calls.clone())
+        Checks::new(self.kinds.clone(), self.backup.clone())
+            .with_calls(self.calls.clone())
+            .with_stripe(self.stripe.clone())
     }
 
     /// The queues' routes.

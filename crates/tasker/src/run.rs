@@ -126,7 +126,8 @@ async fn internal_routes(
         return Ok(Router::new());
     }
     let kinds = Kinds::of(&context.settings);
-    let admin = Admin::new(&context.redis, &context.pool, kinds, backup, calls).await?;
+    let stripe = housekeeping::stripe(&context.settings)?;
+    let admin = Admin::new(&context.redis, &context.pool, kinds, backup, calls, stripe).await?;
     let metrics = if context.settings.http.metrics { admin.metrics(tenure) } else { Router::new() };
     let catalogue = Arc::new(crate::mail::catalogue(&context.settings.mail)?);
     let mail = Rest::new(intake, catalogue, trail::SERVICE).routes();

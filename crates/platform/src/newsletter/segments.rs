@@ -11,7 +11,7 @@ use voiceai_queue::{Attempt, Job, JobError, Outcome};
 use super::criteria::{Condition, condition};
 use crate::error::PlatformError;
 use crate::tables::Needs;
-use crate::upkeep::{Upkeep, begin, check_stop};
+use crate::upkeep::{HOUSEKEEPING_QUEUE, Upkeep, begin, check_stop};
 
 const LIMIT: Duration = Duration::from_secs(600);
 
@@ -22,6 +22,7 @@ pub struct NewsletterSegments {}
 
 impl Job for NewsletterSegments {
     const KIND: &'static str = "newsletter.segments";
+    const QUEUE: &'static str = HOUSEKEEPING_QUEUE;
     const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3_600);
     type Context = Upkeep;
 

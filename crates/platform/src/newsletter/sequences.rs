@@ -13,7 +13,7 @@ use voiceai_webhook::{NewEvent, emit_within};
 
 use crate::error::PlatformError;
 use crate::tables::Needs;
-use crate::upkeep::{Upkeep, begin, check_stop, enqueue, from_row};
+use crate::upkeep::{HOUSEKEEPING_QUEUE, Upkeep, begin, check_stop, enqueue, from_row};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -24,6 +24,7 @@ pub struct NewsletterSequences {}
 
 impl Job for NewsletterSequences {
     const KIND: &'static str = "newsletter.sequences";
+    const QUEUE: &'static str = HOUSEKEEPING_QUEUE;
     const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3_600);
     type Context = Upkeep;
 

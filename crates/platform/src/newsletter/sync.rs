@@ -9,7 +9,7 @@ use voiceai_queue::{Attempt, Job, JobError, Outcome};
 
 use crate::error::PlatformError;
 use crate::tables::{Needs, missing};
-use crate::upkeep::{Upkeep, check_stop};
+use crate::upkeep::{HOUSEKEEPING_QUEUE, Upkeep, check_stop};
 
 const LIMIT: Duration = Duration::from_secs(600);
 
@@ -91,6 +91,7 @@ const PARTS: [Part; 3] = [
 
 impl Job for NewsletterSync {
     const KIND: &'static str = "newsletter.sync";
+    const QUEUE: &'static str = HOUSEKEEPING_QUEUE;
     const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3_600);
     type Context = Upkeep;
 

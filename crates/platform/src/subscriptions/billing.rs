@@ -9,7 +9,7 @@ use voiceai_queue::{Attempt, Job, JobError, Outcome};
 
 use crate::error::PlatformError;
 use crate::tables::Needs;
-use crate::upkeep::Upkeep;
+use crate::upkeep::{HOUSEKEEPING_QUEUE, Upkeep};
 
 /// One subscription that was suspended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,7 @@ pub struct BillingPause {
 
 impl Job for BillingPause {
     const KIND: &'static str = "billing.pause";
+    const QUEUE: &'static str = HOUSEKEEPING_QUEUE;
     const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(300);
     type Context = Upkeep;
 

@@ -9,7 +9,7 @@ use voiceai_queue::{Attempt, Job, JobError, Outcome};
 
 use crate::error::PlatformError;
 use crate::tables::Needs;
-use crate::upkeep::{Upkeep, check_stop};
+use crate::upkeep::{HOUSEKEEPING_QUEUE, Upkeep, check_stop};
 
 /// Ends what was cancelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +18,7 @@ pub struct SubscriptionsExpire {}
 
 impl Job for SubscriptionsExpire {
     const KIND: &'static str = "subscriptions.expire";
+    const QUEUE: &'static str = HOUSEKEEPING_QUEUE;
     const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1_800);
     type Context = Upkeep;
 

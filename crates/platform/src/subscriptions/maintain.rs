@@ -15,7 +15,7 @@ use super::decide::{Course, State, Step, decide};
 use crate::error::PlatformError;
 use crate::stripe::{Stripe, StripeSubscription};
 use crate::tables::Needs;
-use crate::upkeep::{Upkeep, check_stop, enqueue, from_row, mark, notice};
+use crate::upkeep::{HOUSEKEEPING_QUEUE, Upkeep, check_stop, enqueue, from_row, mark, notice};
 
 /// Subscriptions read at a time.
 const PAGE: i64 = 500;
@@ -27,6 +27,7 @@ pub struct SubscriptionsMaintain {}
 
 impl Job for SubscriptionsMaintain {
     const KIND: &'static str = "subscriptions.maintain";
+    const QUEUE: &'static str = HOUSEKEEPING_QUEUE;
     const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3_000);
     type Context = Upkeep;
 

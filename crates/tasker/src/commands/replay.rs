@@ -9,8 +9,8 @@ use voiceai_replay::{Candidate, Filter, Pace, Plan, Store};
 
 use super::{Service, act, desk, stopping};
 use crate::cli::Replay;
-use crate::jobs::recording;
 use crate::jobs::registry::Kinds;
+use crate::jobs::{housekeeping, recording};
 use crate::operate::Desk;
 use crate::operate::replay::{self, Carried, Checks, Orders, Wanted};
 use crate::operate::trail;
@@ -31,6 +31,7 @@ pub(super) async fn run(command: Replay, service: &Service, output: Output) -> R
     let backup = super::backup::context(service, desk.pool.clone()).await?;
     let calls = recording::contexts(&service.settings, desk.pool.clone()).await;
     let checks = Checks::new(Kinds::of(&service.settings), backup).with_calls(calls);
+    let checks = checks.with_stripe(housekeeping::stripe(&service.settings)?);
     let plan = replay::plan(&desk, &checks, &wanted, command.limit).await?;
     let allowed = replay::allow(&desk, &store, &filter, command.limit).await;
     let execute = command.execute && !command.mutation.dry_run;

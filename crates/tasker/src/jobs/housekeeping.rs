@@ -62,19 +62,26 @@ pub fn register(registry: Registry, upkeep: &Upkeep) -> Registry {
         .register::<UsageAggregate>(upkeep.clone())
 }
 
+/// The way to Stripe; `None` where no key is set. Nothing is sent.
+///
+/// # Errors
+/// Refused (4) when TLS cannot be set up at all.
+pub fn stripe(settings: &TaskerSettings) -> Result<Option<Stripe>, Failure> {
+    let stripe = settings.housekeeping.stripe.as_ref().map(|stripe| Stripe::new(stripe, &settings.egress));
+    stripe.transpose().map_err(|error| {
+        Failure::refused("invalid_configuration", error.to_string(), "Check the certificates of this host.")
+    })
+}
+
 /// What they work with.
 ///
 /// # Errors
-/// Refused (4) when the way to Stripe cannot be had.
+/// As [`stripe`].
 pub fn upkeep(settings: &TaskerSettings, pool: PgPool) -> Result<Upkeep, Failure> {
-    let stripe = settings.housekeeping.stripe.as_ref().map(|stripe| Stripe::new(stripe, &settings.egress));
-    let stripe = stripe.transpose().map_err(|error| {
-        Failure::refused("invalid_configuration", error.to_string(), "Check the certificates of this host.")
-    })?;
     Ok(Upkeep {
         pool,
         settings: Arc::new(settings.housekeeping.clone()),
-        stripe,
+        stripe: stripe(settings)?,
         event_bytes_max: settings.webhook.event_bytes_max,
     })
 }
@@ -144,13 +151,18 @@ mod tests {
         let names: BTreeSet<_> = schedules.iter().map(|schedule| schedule.name.as_str()).collect();
         assert_eq!(names.len(), schedules.len());
         let scheduled: BTreeSet<_> = schedules.iter().map(|schedule| schedule.kind.as_str()).collect();
-        let without: Vec<_> = kinds.iter().filter(|kind| !scheduled.contains(kind.name)).map(|kind| kind.name).collect();
+        let without: Vec<_> =
+            kinds.iter().filter(|kind| !scheduled.contains(kind.name)).map(|kind| kind.name).collect();
         assert_eq!(without, ["billing.pause"], "only what another job orders has no schedule");
     }
 
     #[test]
     fn what_deletes_grants_or_writes_to_customers_waits_for_a_person() {
-        let off: Vec<_> = schedules().into_iter().filter(|schedule| !schedule.enabled).map(|schedule| schedule.kind).collect();
+        let off: Vec<_> = schedules()
+            .into_iter()
+            .filter(|schedule| !schedule.enabled)
+            .map(|schedule| schedule.kind)
+            .collect();
         let wanted = [
             "credits.reset",
             "subscriptions.expire",

@@ -61,7 +61,8 @@ async fn a_schedule_is_set_run_paused_and_resumed() {
     stage.ask("cron resume probe --yes").await.text(0);
     assert_eq!(schedule(&stage, "probe").await["state"], "active");
     let all = stage.ask("cron pause --all --yes --json").await.json(0);
-    assert_eq!(all["schedules"].as_array().unwrap().len(), 4, "those of backups, proofs and exports too");
+    let built_in = crate::kinds::built_in().len();
+    assert_eq!(all["schedules"].as_array().unwrap().len(), built_in + 1, "those that come by themselves too");
     set(&stage, &["--enabled", "false", "--yes"]).await.json(0);
     assert_eq!(schedule(&stage, "probe").await["state"], "disabled");
 }

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use tokio::sync::{Mutex, OnceCell};
 use voiceai_cli::Failure;
+use voiceai_platform::{BillingPause, Stripe, SubscriptionsMaintain};
 use voiceai_queue::{Job as _, JobId, JobView};
 use voiceai_recording::{PostCall, RecordingProcess};
 use voiceai_replay::{Candidate, Refusal};
@@ -29,7 +30,9 @@ pub struct Checks {
     kinds: Kinds,
     backup: Option<BackupContext>,
     calls: Option<CallContexts>,
+    stripe: Option<Stripe>,
     bucket: OnceCell<Result<(), String>>,
+    billing: OnceCell<Result<(), String>>,
     served: Mutex<BTreeMap<String, BTreeSet<String>>>,
 }
 
@@ -37,13 +40,27 @@ impl Checks {
     /// Checks against the kinds of this version; `backup` where a bucket is set.
     #[must_use]
     pub fn new(kinds: Kinds, backup: Option<BackupContext>) -> Self {
-        Self { kinds, backup, calls: None, bucket: OnceCell::new(), served: Mutex::default() }
+        Self {
+            kinds,
+            backup,
+            calls: None,
+            stripe: None,
+            bucket: OnceCell::new(),
+            billing: OnceCell::new(),
+            served: Mutex::default(),
+        }
     }
 
     /// With calls and recordings, whose bucket and tables are asked too.
     #[must_use]
     pub fn with_calls(self, calls: CallContexts) -> Self {
         Self { calls: Some(calls), ..self }
+    }
+
+    /// With the way to Stripe, which is asked whether it answers before its jobs are put back.
+    #[must_use]
+    pub fn with_stripe(self, stripe: Option<Stripe>) -> Self {
+        Self { stripe, ..self }
     }
 
     /// Checks one dead job.
@@ -86,6 +103,15 @@ impl Checks {
     async fn precondition(&self, kind: &str, payload: &str) -> Result<(), Refusal> {
         if kind == PostCall::KIND || kind == RecordingProcess::KIND {
             return calls::precondition(self.calls.as_ref(), kind, payload).await;
+        }
+        if kind == BillingPause::KIND || (kind == SubscriptionsMaintain::KIND && self.stripe.is_some()) {
+            let answers = self.billing.get_or_init(|| async {
+                match &self.stripe {
+                    Some(stripe) => stripe.probe().await.map_err(|error| error.to_string()),
+                    None => Err("STRIPE_SECRET_KEY is not set".to_owned()),
+                }
+            });
+            return answers.await.clone().map_err(|problem| Refusal::new("stripe_unreachable", problem));
         }
         if kind != BackupDatabase::KIND {
             return Ok(());
