@@ -502,17 +502,22 @@ pub(crate) async fn summary(pool: &PgPool, id: &str) -> Result<Summary, Orchestr
 }
 
 /// Ends the rows of jobs that are over although nobody could say so here: cancelled while they waited, poison, or parked while
-/// the database was away. The history of the queue knows. Answers how many.
+/// the database was away; the history of the queue knows. So are those ended that nobody has told of for long past their time, as
+/// when Redis lost them: they would hold their project's schedules for ever. One of them that goes on after all opens its row
+/// again. Answers how many.
 ///
 /// # Errors
 /// As the database says.
 pub async fn reconcile(pool: &PgPool) -> Result<u64, OrchestrationError> {
     let tried = "compare orchestration jobs with the queue's history";
     let rows = sqlx::query(
-        "SELECT j.id, h.outcome, h.error FROM ops.orchestration_jobs j CROSS JOIN LATERAL ( \
-             SELECT outcome, error, finished_at FROM ops.job_history WHERE job_id = j.id ORDER BY id DESC LIMIT 1) h \
-         WHERE j.ended_at IS NULL AND h.outcome IN ('completed', 'dead', 'cancelled', 'discarded', 'removed') \
-             AND h.finished_at < now() - interval '5 seconds' \
+        "SELECT j.id, CASE WHEN h.is_over THEN h.outcome ELSE 'lost' END, h.error \
+         FROM ops.orchestration_jobs j LEFT JOIN LATERAL ( \
+             SELECT outcome, error, outcome IN ('completed', 'dead', 'cancelled', 'discarded', 'removed') \
+                 AND finished_at < now() - interval '5 seconds' AS is_over \
+             FROM ops.job_history WHERE job_id = j.id ORDER BY id DESC LIMIT 1) h ON true \
+         WHERE j.ended_at IS NULL AND (h.is_over OR j.timeout_at < now() - interval '1 hour' \
+             OR (j.status = 'queued' AND j.started_at < now() - interval '2 days')) \
          LIMIT 200",
     )
     .fetch_all(pool)
@@ -524,12 +529,13 @@ pub async fn reconcile(pool: &PgPool) -> Result<u64, OrchestrationError> {
             Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
         };
         let (id, outcome, error) = read().map_err(OrchestrationError::database(tried))?;
-        let how = match outcome.as_str() {
-            "completed" => End::Completed,
-            "dead" => End::Failed { retryable: true },
-            _ => End::Cancelled,
+        let (how, code, words) = match outcome.as_str() {
+            "completed" => (End::Completed, None, error.as_deref()),
+            "dead" => (End::Failed { retryable: true }, Some("dead"), error.as_deref()),
+            "lost" => (End::TimedOut, Some("lost"), Some("nobody has told of it for long past its time")),
+            _ => (End::Cancelled, Some("cancelled"), error.as_deref()),
         };
-        end(pool, &id, None, how, (outcome == "dead").then_some("dead"), error.as_deref()).await?;
+        end(pool, &id, None, how, code, words).await?;
         ended += 1;
     }
     Ok(ended)

@@ -125,10 +125,13 @@ async fn a_job_that_ended_elsewhere_is_written_down() {
                  ('b', 'orchestration-queue', 'orchestration-batch', 'dead', 'poison', now() - interval '1 minute'), \
                  ('c', 'orchestration-queue', 'orchestration-batch', 'dead', 'poison', now() - interval '2 minutes'), \
                  ('c', 'orchestration-queue', 'orchestration-batch', 'replayed', NULL, now() - interval '1 minute'), \
-                 ('d', 'orchestration-queue', 'orchestration-batch', 'failed', 'tried again', now() - interval '1 minute')",
+                 ('d', 'orchestration-queue', 'orchestration-batch', 'failed', 'tried again', now() - interval '1 minute'); \
+             INSERT INTO ops.orchestration_jobs (id, root_id, project_id, job_type, triggered_by, status, started_at, timeout_at) VALUES \
+                 ('e', 'e', 'acme', 'batch', 'cron', 'running', now() - interval '3 hours', now() - interval '2 hours'), \
+                 ('f', 'f', 'acme', 'batch', 'cron', 'running', now() - interval '1 hour', now() - interval '50 minutes')",
         )
         .await;
-    assert_eq!(voiceai_orchestration::reconcile(&stage.pool).await.unwrap(), 2);
+    assert_eq!(voiceai_orchestration::reconcile(&stage.pool).await.unwrap(), 3);
     let rows = stage.rows("SELECT id, status, error_message FROM ops.orchestration_jobs ORDER BY id").await;
     assert_eq!(
         rows,
@@ -137,6 +140,8 @@ async fn a_job_that_ended_elsewhere_is_written_down() {
             json!({ "id": "b", "status": "failed", "error_message": "poison" }),
             json!({ "id": "c", "status": "queued", "error_message": null }),
             json!({ "id": "d", "status": "queued", "error_message": null }),
+            json!({ "id": "e", "status": "timeout", "error_message": "nobody has told of it for long past its time" }),
+            json!({ "id": "f", "status": "running", "error_message": null }),
         ]
     );
 }

@@ -103,11 +103,8 @@ async fn a_tasker_killed_in_the_middle_of_a_batch_calls_nobody_under_another_key
     // The dead worker's lease has to end first.
     wait_for(PATIENCE * 3, "the successor ends it", async || {
         let shown = stage.ask_all(&["jobs", "show", &id, "--json"]).await;
-        if shown.stdout.contains(r#""state": "completed""#) || shown.stdout.contains(r#""state":"completed""#) {
-            Ok(())
-        } else {
-            Err(format!("{shown:?}"))
-        }
+        let job: serde_json::Value = serde_json::from_str(&shown.stdout).map_err(|_| format!("{shown:?}"))?;
+        if job["state"] == "completed" { Ok(()) } else { Err(job.to_string()) }
     })
     .await;
     assert_eq!(agents.calls("quick"), [format!("{id}:quick")], "it had succeeded: not asked again");
