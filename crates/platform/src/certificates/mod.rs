@@ -126,19 +126,38 @@ impl Job for CertificateUpkeep {
     }
 }
 
-/// Everything about device certificates. The list comes last: that its authority is broken keeps nobody from being warned.
+/// Everything about device certificates. The list and the warnings do not wait for each other to succeed: without a new list no device
+/// connects after a while, and a broken authority keeps nobody from being warned.
 async fn devices(context: &CertificateContext, now: Timestamp) -> Result<Value, ListError> {
+    let list = revocation_list(context, now).await;
+    let mut result = ends(context, now).await?;
+    result["revocation_list"] = list?;
+    Ok(result)
+}
+
+/// What has ended, and what will.
+async fn ends(context: &CertificateContext, now: Timestamp) -> Result<Value, PlatformError> {
     let pool = &context.pool;
     let alerts = missing(pool, ALERTS).await?.is_none();
     let expired = rows::expire(pool).await?;
-    let mut warned = 0_u64;
+    let (mut warned, mut failed) = (0_u64, Vec::new());
     for ending in rows::ending(pool, context.settings.warning_days).await? {
-        warned += u64::from(rows::warn(pool, &ending, now, alerts).await?);
+        match rows::warn(pool, &ending, now, alerts).await {
+            Ok(new) => warned += u64::from(new),
+            Err(error) if error.is_unavailable() => return Err(error),
+            // One row that cannot be told of keeps no other from it.
+            Err(error) => failed.push(format!("{}: {}", ending.host, crate::text(&error))),
+        }
     }
     let closed = if alerts { rows::close_alerts(pool).await? } else { 0 };
     rows::prune(pool).await?;
-    let list = revocation_list(context, now).await?;
-    Ok(json!({ "expired": expired, "warned": warned, "alerts_closed": closed, "revocation_list": list }))
+    match failed.first() {
+        None => Ok(json!({ "expired": expired, "warned": warned, "alerts_closed": closed })),
+        Some(first) => {
+            let reason = format!("{} could not be warned of, among them {first}", failed.len());
+            Err(PlatformError::invalid("certificates", reason))
+        }
+    }
 }
 
 async fn revocation_list(context: &CertificateContext, now: Timestamp) -> Result<Value, ListError> {

@@ -137,7 +137,10 @@ fn wall(value: &Value, zone: &TimeZone) -> Option<DateTime> {
     if let Ok(at) = text.parse::<Timestamp>() {
         return Some(zone.to_datetime(at));
     }
-    text.parse::<civil::Date>().map(|date| date.at(23, 59, 59, 0)).or_else(|_| text.parse()).ok()
+    if text.contains('T') {
+        return text.parse().ok();
+    }
+    text.parse::<civil::Date>().map(|date| date.at(23, 59, 59, 0)).ok()
 }
 
 fn word(value: &Value) -> String {

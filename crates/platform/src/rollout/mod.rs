@@ -125,7 +125,18 @@ async fn step(context: &RolloutContext) -> Result<Value, PlatformError> {
             stuck.push(json!({ "campaign": campaign.id, "reason": reason }));
         }
         let timeout = context.settings.report_timeout;
-        match rows::look(&context.pool, &campaign, timeout, way.is_ok()).await? {
+        let looked = match rows::look(&context.pool, &campaign, timeout, way.is_ok()).await {
+            Ok(looked) => looked,
+            Err(error) if error.is_unavailable() => return Err(error),
+            // One campaign's rows keep no other from its step.
+            Err(error) => {
+                let reason = crate::text(&error);
+                tracing::error!(campaign = campaign.id, reason, "a rollout cannot take its step");
+                stuck.push(json!({ "campaign": campaign.id, "reason": reason }));
+                continue;
+            }
+        };
+        match looked {
             Looked::Elsewhere => {}
             Looked::Waiting => running += 1,
             Looked::Ended(status) => {

@@ -268,6 +268,13 @@ async fn a_missing_authority_skips_the_list_and_a_broken_one_keeps_the_old_list(
     let warned: i64 =
         query_scalar("SELECT count(*) FROM ops.certificate_warnings").fetch_one(&pool).await.unwrap();
     assert_eq!(warned, 1, "people are warned all the same");
+    // And the other way round: what cannot be warned of keeps no list from being made.
+    authority(folder.path(), "-algorithm EC -pkeyopt ec_paramgen_curve:P-256");
+    query("ALTER TABLE fleet_alert ADD CHECK (device_id <> 'another')").execute(&pool).await.unwrap();
+    row(&pool, "another", "3", "", "ACTIVE", "10 days").await;
+    let error = upkeep(&pool, settings(folder.path())).await.expect_err("an alert that is refused");
+    assert!(error.contains("another"), "{error}");
+    assert_ne!(std::fs::read(folder.path().join("crl.pem")).expect("a list"), before);
 }
 
 #[tokio::test]

@@ -171,9 +171,15 @@ async fn notices_are_posted_signed_and_a_template_that_makes_no_mail_is_told_all
     assert!(mail.header("Subject").unwrap().contains("alert escalated"), "{mail:?}");
     watch.stage.wait_for_state("n2", "completed").await;
     assert_eq!((watch.sink.count(), watch.posts.lock().unwrap().len()), (2, 1), "nobody else hears of it");
-    let posted =
-        watch.stage.value("SELECT count(*)::text FROM ops.notice_posts WHERE posted_at IS NOT NULL").await;
-    assert_eq!(posted, 1);
+    // Written down a moment after it was taken.
+    wait_for(PATIENCE, "the post is written down", async || {
+        let posted = watch
+            .stage
+            .value("SELECT count(*)::text FROM ops.notice_posts WHERE posted_at IS NOT NULL")
+            .await;
+        if posted == 1 { Ok(()) } else { Err(posted) }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -236,4 +242,92 @@ async fn a_secret_that_cannot_sign_stops_the_start() {
     let refused = crate::stage::answer(program).await;
     assert!(refused.exit == 4 && refused.stderr.contains("ALERT_WEBHOOK_SECRET"), "{refused:?}");
     assert!(!refused.stderr.contains("canary"));
+}
+
+/// Runs a schedule now; the job's result.
+async fn run_now(stage: &Stage, schedule: &str) -> Value {
+    let ran = stage.ask(&format!("cron run {schedule} --json")).await.json(0);
+    let id = ran["id"].as_str().unwrap_or_else(|| panic!("{ran}"));
+    stage.wait_for_state(id, "completed").await["result"].clone()
+}
+
+#[tokio::test]
+async fn every_duty_runs_from_its_schedule_and_is_skipped_without_tables() {
+    let stage = Stage::new().await;
+    let _tasker = stage.tasker("one").await;
+    for (schedule, table) in [
+        ("certificates", "device_certificates"),
+        ("alert-escalation", "fleet_alert"),
+        ("alert-notification", "fleet_alert"),
+        ("sla-report", "tenants"),
+        ("rollouts", "ota_campaigns"),
+    ] {
+        let result = run_now(&stage, schedule).await;
+        assert_eq!(
+            (&result["skipped"], &result["table"]),
+            (&json!(true), &json!(table)),
+            "{schedule}: {result}"
+        );
+    }
+    let rollouts = stage.value("SELECT enabled::text FROM ops.schedules WHERE name = 'rollouts'").await;
+    assert_eq!(rollouts, false, "until there is an address that takes orders");
+}
+
+#[tokio::test]
+async fn a_report_is_mailed_in_the_tenants_language() {
+    let watch = Watch::new().await;
+    watch
+        .sql(
+            "INSERT INTO tenants (tenant_id, name, locale, metadata)
+                 VALUES ('t1', 'Acme', 'de', '{\"sla_report\": {\"recipients\": \"boss@example.com\"}}');
+             INSERT INTO device_state (tenant_id, device_id, status) VALUES ('t1', 'd1', 'ONLINE'), ('t1', 'd2', 'OFFLINE');",
+        )
+        .await;
+    let _tasker = watch.tasker().await;
+    let result = run_now(&watch.stage, "sla-report").await;
+    assert_eq!(result["made"], 1, "{result}");
+    let mail = watch.mail_to("boss@example.com").await;
+    let text = String::from_utf8_lossy(&mail.content).into_owned();
+    assert!(text.contains("(50 %)") && text.contains("Alarme: 0"), "{text}");
+    assert_eq!(run_now(&watch.stage, "sla-report").await["known"], 1);
+}
+
+#[tokio::test]
+async fn an_order_of_a_rollout_outlives_the_process_that_was_giving_it() {
+    let watch = Watch::new().await;
+    // Takes connections and never says a word.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent_url = format!("http://{}", silent.local_addr().unwrap());
+    watch
+        .sql(
+            "INSERT INTO ota_campaigns (id, tenant_id, name, status) VALUES (7, 't1', 'spring', 'RUNNING');
+             INSERT INTO ota_device_status (tenant_id, campaign_id, device_id) VALUES ('t1', 7, 'd1');",
+        )
+        .await;
+    let first = watch.stage.program().env("ROLLOUT_DISPATCH_URL", &silent_url).arg("run").start();
+    first.wait_for_line(PATIENCE, "service ready").await;
+    watch.stage.ask("cron run rollouts").await.text(0);
+    let (_held, _) =
+        tokio::time::timeout(PATIENCE, silent.accept()).await.expect("an order is on its way").unwrap();
+    first.kill9();
+    let left = watch.stage.value("SELECT state FROM ops.rollout_orders").await;
+    assert_eq!(left, "claimed");
+    watch.sql("UPDATE ops.rollout_orders SET claim_expires_at = now()").await;
+    let url = format!("{}/orders/{{device}}", watch.url);
+    let second =
+        watch.stage.program().envs([("ROLLOUT_DISPATCH_URL", url.as_str()), ("ROLLOUT_INTERVAL", "1s")]);
+    let second = second.arg("run").start();
+    second.wait_for_line(PATIENCE, "service ready").await;
+    watch
+        .stage
+        .ask_all(&["jobs", "enqueue", "rollouts.step", "--payload", r#"{"once": true}"#])
+        .await
+        .text(0);
+    let order = &watch.posts_to("/orders/d1", 1).await[0];
+    assert!(order.contains("webhook-id: rollout:7:d1"), "{order}");
+    wait_for(PATIENCE, "the order is written down", async || {
+        let row = watch.stage.value("SELECT state || ' ' || attempts FROM ops.rollout_orders").await;
+        if row == "sent 2" { Ok(()) } else { Err(row) }
+    })
+    .await;
 }
