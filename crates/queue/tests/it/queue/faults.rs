@@ -178,6 +178,45 @@ async fn a_worker_whose_lease_is_gone_stops_its_handlers_and_joins_anew() {
 }
 
 #[tokio::test]
+async fn a_handler_that_ends_late_does_not_hide_the_attempt_that_took_its_place() {
+    let s = Setup::new().await;
+    let mut settings = settings(&s.queue, 2);
+    // Longer than this test: only the cancellation can end the second attempt.
+    settings.queues[0].attempt_timeout = Some(Duration::from_secs(600));
+    let worker = s.worker_with(settings);
+    let id = s.enqueue(&Work { sleep_ms: 600_000, stubborn: true, ..Work::named("x") }).await;
+    s.wait_state(&id, State::Active).await;
+    s.command("DEL", &[&s.key("workers")]).await;
+    until("it runs again under a new lease", async || s.diary.count("x") == 2).await;
+    // The first one is dropped at the end of its grace, while the second runs in the same process.
+    until("the first one is gone", async || s.diary.runs()[0].stopped).await;
+    s.client.cancel(&s.queue, std::slice::from_ref(&id), "enough").await.unwrap();
+    until("the second one is told", async || s.diary.runs()[1].stopped).await;
+    until("it ended as cancelled", async || s.records.of(&id) == ["cancelled"]).await;
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_ends_though_handlers_begin_to_wait_only_when_the_time_to_drain_is_over() {
+    let s = Setup::new().await;
+    let settings = voiceai_queue::WorkerSettings { drain: Duration::ZERO, ..settings(&s.queue, 50) };
+    let worker = Running::start(voiceai_queue::Worker::new(s.client.clone(), s.registry(), settings));
+    for i in 0..500 {
+        s.enqueue(&Work { sleep_ms: 600_000, ..Work::named(format!("x{i}")) }).await;
+        if i == 40 {
+            until("some run", async || !s.diary.runs().is_empty()).await;
+        }
+    }
+    let began = std::time::Instant::now();
+    worker.stop().await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let stats = s.stats().await;
+    assert_eq!((stats.waiting, stats.active, stats.suspects, stats.workers.len()), (500, 0, 0, 0));
+    check(&s.client, &s.queue).await;
+}
+
+#[tokio::test]
 async fn a_graceful_stop_hands_back_what_it_could_not_finish_without_spending_an_attempt() {
     let s = Setup::new().await;
     let settings =

@@ -46,6 +46,8 @@ pub(crate) struct Work {
     pub(crate) discard: bool,
     pub(crate) panic: bool,
     pub(crate) hang: bool,
+    /// Does not heed its first stop.
+    pub(crate) stubborn: bool,
     pub(crate) result: Option<serde_json::Value>,
 }
 
@@ -147,13 +149,13 @@ impl Job for Work {
         if self.snooze_ms > 0 && diary.count(&self.name) == 1 {
             return Ok(Outcome::Snooze(Duration::from_millis(self.snooze_ms)));
         }
-        if self.sleep_ms > 0 {
+        if self.sleep_ms > 0 && !(self.stubborn && diary.count(&self.name) == 1) {
             tokio::select! {
                 () = attempt.cancelled().cancelled() => return Err("told to stop".into()),
                 () = tokio::time::sleep(Duration::from_millis(self.sleep_ms)) => {}
             }
         }
-        if self.hang {
+        if self.hang || (self.stubborn && diary.count(&self.name) == 1) {
             std::future::pending::<()>().await;
         }
         assert!(!self.panic, "told to panic");
