@@ -31,6 +31,7 @@ pub const TASKER: Component = component!(
         "0021_queue_settings",
         "0030_webhooks",
         "0031_webhook_disabled",
+        "0032_webhook_disabled_notice",
         "0040_backup_series",
         "0041_export_jobs",
         "0042_export_callbacks",

@@ -90,6 +90,8 @@ async fn an_order_of_the_command_line_is_made_by_a_tasker_and_downloaded_by_its_
     let ask = async |line: &str| answer(with(stage.program()).args(line.split(' '))).await;
     let wrong = ask("export create users --json").await;
     assert_eq!(wrong.failure(4)["code"], "export_order");
+    let inside = ask("export create devices --callback-url https://169.254.169.254/latest --json").await;
+    assert_eq!(inside.failure(4)["code"], "callback_url");
     let process = with(stage.program()).arg("run").start();
     process.wait_for_line(PATIENCE, "service ready").await;
     let order = ask("export create devices --tenant t0 --json").await.json(0);

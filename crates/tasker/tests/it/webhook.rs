@@ -78,6 +78,15 @@ async fn an_event_is_followed_from_its_job_to_its_death_and_replayed_after_a_pro
     let probed = ask(&stage, &["webhook", "test", &id, "--resend", "--yes", "--json"]).await;
     assert_eq!(probed.exit, 1, "{probed:?}");
     until(&stage, "dead").await;
+    let shown = ask(&stage, &["status", "--json"]).await.json(0);
+    let webhooks = &shown["webhooks"];
+    assert_eq!(
+        (&webhooks["dead"], &webhooks["endpoints"], &webhooks["due"]),
+        (&json!(1), &json!(1), &json!(0))
+    );
+    let doctor = ask(&stage, &["doctor", "--json"]).await.stdout;
+    assert!(doctor.contains("webhook.endpoints") && doctor.contains("webhook.backlog"), "{doctor}");
+    assert!(doctor.contains("1 given up"), "{doctor}");
     status.store(200, Ordering::SeqCst);
     let plan = ask(&stage, &["webhook", "replay", "--endpoint", &id, "--json"]).await.json(0);
     assert_eq!((plan["executed"].as_bool(), plan["would_replay"].as_u64()), (Some(false), Some(1)));

@@ -96,10 +96,13 @@ async fn gone_disables_the_endpoint_at_once_and_its_owner_is_told() {
     assert_eq!(stage.emit("t", "e2").await, 0);
     let notices = notices(&stage).await;
     assert_eq!(notices.len(), 1, "{notices:?}");
-    assert_eq!((&notices[0]["event"], &notices[0]["subject"]), (&json!("webhook.disabled"), &json!("t")));
-    let reason = notices[0]["reason"].as_str().unwrap();
-    assert!(reason.contains("answered 410") && reason.contains(&endpoint.to_string()), "{reason}");
-    assert!(!reason.contains("token"), "what follows the path may be a secret: {reason}");
+    assert_eq!((&notices[0]["event"], &notices[0]["tenant"]), (&json!("webhook.disabled"), &json!("t")));
+    assert_eq!(notices[0]["endpoint_id"], json!(endpoint));
+    assert_eq!(notices[0]["url"], json!(receiver.url("/")));
+    let (reason, since) = (&notices[0]["reason"], &notices[0]["failing_since"]);
+    assert!(reason.as_str().unwrap().contains("answered 410"), "{reason}");
+    assert!(since.as_str().unwrap().parse::<jiff::Timestamp>().is_ok(), "{since}");
+    assert!(!notices[0].to_string().contains("hidden"), "what follows the path may be a secret: {notices:?}");
     assert!(notices[0]["at"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok(), "{notices:?}");
     // An operator who disables one is not told of it.
     voiceai_webhook::endpoints::enable(&stage.pool, endpoint).await.unwrap();

@@ -20,7 +20,7 @@ use super::columns::{Column, Kind};
 use super::error::ExportError;
 
 /// What a row group holds at most, as it lies in memory.
-const GROUP_BYTES: usize = 16 * 1024 * 1024;
+const GROUP_BYTES: usize = 8 * 1024 * 1024;
 /// Bytes of a chunk on its way to the upload.
 const CHUNK: usize = 64 * 1024;
 /// What a value of variable length costs beside its bytes.

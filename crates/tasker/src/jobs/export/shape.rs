@@ -9,7 +9,7 @@ pub enum Format {
     Json,
     /// One JSON object a line.
     Ndjson,
-    /// Apache Parquet: typed columns, Snappy, row groups of at most 16 MiB.
+    /// Apache Parquet: typed columns, Snappy, row groups of at most 8 MiB.
     Parquet,
 }
 
