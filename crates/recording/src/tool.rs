@@ -27,6 +27,8 @@ const SAID_MAX: usize = 16 * 1024;
 const SHOWN_MAX: usize = 600;
 /// Files that a program may have open.
 const FILES: u32 = 64;
+/// How many times its processor time a program may take on the clock: other work is on the host, too.
+const WALL: u32 = 10;
 /// Grace between the signal that its processor time is over and the kill.
 const CPU_GRACE: u64 = 5;
 
@@ -35,7 +37,7 @@ const CPU_GRACE: u64 = 5;
 pub(crate) struct Limits {
     /// Address space in bytes.
     pub(crate) memory: u64,
-    /// Processor time; twice as much on the clock.
+    /// Processor time; [`WALL`] times as much on the clock.
     pub(crate) cpu: Duration,
     /// Largest file it may write, in bytes.
     pub(crate) file: u64,
@@ -103,7 +105,7 @@ pub(crate) async fn run(
         let (stdout, stderr) = tokio::join!(tail(stdout), tail(stderr));
         (child.wait().await, stdout, stderr)
     };
-    let wall = limits.cpu * 2;
+    let wall = limits.cpu * WALL;
     let ended = tokio::select! {
         biased;
         () = cancel.cancelled() => Err(RecordingError::Cancelled),

@@ -45,7 +45,7 @@ settings! {
     RECORDING_OUTPUT_BYTES_MAX: u64 = integer().default("2147483648").between(1_024, 68_719_476_736).only(Binaries::Tasker);
     /// Address space in bytes that ffmpeg and ffprobe may use, each. Their libraries alone take some 300 MB of it.
     RECORDING_MEMORY_MAX: u64 = integer().default("1073741824").between(402_653_184, 68_719_476_736).only(Binaries::Tasker);
-    /// Longest processor time of one run of ffmpeg; on the clock it may take twice as long.
+    /// Longest processor time of one run of ffmpeg; on the clock it may take ten times as long.
     RECORDING_TIMEOUT: Duration = duration().default("30m").between(1_000, 21_600_000).only(Binaries::Tasker);
     /// Folder for the files of recordings under work, which nobody else uses.
     RECORDING_WORK_DIR: PathBuf = path().only(Binaries::Tasker).computed_default("`voiceai-recordings` in the system's temporary folder");

@@ -91,8 +91,8 @@ async fn a_playlist_reads_no_file_of_this_host_and_calls_nobody() {
 #[tokio::test]
 async fn a_small_file_that_becomes_large_ends_at_its_limits() {
     let mut stage = Stage::new().await;
-    // Twenty minutes of silence in some kilobytes.
-    let bomb = stage.sound("b.flac", "-f lavfi -i anullsrc=r=8000:cl=mono -t 1200 -frame_size 8192").await;
+    // Ten minutes of silence in some kilobytes.
+    let bomb = stage.sound("b.flac", "-f lavfi -i anullsrc=r=8000:cl=mono -t 600 -frame_size 8192").await;
     let content = stage.store("b.flac", &bomb).await;
     assert!(content.len() < 100_000);
     stage.settings.duration_max = Duration::from_secs(60);
