@@ -11,6 +11,7 @@ mod evaluation;
 mod harness;
 mod limits;
 mod orphans;
+mod panic;
 mod proxies;
 mod schedules;
 mod scripts;
