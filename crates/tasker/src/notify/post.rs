@@ -135,10 +135,10 @@ impl NoticePost {
 
     /// Writes the error down beside the notices. That it cannot be written changes nothing about it.
     async fn failed(&self, pool: &PgPool, end: End) -> End {
-        if let End::Again(error) | End::Never(error) = &end {
-            if let Err(error) = store::posted(pool, &self.mail, self.channel, Some(error)).await {
-                tracing::warn!(%error, "the error of a post cannot be written down");
-            }
+        if let End::Again(error) | End::Never(error) = &end
+            && let Err(error) = store::posted(pool, &self.mail, self.channel, Some(error)).await
+        {
+            tracing::warn!(%error, "the error of a post cannot be written down");
         }
         end
     }
