@@ -78,10 +78,8 @@ impl Snapshot {
             store.resting_names(),
         )?;
         heartbeats.know(fleet.iter().map(|row| row.server.name.clone()));
-        // The walk goes on beside the reading of the rows.
-        heartbeats.after_a_walk(WALK_WITHIN).await;
-        let names = fleet.iter().map(|row| row.server.name.clone());
-        let heartbeats = match heartbeats.read(names).await {
+        let names = fleet.iter().map(|row| row.server.name.clone()).collect();
+        let heartbeats = match heartbeats.read_beside_a_walk(names, WALK_WITHIN).await {
             Ok(read) => read,
             Err(error) => {
                 tracing::warn!(%error, "heartbeats cannot be read: no group is judged by them");

@@ -120,6 +120,36 @@ impl HeartbeatReader {
     pub async fn read(&self, known: impl IntoIterator<Item = String>) -> Result<Heartbeats, RedisError> {
         let mut names: Vec<String> = known.into_iter().collect();
         names.extend(self.others(&names));
+        let read = self.beats(names).await?;
+        // What has stopped beating is forgotten; the walk finds it again if it comes back.
+        self.found().retain(|name| read.beats.contains_key(name));
+        Ok(read)
+    }
+
+    /// The same, while a walk that has not been made to its end yet goes on beside it for at most `within`. The names found by
+    /// then cost a round trip of their own.
+    ///
+    /// # Errors
+    /// As Redis says.
+    pub async fn read_beside_a_walk(
+        &self,
+        known: Vec<String>,
+        within: Duration,
+    ) -> Result<Heartbeats, RedisError> {
+        if *self.walked.borrow() {
+            return self.read(known).await;
+        }
+        let (ours, ()) = tokio::join!(self.beats(known.clone()), self.after_a_walk(within));
+        let mut all = ours?;
+        let others = self.others(&known);
+        if !others.is_empty() {
+            all.beats.extend(self.beats(others).await?.beats);
+            self.found().retain(|name| all.beats.contains_key(name));
+        }
+        Ok(all)
+    }
+
+    async fn beats(&self, names: Vec<String>) -> Result<Heartbeats, RedisError> {
         let keys = names.iter().map(|name| Key::from(self.key(name))).collect();
         let values = self.redis.get_many(keys).await?;
         let beats: HashMap<String, Result<Beat, String>> = names
@@ -127,8 +157,6 @@ impl HeartbeatReader {
             .zip(values)
             .filter_map(|(name, raw)| Some((name, heartbeat::parse(raw?.as_bytes()))))
             .collect();
-        // What has stopped beating is forgotten; the walk finds it again if it comes back.
-        self.found().retain(|name| beats.contains_key(name));
         Ok(Heartbeats { beats, unreadable: false })
     }
 
@@ -191,7 +219,7 @@ impl HeartbeatReader {
     }
 
     /// Waits until a walk has been made, at most this long: before it, servers of others are not known.
-    pub async fn after_a_walk(&self, within: Duration) {
+    async fn after_a_walk(&self, within: Duration) {
         let mut walked = self.walked.subscribe();
         let _ = tokio::time::timeout(within, walked.wait_for(|walked| *walked)).await;
     }

@@ -21,6 +21,8 @@ use crate::store::{
     CreateHold, Created, DecisionRow, DownSettings, NewRemoval, NewServer, Raised, StoreError,
 };
 
+/// Of more groups than this a new leader's first evaluation tells only what it does and what is wrong.
+const FIRST_TOLD: usize = 100;
 /// Failures within half an hour that open a group's circuit.
 const CIRCUIT_FAILURES: i64 = 3;
 
@@ -121,8 +123,10 @@ impl Evaluator {
         let evaluations = self.recollection.evaluate(&snapshot, stale_after, self.settings.fleet_max, held);
         let mut rows: Vec<DecisionRow> = evaluations.iter().map(row).collect();
         rows.extend(snapshot.invalid.iter().map(invalid_row));
+        // A new leader's first look at many groups is no news of each of them.
+        let quiet = self.reasons.is_empty() && rows.len() > FIRST_TOLD;
         for row in &rows {
-            self.tell(row);
+            self.tell(row, quiet);
         }
         took.decide = lap();
         if !rows.is_empty() {
@@ -152,7 +156,7 @@ impl Evaluator {
     }
 
     /// A line for each decision that differs from the one before; the others at debug.
-    fn tell(&mut self, row: &DecisionRow) {
+    fn tell(&mut self, row: &DecisionRow, quiet: bool) {
         opentelemetry::global::meter("voiceai")
             .u64_counter("voiceai.scaler.decisions")
             .with_description("Decisions about groups.")
@@ -164,7 +168,7 @@ impl Evaluator {
             if before.as_ref() != Some(reason) {
                 tracing::error!(group, reason, summary, "group skipped");
             }
-        } else if row.action != "hold" || before.as_ref() != Some(reason) {
+        } else if row.action != "hold" || (before.as_ref() != Some(reason) && !quiet) {
             tracing::info!(group, action, reason, summary, "decision");
         } else {
             tracing::debug!(group, action, reason, summary, "decision");

@@ -25,6 +25,8 @@ pub use orphans::Places;
 const OPERATIONS_EVERY: Duration = Duration::from_millis(500);
 /// How often names that beat are looked for in the key space.
 const DISCOVER_EVERY: Duration = Duration::from_secs(10);
+/// Longest walk for them of a process that does not lead.
+const STANDBY_WALK: Duration = Duration::from_secs(20);
 /// How often old rows are removed.
 const PRUNE_EVERY: Duration = Duration::from_secs(300);
 /// What the loops need besides the engine.
@@ -62,7 +64,7 @@ pub async fn run(
             tokio::select! {
                 () = stopping.cancelled() => return,
                 changed = tenures.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(Duration::from_secs(10)) => {}
+                () = walk_and_wait(&engine) => {}
             }
             continue;
         };
@@ -98,6 +100,17 @@ pub async fn run(
             return;
         }
     }
+}
+
+/// Whoever stands by knows the servers of others, so that its first evaluation need not look for them.
+async fn walk_and_wait(engine: &Engine) {
+    // In a key space that takes longer the rest is for the leader's own walk: standing by has to show signs of life.
+    match tokio::time::timeout(STANDBY_WALK, engine.heartbeats.discover()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "names that beat cannot be looked for"),
+        Err(_) => tracing::debug!("names that beat not looked for to the end"),
+    }
+    tokio::time::sleep(DISCOVER_EVERY).await;
 }
 
 /// Returns once another tenure than `mine` is told, or none.
