@@ -72,7 +72,7 @@ async fn a_server_enters_routing_only_after_its_own_new_heartbeat() {
     let stack = Stack::new().await;
     let mut config = stack.config();
     config["bootDelayMs"] = json!(2500);
-    config["routingSettleSeconds"] = json!(1);
+    config["routingSettleSeconds"] = json!(3);
     // Whoever beats under a name has it: it is not given to a server of ours.
     let other =
         json!({"service": "voice", "group": "other", "active": 3, "atMs": 1_790_000_000_000_u64}).to_string();
