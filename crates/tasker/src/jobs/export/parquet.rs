@@ -302,12 +302,14 @@ struct Sink {
 }
 
 impl Sink {
+    /// In pieces: a page of a column comes as one, and many of those would wait on their way.
     fn hand_on(&mut self) -> io::Result<()> {
-        if self.gathered.is_empty() {
-            return Ok(());
+        let mut gathered = Bytes::from(std::mem::take(&mut self.gathered));
+        while !gathered.is_empty() {
+            let piece = gathered.split_to(CHUNK.min(gathered.len()));
+            self.chunks.blocking_send(Ok(piece)).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
         }
-        let chunk = Bytes::from(std::mem::take(&mut self.gathered));
-        self.chunks.blocking_send(Ok(chunk)).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
+        Ok(())
     }
 }
 
