@@ -220,7 +220,7 @@ impl Attempt {
                     vec![self.0.id.as_str().into(), (&**token).into(), progress.into(), LOG_LINES_MAX.into()];
                 args.extend(lines.iter().map(|l| Value::from(*l)));
                 let owned: i64 = library
-                    .call(queue, "voiceai_v1_note", args)
+                    .call_apart(queue, "voiceai_v1_note", args)
                     .await
                     .map_err(|e| QueueError::from_redis(&queue.name, "report progress", e))?;
                 if owned == 1 {

@@ -120,6 +120,25 @@ impl Library {
         self.call_made(queue, function, &|| args.clone()).await
     }
 
+    /// The same for callers whose futures are not ours, such as handlers: the call goes to its end in a task of its own. It
+    /// holds the line while it lasts, and a future may be left unpolled (`select!`, `buffer_unordered`): nobody else could use
+    /// the line then, not even to keep the lease alive.
+    pub(crate) async fn call_apart<T: FromValue + Send + 'static>(
+        &self,
+        queue: &QueueName,
+        function: &'static str,
+        args: Vec<Value>,
+    ) -> Result<T, RedisError> {
+        let (library, queue) = (self.clone(), queue.clone());
+        let call = async move { library.call_made(&queue, function, &|| args.clone()).await };
+        match tokio::spawn(call).await {
+            Ok(result) => result,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // The runtime ends, and this future with it.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
     /// The same for many arguments: `make` is asked for them at each sending, so that none are kept for a repetition
     /// that hardly ever comes.
     pub(crate) async fn call_made<T: FromValue>(

@@ -39,7 +39,7 @@ impl Client {
             let args =
                 vec![age.into(), i64::try_from(STEP).unwrap_or(i64::MAX).into(), cursor.as_str().into()];
             let found: Result<(String, Vec<i64>), _> =
-                self.library().call(&name, "voiceai_v1_ends", args).await;
+                self.library().call_apart(&name, "voiceai_v1_ends", args).await;
             let Ok((next, numbers)) = found else { return };
             if !self.write_ends(queue, &numbers).await || next == "0" {
                 return;

@@ -241,7 +241,7 @@ impl Client {
             args.push(self.envelope(job, &lane).into());
         }
         let function = if term.is_some() { "voiceai_v1_add_fenced" } else { "voiceai_v1_add" };
-        let reply: Result<Value, _> = self.inner.library.call(&name, function, args).await;
+        let reply: Result<Value, _> = self.inner.library.call_apart(&name, function, args).await;
         let reply = reply.map_err(|e| match term {
             Some(term) if e.detail().contains("QTERM") => {
                 let detail = e.detail().trim_start_matches("QTERM ").to_owned();

@@ -295,13 +295,13 @@ impl Client {
         self.ask(queue, "voiceai_v1_purge", args).await
     }
 
-    async fn ask<T: voiceai_redis::FromValue>(
+    async fn ask<T: voiceai_redis::FromValue + Send + 'static>(
         &self,
         queue: &str,
         function: &'static str,
         args: Vec<Value>,
     ) -> Result<T, QueueError> {
-        let reply = self.library().call(&QueueName::new(queue), function, args).await;
+        let reply = self.library().call_apart(&QueueName::new(queue), function, args).await;
         reply.map_err(|e| QueueError::from_redis(queue, "purge", e))
     }
 
@@ -365,12 +365,12 @@ impl Client {
             pairs.into_iter().flat_map(|(name, value)| [Value::from(name), Value::from(value)]).collect();
         let name = QueueName::new(queue);
         let failed = |e| QueueError::from_redis(queue, "set", e);
-        let _: Value = self.library().call(&name, "voiceai_v1_set", args).await.map_err(failed)?;
+        let _: Value = self.library().call_apart(&name, "voiceai_v1_set", args).await.map_err(failed)?;
         // What the former limits held back, a few lanes a call: a queue may have a great many.
         let mut cursor = "0".to_owned();
         loop {
             let args = vec![Value::from(cursor)];
-            cursor = self.library().call(&name, "voiceai_v1_release", args).await.map_err(failed)?;
+            cursor = self.library().call_apart(&name, "voiceai_v1_release", args).await.map_err(failed)?;
             if cursor == "0" {
                 return Ok(());
             }
@@ -386,7 +386,7 @@ impl Client {
     ) -> Result<Vec<Fields>, QueueError> {
         let reply: Value = self
             .library()
-            .call(&QueueName::new(queue), function, args)
+            .call_apart(&QueueName::new(queue), function, args)
             .await
             .map_err(|e| QueueError::from_redis(queue, tried, e))?;
         let Value::Array(rows) = reply else { return Err(bad(queue, tried, &Unexpected("rows"))) };

@@ -23,7 +23,7 @@ impl Client {
         check_queue(queue)?;
         let args: Vec<Value> = vec![id.into(), SEARCH_MAX.into()];
         let reply: Result<Value, _> =
-            self.library().call(&QueueName::new(queue), "voiceai_v1_show", args).await;
+            self.library().call_apart(&QueueName::new(queue), "voiceai_v1_show", args).await;
         let reply = reply.map_err(|e| QueueError::from_redis(queue, "show a job", e))?;
         let stats = self.stats(queue).await?;
         read_show(queue, id, reply, &stats).map_err(|e| bad_reply(queue, "show", &e))

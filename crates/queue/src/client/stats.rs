@@ -18,7 +18,7 @@ impl Client {
     pub async fn stats(&self, queue: &str) -> Result<QueueStats, QueueError> {
         check_queue(queue)?;
         let reply: Result<Value, _> =
-            self.library().call(&QueueName::new(queue), "voiceai_v1_stats", Vec::new()).await;
+            self.library().call_apart(&QueueName::new(queue), "voiceai_v1_stats", Vec::new()).await;
         let reply = reply.map_err(|e| QueueError::from_redis(queue, "read the statistics", e))?;
         read_stats(queue, reply).map_err(|e| bad_reply(queue, "stats", &e))
     }

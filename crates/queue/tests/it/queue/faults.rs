@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use voiceai_queue::{Ending, State};
+use voiceai_queue::{Ending, NewJob, State};
 use voiceai_testkit::{RedisOptions, RedisServer, TcpProxy};
 
 use super::{Running, SOON, Setup, Work, check, settings, until};
@@ -173,6 +173,55 @@ async fn a_worker_whose_lease_is_gone_stops_its_handlers_and_joins_anew() {
     until("it runs again under a new lease", async || s.diary.count("x") == 2).await;
     s.client.cancel(&s.queue, &[id], "enough").await.unwrap();
     s.wait_empty(SOON).await;
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+/// Writes a line to its log in a future that it polls once and then leaves alone for longer than a lease.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct LeavesAlone;
+
+impl voiceai_queue::Job for LeavesAlone {
+    const KIND: &'static str = "leaves-alone";
+    type Context = voiceai_queue::Client;
+
+    async fn run(
+        &self,
+        client: &voiceai_queue::Client,
+        attempt: &voiceai_queue::Attempt,
+    ) -> Result<voiceai_queue::Outcome, voiceai_queue::JobError> {
+        let mut line = std::pin::pin!(attempt.log("one line"));
+        let mut stats = std::pin::pin!(client.stats("default"));
+        let once = std::future::poll_fn(|cx| {
+            let _ = (line.as_mut().poll(cx), stats.as_mut().poll(cx));
+            std::task::Poll::Ready(())
+        });
+        once.await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let _ = (line.await, stats.await);
+        Ok(voiceai_queue::Outcome::Done)
+    }
+}
+
+#[tokio::test]
+async fn a_handler_that_leaves_a_call_unpolled_holds_up_nobody() {
+    let s = Setup::new().await;
+    let registry = s.registry().register::<LeavesAlone>(s.client.clone());
+    let worker =
+        Running::start(voiceai_queue::Worker::new(s.client.clone(), registry, settings(&s.queue, 5)));
+    let id = s.client.enqueue(NewJob::of(&LeavesAlone).unwrap()).await.unwrap().id.to_string();
+    s.wait_state(&id, State::Active).await;
+    for n in 0..20 {
+        let name = format!("quick{n}");
+        let began = std::time::Instant::now();
+        s.enqueue(&Work::named(name.clone())).await;
+        until("it runs", async || s.diary.count(&name) == 1).await;
+        assert!(began.elapsed() < Duration::from_secs(2), "{name}: {:?}", began.elapsed());
+    }
+    s.wait_empty(SOON).await;
+    let stats = s.stats().await;
+    assert_eq!(stats.completed, 21);
+    assert!(!stats.counters.contains_key("orphans"), "its lease was kept alive: {stats:?}");
     check(&s.client, &s.queue).await;
     worker.stop().await;
 }
