@@ -161,11 +161,21 @@ fn term_mirrors(redis: &Redis, settings: &TaskerSettings) -> Vec<Arc<dyn TermMir
     mirrors
 }
 
-/// The schedules that come with the kinds. One that is there is left as the operators have it.
+/// The schedules that come with the kinds. One that is there is left as the operators have it. A database that goes away in the middle
+/// of the start is waited for as long as one that was away before it.
 async fn declare_schedules(context: &Context<TaskerSettings>) -> Result<(), Failure> {
+    let deadline = tokio::time::Instant::now() + context.shared.start_timeout;
     for schedule in registry::schedules(&context.settings) {
-        let created = cron::declare(&context.pool, &schedule).await;
-        if created.map_err(|error| schedule_failure(&error))? {
+        let created = loop {
+            match cron::declare(&context.pool, &schedule).await {
+                Err(error) if error.is_unavailable() && tokio::time::Instant::now() < deadline => {
+                    tracing::warn!(error = %schedule_failure(&error).message, "the start waits for PostgreSQL");
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+                created => break created.map_err(|error| schedule_failure(&error))?,
+            }
+        };
+        if created {
             tracing::info!(schedule = schedule.name, enabled = schedule.enabled, "schedule created");
         }
     }
