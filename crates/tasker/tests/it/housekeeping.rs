@@ -3,13 +3,20 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
+use voiceai_testkit::wait_until;
 
 use crate::kinds::built_in;
-use crate::stage::Stage;
+use crate::stage::{PATIENCE, Stage};
 
 /// What `cron run` or `jobs enqueue` left as the result of its job.
 async fn result(stage: &Stage, id: &str) -> Value {
     stage.wait_for_state(id, "completed").await["result"].clone()
+}
+
+/// The platform's tables.
+fn platform() -> String {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/platform.sql");
+    std::fs::read_to_string(fixture).unwrap()
 }
 
 fn is_ours(kind: &str) -> bool {
@@ -53,8 +60,7 @@ async fn every_schedule_runs_by_hand_and_skips_what_is_absent() {
 #[tokio::test]
 async fn with_the_tables_a_run_does_its_work_and_a_wrong_payload_is_refused() {
     let stage = Stage::new().await;
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/platform.sql");
-    stage.database.execute(&std::fs::read_to_string(fixture).unwrap()).await;
+    stage.database.execute(&platform()).await;
     stage
         .database
         .execute(
@@ -100,4 +106,41 @@ async fn billing_is_put_back_only_while_stripe_answers() {
         assert!(plan.contains("stripe_unreachable") && plan.contains(says), "{plan}");
     }
     drop(tasker);
+}
+
+#[tokio::test]
+async fn a_sweep_of_a_killed_process_is_brought_to_its_end() {
+    let stage = Stage::new().await;
+    stage.database.execute(&platform()).await;
+    stage
+        .database
+        .execute("INSERT INTO email_logs (created_at) SELECT now() - interval '1 year' FROM generate_series(1, 2000)")
+        .await;
+    let slow = [("HOUSEKEEPING_BATCH_SIZE", "20"), ("HOUSEKEEPING_BATCH_PAUSE", "200ms")];
+    let first = stage.program().envs(slow).arg("run").start();
+    first.wait_for_line(PATIENCE, "service ready").await;
+    let payload = r#"{"set":"platform","tables":["email_logs"]}"#;
+    stage
+        .ask_all(&["jobs", "enqueue", "retention.sweep", "--id", "sweep", "--payload", payload])
+        .await
+        .text(0);
+    wait_until(PATIENCE, "some are gone", async || {
+        stage.value("SELECT count(*)::text FROM email_logs").await.as_i64().is_some_and(|left| left < 2_000)
+    })
+    .await;
+    first.kill9();
+    let left = stage.value("SELECT count(*)::text FROM email_logs").await;
+    assert!(left.as_i64().is_some_and(|left| left > 0), "killed on the way: {left}");
+
+    let _second = stage.tasker("two").await;
+    let swept = result(&stage, "sweep").await;
+    // The database may have ended the killed process's last batch after that look.
+    let rows = swept["email_logs"]["rows"].as_i64().unwrap();
+    assert!(
+        0 < rows && rows <= left.as_i64().unwrap(),
+        "what was gone is not counted twice: {rows} of {left}"
+    );
+    assert_eq!(stage.value("SELECT count(*)::text FROM email_logs").await, 0);
+    let log = "SELECT string_agg(status || ':' || COALESCE(error_message, ''), ' ' ORDER BY id) FROM ops.maintenance_log";
+    assert_eq!(stage.value(log).await, "FAILED:cut off: its process ended COMPLETED:");
 }
