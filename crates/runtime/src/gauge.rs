@@ -83,9 +83,13 @@ mod tests {
         provider.force_flush().expect("flushed");
         let mut values = Vec::new();
         for resource in exporter.get_finished_metrics().expect("exported") {
-            for metric in resource.scope_metrics().flat_map(|scope| scope.metrics()) {
+            for metric in
+                resource.scope_metrics().flat_map(opentelemetry_sdk::metrics::data::ScopeMetrics::metrics)
+            {
                 if let AggregatedMetrics::F64(MetricData::Gauge(gauge)) = metric.data() {
-                    values.extend(gauge.data_points().map(|point| point.value()));
+                    values.extend(
+                        gauge.data_points().map(opentelemetry_sdk::metrics::data::GaugeDataPoint::value),
+                    );
                 }
             }
         }

@@ -232,7 +232,7 @@ mod tests {
                 let alive = alive.take();
                 async move {
                     let _alive = alive;
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 }
             });
             assert!(tokio::time::timeout(Duration::from_millis(20), running).await.is_err());

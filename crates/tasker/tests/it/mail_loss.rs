@@ -264,11 +264,11 @@ async fn check_sink(house: &House, count: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_mail_is_lost_while_taskers_redis_and_postgres_die() {
-    rounds(2_000, 6).await;
+    Box::pin(rounds(2_000, 6)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "the long form: minutes"]
 async fn no_mail_of_twenty_thousand_is_lost_in_forty_faults() {
-    rounds(20_000, 40).await;
+    Box::pin(rounds(20_000, 40)).await;
 }
