@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use base64::Engine as _;
 use tokio::process::Command;
 use voiceai_config::catalogue;
 use voiceai_testkit::{Moto, Port, Process, Program, RedisOptions, RedisServer};
@@ -19,6 +20,11 @@ const MARK: &str = "planted7canary";
 fn planted(name: &str) -> String {
     // Long enough for every setting that asks for a length.
     format!("{MARK}-{}-0123456789abcdef", name.to_ascii_lowercase())
+}
+
+/// A secret that signs webhooks.
+fn signing(name: &str) -> String {
+    format!("whsec_{}", base64::engine::general_purpose::STANDARD.encode(planted(name)))
 }
 
 /// Every line of a text that holds what was planted, as it is, escaped or encoded.
@@ -48,7 +54,7 @@ impl Arguments {
                         into.lock().unwrap().push(text);
                     }
                 }
-                std::thread::park_timeout(Duration::from_millis(5));
+                std::thread::park_timeout(Duration::from_millis(20));
             }
         });
         Self { seen, over }
@@ -110,6 +116,14 @@ impl Host {
             ("KAMAILIO_RPC_URLS", login("KAMAILIO_RPC_URLS", "http://127.0.0.1:1/RPC")),
             ("HTTP_PROXY", login("HTTP_PROXY", "http://127.0.0.1:1")),
             ("HTTPS_PROXY", login("HTTPS_PROXY", "http://127.0.0.1:1")),
+            ("ALERT_WEBHOOK_URL", login("ALERT_WEBHOOK_URL", "https://127.0.0.1:1/hook")),
+            ("CRL_RELOAD_URL", login("CRL_RELOAD_URL", "http://127.0.0.1:1/reload")),
+            ("ROLLOUT_DISPATCH_URL", login("ROLLOUT_DISPATCH_URL", "https://127.0.0.1:1/orders")),
+            ("INGEST_HEALTH_URL", login("INGEST_HEALTH_URL", "http://127.0.0.1:1")),
+            ("EVALUATOR_HEALTH_URL", login("EVALUATOR_HEALTH_URL", "http://127.0.0.1:1")),
+            ("EXPORT_CALLBACK_SECRET", signing("EXPORT_CALLBACK_SECRET")),
+            ("ALERT_WEBHOOK_SECRET", signing("ALERT_WEBHOOK_SECRET")),
+            ("ROLLOUT_DISPATCH_SECRET", signing("ROLLOUT_DISPATCH_SECRET")),
             ("NO_PROXY", "127.0.0.1".to_owned()),
             ("S3_ENDPOINT", "http://127.0.0.1:1".to_owned()),
             ("S3_BUCKET", "backups".to_owned()),
