@@ -9,12 +9,14 @@
 pub mod audit;
 mod connect;
 pub mod installation;
+mod listen;
 mod migrate;
 mod migrations;
 mod settings;
 pub mod term;
 
 pub use connect::{ConnectError, connect, reserved};
+pub use listen::listen;
 pub use migrate::{Component, MigrateError, Migrated, migrate, unapplied};
 pub use migrations::{ALL, COMMON, MAIL, SCALER, TASKER};
 pub use settings::PostgresSettings;
