@@ -94,8 +94,23 @@ impl Cloud {
         }));
     }
 
-    fn connect(&self, name: &str, active: u64) {
-        self.connections.lock().expect("not poisoned").insert(name.to_owned(), active);
+    /// Gives servers their connections, and waits until their heartbeats say so: what is decided next goes by these.
+    async fn connect(&self, loads: &[(&str, u64)]) {
+        let loads = loads.iter().map(|(name, active)| ((*name).to_owned(), *active));
+        self.connections.lock().expect("not poisoned").extend(loads.clone());
+        let settings = RedisSettings::from_url(self.stack.redis.url.as_str()).expect("an address");
+        let redis = Redis::connect(&settings).await.expect("a connection");
+        for (name, active) in loads {
+            wait_until(WITHIN, format!("{name} beats with {active} connections"), async || {
+                let key = format!("voiceai:heartbeat:{name}");
+                let beat: Option<String> =
+                    redis.command("GET", vec![Reply::from(key)]).await.expect("a reply");
+                let beat: Option<Value> = beat.and_then(|beat| serde_json::from_str(&beat).ok());
+                // One that is let go at zero may be gone before it was looked at.
+                beat.map_or(active == 0, |beat| beat["active"] == active)
+            })
+            .await;
+        }
     }
 
     /// Waits until exactly these servers are in service and nothing is going on.
@@ -224,19 +239,16 @@ async fn an_api_group_grows_and_shrinks_on_hetzner_by_the_load_balancers_label()
         HashMap::from([(one.to_owned(), label()), (two.to_owned(), label())])
     );
 
-    cloud.connect(one, 8);
-    cloud.connect(two, 8);
+    cloud.connect(&[(one, 8), (two, 8)]).await;
     cloud.wait_in_service(&[one, two, three]).await;
     // Now there is too little to do: the emptiest one goes, but not before its connections have ended.
-    cloud.connect(one, 1);
-    cloud.connect(two, 2);
-    cloud.connect(three, 2);
+    cloud.connect(&[(one, 1), (two, 2), (three, 2)]).await;
     cloud.want(2, 2).await;
     assert_eq!(cloud.wait_draining().await, one);
     cloud.stays(one).await;
     assert_eq!(hetzner.servers().await.get(one), Some(&None), "out of the load balancer, and still there");
     assert_eq!(hetzner.servers().await.get(two), Some(&label()));
-    cloud.connect(one, 0);
+    cloud.connect(&[(one, 0)]).await;
     cloud.wait_in_service(&[two, three]).await;
     assert_eq!(
         hetzner.servers().await,
@@ -321,13 +333,12 @@ async fn an_api_group_shrinks_on_aws_by_its_target_group() {
     let mut both = [instance(one).await, instance(two).await];
     both.sort();
     assert_eq!(targets().await, both, "registered after their heartbeats");
-    cloud.connect(one, 1);
-    cloud.connect(two, 2);
+    cloud.connect(&[(one, 1), (two, 2)]).await;
     cloud.want(1, 1).await;
     assert_eq!(cloud.wait_draining().await, one);
     cloud.stays(one).await;
     assert_eq!(targets().await, [instance(two).await], "deregistered, and still there");
-    cloud.connect(one, 0);
+    cloud.connect(&[(one, 0)]).await;
     cloud.wait_in_service(&[two]).await;
     let words = [
         "ec2",
