@@ -10,6 +10,7 @@ mod download;
 mod error;
 mod failure;
 mod identity;
+mod keys;
 mod platform;
 mod secret_value;
 mod ses;
@@ -24,6 +25,7 @@ pub use download::Download;
 pub use error::{S3Error, S3ErrorKind};
 pub use failure::CallError;
 pub use identity::caller_identity;
+pub use keys::{KeyPair, KeySource, ReadKeys};
 pub use platform::{
     ParameterLayer, PlatformSettings, ResolveError, SecretLayer, platform_layers, resolve, resolve_from,
 };

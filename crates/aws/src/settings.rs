@@ -1,11 +1,13 @@
 //! Where the bucket is and who may enter.
 
+use std::sync::Arc;
+
 use voiceai_config::catalogue::storage;
 use voiceai_config::{Reader, Setting};
 use voiceai_egress::Rule;
-use voiceai_runtime::Secret;
 
 use crate::access::AwsAccess;
+use crate::keys::{KeyPair, KeySource};
 
 /// One bucket and how to reach it.
 #[derive(Debug, Clone)]
@@ -18,8 +20,11 @@ pub struct S3Settings {
     pub endpoint: Option<String>,
     /// `S3_REGION`, else `AWS_REGION`.
     pub region: String,
-    /// `S3_ACCESS_KEY` and `S3_SECRET_KEY`; without them the standard AWS credential chain is used.
-    pub keys: Option<(Secret, Secret)>,
+    /// `S3_ACCESS_KEY` and `S3_SECRET_KEY`, else the keys of all AWS calls; without them the standard AWS credential chain is
+    /// used.
+    pub keys: Option<KeyPair>,
+    /// Where newer keys than those come from while the service runs.
+    pub renewed: Option<Arc<dyn KeySource>>,
     /// `S3_CHECKSUMS`: whether requests carry the SDK's CRC trailers. On for AWS; off for other servers, several of which refuse
     /// them.
     pub checksums: bool,
@@ -56,7 +61,7 @@ impl S3Settings {
         setting: &'static Setting<String>,
         region: Option<String>,
         prefix: &str,
-        keys: Option<(Secret, Secret)>,
+        keys: Option<KeyPair>,
     ) -> Option<Self> {
         let bucket = reader.optional(setting)?;
         if !is_bucket_name(&bucket) {
@@ -70,13 +75,15 @@ impl S3Settings {
             reader.optional(&storage::S3_ENDPOINT).map(|url| url.as_str().trim_end_matches('/').to_owned());
         let region = region.unwrap_or_else(|| reader.get(&storage::AWS_REGION));
         let checksums = reader.optional(&storage::S3_CHECKSUMS).unwrap_or(endpoint.is_none());
-        let AwsAccess { instance_profile, way, .. } = AwsAccess::read(reader);
+        let AwsAccess { instance_profile, way, keys: of_aws, .. } = AwsAccess::read(reader);
+        // A store of its own knows nothing of AWS's keys.
+        let keys = keys.or(of_aws.filter(|_| endpoint.is_none()));
         let prefix = prefix.trim_matches('/').to_owned();
-        Some(Self { bucket, prefix, endpoint, region, keys, checksums, instance_profile, way })
+        Some(Self { bucket, prefix, endpoint, region, keys, renewed: None, checksums, instance_profile, way })
     }
 }
 
-fn keys(reader: &Reader<'_>) -> Option<(Secret, Secret)> {
+fn keys(reader: &Reader<'_>) -> Option<KeyPair> {
     let access = reader.optional(&storage::S3_ACCESS_KEY);
     let secret = reader.optional(&storage::S3_SECRET_KEY);
     let missing = match (access, secret) {

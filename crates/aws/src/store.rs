@@ -55,6 +55,7 @@ impl ObjectStore {
             region: settings.region.clone(),
             endpoint: None,
             keys: settings.keys.clone(),
+            renewed: settings.renewed.clone(),
             instance_profile: settings.instance_profile,
             way: settings.way.clone(),
         };

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
+use crate::layer::LayerKind;
 use crate::mask::quoted;
 use crate::report::{Report, Violation, Warning};
 use crate::resolve::{Candidate, Resolved};
@@ -56,6 +57,13 @@ impl Reader<'_> {
     /// True when a layer gives the setting a value, right or wrong: a default does not count.
     pub fn is_given<T>(&self, setting: &'static Setting<T>) -> bool {
         self.resolved.resolution(&setting.declaration).is_some_and(|found| found.winner.is_some())
+    }
+
+    /// The layer whose value counts; `None` where only a default does, or nothing.
+    #[must_use]
+    pub fn layer<T>(&self, setting: &'static Setting<T>) -> Option<LayerKind> {
+        let found = self.resolved.resolution(&setting.declaration)?;
+        found.winner.as_ref().map(|winner| winner.layer)
     }
 
     /// A pattern's value for one name: `QUEUE_<NAME>_RATE` for `email-queue` is `QUEUE_EMAIL_QUEUE_RATE`, or the shorter

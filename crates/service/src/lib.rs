@@ -10,6 +10,7 @@
 mod backends;
 mod command;
 pub mod failures;
+mod keys;
 mod notify;
 mod readiness;
 mod run;
@@ -22,6 +23,7 @@ use voiceai_postgres::Component;
 
 pub use backends::{Backends, connect, connect_pool, connect_redis};
 pub use command::{Command, bare_command, command};
+pub use keys::KeySettings;
 pub use run::{Context, run};
 pub use secrets::{Secrets, Values};
 pub use settings::resolve;

@@ -9,11 +9,12 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Gauge};
 use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use voiceai_cli::Failure;
 use voiceai_config::{Resolved, Setting};
@@ -127,8 +128,9 @@ impl Secrets {
         self.0.values.subscribe()
     }
 
-    /// For whoever was refused with `used`: newer values, read at once where there are none yet. `None` when nothing newer is to
-    /// be had, so that the refusal stands. Several who ask at the same time share one reading.
+    /// For whoever was refused with `used`: newer values, read at once where there are none yet, or as soon as the last reading
+    /// is five seconds old: a value may change right after it. `None` when nothing newer is to be had, so that the refusal
+    /// stands. Several who ask at the same time share one reading.
     pub async fn newer_than(&self, used: &Values) -> Option<Arc<Values>> {
         let newer = || Some(self.current()).filter(|values| values.revision > used.revision);
         if let Some(values) = newer() {
@@ -136,9 +138,10 @@ impl Secrets {
         }
         let asked = Instant::now();
         let mut book = self.0.book.lock().await;
-        // Somebody else may have read while this one waited; and a refusal may come again and again.
-        let read_meanwhile = book.begun >= asked || asked.duration_since(book.begun) < APART;
-        if newer().is_none() && !read_meanwhile {
+        // Somebody else may have read while this one waited.
+        if newer().is_none() && book.begun < asked {
+            // A refusal may come again and again.
+            tokio::time::sleep_until(book.begun + APART).await;
             self.0.read_again(&mut book).await;
         }
         drop(book);
@@ -361,7 +364,7 @@ mod tests {
     async fn a_refusal_reads_at_once_and_refusals_are_no_storm() {
         let stores = Stores::default();
         let secrets = stores.secrets(&vec![("SMTP_USER", "a"), ("SMTP_PASS", "old")]);
-        secrets.0.book.lock().await.begun = Instant::now().checked_sub(APART).expect("the clock is older");
+        tokio::time::advance(APART).await;
         stores.hold(Some(vec![("SMTP_USER", "a"), ("SMTP_PASS", "new")]));
         let used = secrets.current();
         let asked = (0..20).map(|_| {
@@ -372,9 +375,16 @@ mod tests {
             assert_eq!(answer.await.expect("no panic"), Some(1));
         }
         assert_eq!(stores.reads(), 1, "one reading for all");
+        tokio::time::advance(Duration::from_millis(1)).await;
+        // Refused again at once, while the value changes once more: a refusal waits for its turn to read.
         let used = secrets.current();
-        assert!(secrets.newer_than(&used).await.is_none(), "it was read a moment ago");
-        assert_eq!(stores.reads(), 1);
+        stores.hold(Some(vec![("SMTP_USER", "a"), ("SMTP_PASS", "newest")]));
+        let asked = Instant::now();
+        assert_eq!(secrets.newer_than(&used).await.map(|values| values.revision()), Some(2));
+        assert!((4..=5).contains(&asked.elapsed().as_secs()), "{:?}", asked.elapsed());
+        assert_eq!((stores.reads(), password(&secrets).as_str()), (2, "newest"));
+        let used = secrets.current();
+        assert!(secrets.newer_than(&used).await.is_none(), "nothing newer is to be had");
     }
 
     #[tokio::test(start_paused = true)]

@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use voiceai_cli::Failure;
+use voiceai_config::catalogue::{platform, storage as stores};
 use voiceai_leader::{RedisTerm, TermMirror};
 use voiceai_listener::axum::Router;
 use voiceai_mail::intake::Intake;
@@ -25,7 +26,7 @@ use voiceai_queue::history::{History, HistorySettings, Retention, RetentionSetti
 use voiceai_queue::outbox::{self, Relay, RelaySettings, Wakeups};
 use voiceai_redis::Redis;
 use voiceai_runtime::Vitals;
-use voiceai_service::Context;
+use voiceai_service::{Context, Secrets};
 
 use crate::admin::Admin;
 use crate::jobs::backup::{self, BackupContext};
@@ -58,6 +59,7 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
     let (history, writer) = History::new(context.pool.clone(), HistorySettings::default());
     let client = Client::with_history(context.redis.clone(), Arc::new(history));
     let client = client.await.map_err(|error| queue_failure(&error))?;
+    keep_keys_fresh(&mut context.settings, &context.secrets);
     let settings = context.settings.clone();
     let backup = Box::pin(backup_context(&context)).await?;
     declare_schedules(&context).await?;
@@ -112,6 +114,17 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
     let internal = internal_routes(&context, &http, (backup, calls), mail, tenure).await?;
     http.serve(&context, internal, crate::mail::public_routes(&context.pool, &context.settings)?);
     Ok(context)
+}
+
+/// Keys of stores and of AWS that change while the service runs are used from the next request on.
+fn keep_keys_fresh(settings: &mut TaskerSettings, secrets: &Secrets) {
+    let of_aws = (&platform::AWS_ACCESS_KEY_ID, &platform::AWS_SECRET_ACCESS_KEY);
+    let of_store = (&stores::S3_ACCESS_KEY, &stores::S3_SECRET_KEY);
+    settings.aws.renewed = Some(secrets.keys([of_aws]));
+    let stores = [&mut settings.store, &mut settings.export_store, &mut settings.recording.store];
+    for store in stores.into_iter().flatten() {
+        store.renewed = Some(secrets.keys([of_store, of_aws]));
+    }
 }
 
 /// What the internal listener serves, where there is one.

@@ -23,6 +23,7 @@ fn settings(endpoint: &str, bucket: &str, access: &str, secret: &str) -> S3Setti
         endpoint: Some(endpoint.to_owned()),
         region: "us-east-1".to_owned(),
         keys: Some((Secret::new(access), Secret::new(secret))),
+        renewed: None,
         checksums: false,
         instance_profile: false,
         way: voiceai_egress::Rule::default(),

@@ -23,6 +23,7 @@ pub(crate) fn access(endpoint: &str) -> AwsAccess {
         region: "eu-central-1".to_owned(),
         endpoint: Some(endpoint.to_owned()),
         keys: Some((Secret::new("test"), Secret::new("test"))),
+        renewed: None,
         instance_profile: false,
         way: Rule::default(),
     }

@@ -2,13 +2,16 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio_util::sync::CancellationToken;
-use voiceai_aws::{ObjectStore, PartSizes, S3ErrorKind};
+use voiceai_aws::{KeyPair, KeySource, ObjectStore, PartSizes, ReadKeys, S3ErrorKind, S3Settings};
+use voiceai_runtime::Secret;
 
 use crate::{bucket, bytes, settings};
 
@@ -201,6 +204,52 @@ async fn what_is_wrong_with_the_store_is_told_apart() {
         assert!(!format!("{error} {error:?}").contains("s3cret-canary"));
         assert!(error.to_string().contains(&settings.bucket), "the error names the bucket: {error}");
     }
+}
+
+/// Keys as a service holds them: what is kept, and what a look at the stores would bring.
+#[derive(Debug, Default)]
+struct Kept {
+    held: Mutex<Option<KeyPair>>,
+    stored: Mutex<Option<KeyPair>>,
+    looks: AtomicUsize,
+}
+
+impl KeySource for Kept {
+    fn keys(&self, refused: bool) -> ReadKeys<'_> {
+        Box::pin(async move {
+            if refused {
+                self.looks.fetch_add(1, Ordering::Relaxed);
+                let stored = self.stored.lock().expect("not poisoned").clone();
+                *self.held.lock().expect("not poisoned") = stored;
+            }
+            self.held.lock().expect("not poisoned").clone()
+        })
+    }
+}
+
+#[tokio::test]
+async fn keys_that_change_are_used_at_once_and_refused_ones_are_looked_for_again() {
+    let (server, _store) = bucket().await;
+    let pair = |secret: &str| Some((Secret::new(server.access_key.as_str()), Secret::new(secret)));
+    let kept = Arc::new(Kept::default());
+    let settings = S3Settings {
+        renewed: Some(Arc::clone(&kept) as Arc<dyn KeySource>),
+        ..settings(&server.endpoint, &server.bucket, &server.access_key, "s3cret-canary")
+    };
+    let store = ObjectStore::new(&settings).await;
+    // Those of the start count while the source has none.
+    *kept.stored.lock().expect("not poisoned") = pair(&server.secret_key);
+    assert_eq!(store.check().await.expect_err("wrong keys").kind(), S3ErrorKind::Credentials);
+    store.check().await.expect("the refusal made it look for newer ones");
+    // What is changed without a refusal counts from the next request on, whatever a client had cached.
+    *kept.held.lock().expect("not poisoned") = pair("s3cret-canary");
+    assert_eq!(store.check().await.expect_err("wrong keys").kind(), S3ErrorKind::Credentials);
+    // A store that goes on refusing is not made slow by looks that find nothing.
+    for _ in 0..3 {
+        assert_eq!(store.check().await.expect_err("wrong keys").kind(), S3ErrorKind::Credentials);
+    }
+    assert_eq!(kept.looks.load(Ordering::Relaxed), 1);
+    assert!(!format!("{store:?} {settings:?}").contains("s3cret-canary"));
 }
 
 async fn until<F: Future<Output = bool>>(condition: impl Fn() -> F) {

@@ -19,10 +19,10 @@ settings! {
     AWS_REGION: String = text().default("eu-central-1").bootstrap();
     /// True where the instance's own role is to be used and nothing else. Static keys beside it are refused: they would win in silence.
     AWS_USE_INSTANCE_PROFILE: bool = boolean().default("false");
-    /// Static access key, read by the AWS credential chain itself.
-    AWS_ACCESS_KEY_ID: Secret = secret().bootstrap().required_with("AWS_SECRET_ACCESS_KEY");
-    /// Static secret key, read by the AWS credential chain itself.
-    AWS_SECRET_ACCESS_KEY: Secret = secret().bootstrap().required_with("AWS_ACCESS_KEY_ID");
+    /// Static access key. The AWS credential chain reads the environment's itself; one that a higher layer holds stands in for whatever that chain finds, except for reading those layers.
+    AWS_ACCESS_KEY_ID: Secret = secret().bootstrap().required_with("AWS_SECRET_ACCESS_KEY").rotates();
+    /// Static secret key beside `AWS_ACCESS_KEY_ID`.
+    AWS_SECRET_ACCESS_KEY: Secret = secret().bootstrap().required_with("AWS_ACCESS_KEY_ID").rotates();
 }
 
 fn is_namespace(raw: &str) -> bool {

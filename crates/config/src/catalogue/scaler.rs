@@ -47,6 +47,8 @@ settings! {
     SCALING_FLEET_MAX: u32 = integer().between(1, 1_000_000).only(Binaries::Scaler);
     /// How often each provider's `list.sh` is asked for servers of ours that the database does not know.
     ORPHAN_SWEEP_INTERVAL: Duration = duration().default("5m").between(200, 86_400_000).only(Binaries::Scaler);
+    /// How long servers that are gone, their finished operations with every step, and decisions that changed something stay in the database. Decisions that changed nothing stay 2 days.
+    SCALING_HISTORY_RETENTION: Duration = duration().default("90d").between(86_400_000, 315_360_000_000).only(Binaries::Scaler);
     /// Token of the Hetzner Cloud project, for the scripts of the provider `hetzner`.
     HETZNER_API_TOKEN: Secret = secret().only(Binaries::Scaler).rotates();
     /// Address of a Hetzner Cloud API other than the public one, for the scripts of the provider `hetzner`.

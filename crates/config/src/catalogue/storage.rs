@@ -20,9 +20,9 @@ settings! {
     /// Address of an S3 server other than AWS. Buckets are then addressed by path.
     S3_ENDPOINT: Url = url().only(Binaries::Tasker);
     /// Access key.
-    S3_ACCESS_KEY: Secret = secret().required_with("S3_SECRET_KEY").only(Binaries::Tasker);
+    S3_ACCESS_KEY: Secret = secret().required_with("S3_SECRET_KEY").only(Binaries::Tasker).rotates();
     /// Secret key beside `S3_ACCESS_KEY`.
-    S3_SECRET_KEY: Secret = secret().required_with("S3_ACCESS_KEY").only(Binaries::Tasker);
+    S3_SECRET_KEY: Secret = secret().required_with("S3_ACCESS_KEY").only(Binaries::Tasker).rotates();
     /// Region of the bucket, where it is another one than `AWS_REGION`.
     S3_REGION: String = text().only(Binaries::Tasker).computed_default("`AWS_REGION`");
     /// Whether requests carry the checksums that AWS's own clients send by default. Set it to false for a store that refuses them, to true for another store than AWS that takes them.

@@ -59,6 +59,7 @@ impl Bench {
             endpoint: Some(format!("http://127.0.0.1:{}", way.port())),
             region: "us-east-1".to_owned(),
             keys: Some((Secret::new(s3.access_key.clone()), Secret::new(s3.secret_key.clone()))),
+            renewed: None,
             checksums: false,
             instance_profile: false,
             way: Rule::default(),

@@ -115,6 +115,7 @@ async fn a_bucket_that_is_missing_or_closed_is_told_before_anything_starts() {
         endpoint: Some(bench.s3.endpoint.clone()),
         region: "us-east-1".to_owned(),
         keys: Some((Secret::new(bench.s3.access_key.clone()), Secret::new(secret))),
+        renewed: None,
         checksums: false,
         instance_profile: false,
         way: Default::default(),

@@ -76,6 +76,7 @@ async fn context(url: &str, s3: &S3) -> BackupContext {
         endpoint: Some(s3.endpoint.clone()),
         region: "us-east-1".to_owned(),
         keys: Some((Secret::new(s3.access_key.clone()), Secret::new(s3.secret_key.clone()))),
+        renewed: None,
         checksums: false,
         instance_profile: false,
         way: Default::default(),
