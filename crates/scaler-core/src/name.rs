@@ -30,10 +30,12 @@ pub fn is_label_value(text: &str) -> bool {
         && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
 }
 
-/// True for an id as providers issue them: visible ASCII without quotes, spaces or shell characters, at most 128 bytes.
+/// True for an id as providers issue them: visible ASCII without quotes, spaces or shell characters, at most 128 bytes, and
+/// with nothing in front that a program would take for an option.
 #[must_use]
 pub fn is_provider_id(text: &str) -> bool {
     (1..=128).contains(&text.len())
+        && !text.starts_with('-')
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._:/-".contains(&byte))
 }
 
@@ -97,7 +99,7 @@ mod tests {
             assert!(!is_label_value(bad), "{bad:?}");
         }
         assert!(is_label_value("EU_voice.1"));
-        for bad in ["", "a b", "a;b", "$(id)", "a'b", "a\nb", &"1".repeat(129)] {
+        for bad in ["", "a b", "a;b", "$(id)", "a'b", "a\nb", "-rf", &"1".repeat(129)] {
             assert!(!is_provider_id(bad), "{bad:?}");
         }
         assert!(is_provider_id("i-0abc:eu/1.2"));

@@ -9,7 +9,9 @@ use serde_json::{Map, Value};
 use tempfile::NamedTempFile;
 use tokio_util::sync::CancellationToken;
 use voiceai_aws::{AwsAccess, secret_value};
+use voiceai_config::catalogue::platform::{AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY};
 use voiceai_runtime::Secret;
+use voiceai_service::Secrets;
 
 use crate::script::{PATH, Run, ScriptRunner};
 use crate::store::ServerRow;
@@ -65,6 +67,8 @@ pub struct CloudInit {
     pub variables: Vec<(&'static str, Option<Secret>)>,
     /// How Secrets Manager is reached.
     pub platform: AwsAccess,
+    /// Values that changed since the start; each stands in for the variable of its name.
+    pub rotating: Option<Secrets>,
 }
 
 /// A document that could not be made. Holds nothing of it.
@@ -88,6 +92,14 @@ pub enum CloudInitError {
 }
 
 impl CloudInit {
+    /// The same with values as they stand whenever a document is made.
+    #[must_use]
+    pub fn kept_fresh(mut self, secrets: &Secrets) -> Self {
+        self.platform.renewed = Some(secrets.keys([(&AWS_ACCESS_KEY_ID, &AWS_SECRET_ACCESS_KEY)]));
+        self.rotating = Some(secrets.clone());
+        self
+    }
+
     /// True when a server of this provider starts with a document.
     #[must_use]
     pub fn is_needed(&self, provider: &str) -> bool {
@@ -168,12 +180,20 @@ impl CloudInit {
             ("GROUP_NAME", &server.group_name),
             ("SERVICE", server.service.as_str()),
         ];
-        let set = self.variables.iter().filter_map(|(name, value)| Some((*name, value.as_ref()?.expose())));
+        let now = self.rotating.as_ref().map(Secrets::current);
+        let set: Vec<(&str, Secret)> = self
+            .variables
+            .iter()
+            .filter_map(|(name, value)| {
+                let newer = now.as_ref().and_then(|values| values.named(name));
+                value.clone().map(|value| (*name, newer.unwrap_or(value)))
+            })
+            .collect();
         // Of two with one name the later one counts: a secret stands in for nothing that we say.
         let environment = [("PATH", PATH)]
             .into_iter()
             .chain(secrets.iter().map(|(name, value)| (name.as_str(), value.expose())))
-            .chain(set)
+            .chain(set.iter().map(|(name, value)| (*name, value.expose())))
             .chain(own)
             .map(|(name, value)| (name.to_owned(), value.into()))
             .collect();

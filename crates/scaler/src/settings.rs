@@ -46,6 +46,8 @@ pub struct ScalerSettings {
     pub status_poll: Duration,
     /// `ORPHAN_SWEEP_INTERVAL`. Default 5 min.
     pub orphan_sweep: Duration,
+    /// `SCALING_HISTORY_RETENTION`. Default 90 days.
+    pub history_retention: Duration,
     /// `SCALING_FLEET_MAX`. Most servers over all groups; `None`: no cap.
     pub fleet_max: Option<u32>,
     /// `DISPATCHER_KEY_PREFIX`.
@@ -77,6 +79,7 @@ impl ScalerSettings {
             drain_timeout: reader.get(&scaler::DRAIN_TIMEOUT),
             status_poll: reader.get(&scaler::SCALING_STATUS_POLL_INTERVAL_MS),
             orphan_sweep: reader.get(&scaler::ORPHAN_SWEEP_INTERVAL),
+            history_retention: reader.get(&scaler::SCALING_HISTORY_RETENTION),
             fleet_max: reader.optional(&scaler::SCALING_FLEET_MAX),
             dispatcher_prefix: reader.get(&scaler::DISPATCHER_KEY_PREFIX),
             dispatcher: dispatcher(reader),
@@ -193,7 +196,13 @@ fn cloud_init(reader: &Reader<'_>) -> CloudInit {
         variables.extend(url.map(|url| (name, Some(Secret::new(url.to_string())))));
     }
     let platform = AwsAccess::read(reader);
-    CloudInit { given: given.is_some(), script: given.unwrap_or_else(beside), variables, platform }
+    CloudInit {
+        given: given.is_some(),
+        script: given.unwrap_or_else(beside),
+        variables,
+        platform,
+        rotating: None,
+    }
 }
 
 fn dispatcher(reader: &Reader<'_>) -> RedisSettings {

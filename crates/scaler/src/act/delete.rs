@@ -1,8 +1,8 @@
 //! Deleting at the provider: shared by removals and by the cleaning up of failures.
 
-use super::{ActError, Engine, Look, Memory, Next, ScriptKind, chain};
+use super::{ActError, Engine, Look, Memory, Next, ScriptKind, TOLD_AGAIN, chain};
 use crate::script::{Class, Outcome, Status};
-use crate::store::ProviderHold;
+use crate::store::{ProviderHold, Step};
 
 /// Looks at a server that is being deleted before deletion is asked for again.
 const LOOKS_MAX: u32 = 12;
@@ -68,6 +68,19 @@ impl Engine {
             Outcome::NotStarted(why) => ("not_started", why, None),
         };
         Ok(Deletion::Later(self.try_later(look, memory, code, text, after).await?))
+    }
+
+    /// What is written, and told, each time the wait for a deletion is over: the server may cost money until a person looks.
+    /// Nothing else changes; the deletion is tried on.
+    pub(super) fn overdue(&self, look: &Look<'_>) -> Option<Step> {
+        let deadline = look.operation.deadline.filter(|deadline| *deadline <= look.now)?;
+        let since = look.operation.state_at;
+        let last =
+            look.operation.error_text.as_deref().map(|text| format!("; last: {text}")).unwrap_or_default();
+        let note = format!("the provider still has it, which was asked to delete it since {since}{last}");
+        tracing::error!(server = look.server.name, provider = look.server.provider, note, "deletion overdue");
+        let notices = vec![look.notice_of("failed", &note, deadline.as_millisecond())];
+        Some(Step { deadline: Some(look.now + TOLD_AGAIN), note: Some(note), notices, ..Step::default() })
     }
 
     pub(super) async fn call(&self, look: &Look<'_>, kind: ScriptKind) -> Outcome {

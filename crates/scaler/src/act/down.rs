@@ -10,7 +10,7 @@ use voiceai_scaler_core::{Event, ServerStatus, State};
 
 use super::delete::Deletion;
 use super::routing::Routed;
-use super::{ActError, Engine, GHOST, Look, Memory, Next, ScriptKind};
+use super::{ActError, DELETED_WITHIN, Engine, GHOST, Look, Memory, Next, ScriptKind};
 use crate::script::{Class, Outcome, Status};
 use crate::store::Step;
 
@@ -45,7 +45,11 @@ impl Engine {
                 self.publish_and_write(look, memory, Step::event(Event::Unlisted)).await
             }
             State::Unlisted => {
-                let step = Step { intent_at: Some(look.now), ..Step::event(Event::DeleteRequested) };
+                let step = Step {
+                    intent_at: Some(look.now),
+                    deadline: Some(look.now + DELETED_WITHIN),
+                    ..Step::event(Event::DeleteRequested)
+                };
                 self.write(look, memory, step).await
             }
             State::Deleting => self.remove(look, memory).await,
@@ -257,6 +261,9 @@ impl Engine {
     async fn remove(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
         if look.operation.error_code.as_deref() == Some(VANISHED) {
             return self.confirm_gone(look, memory).await;
+        }
+        if let Some(overdue) = self.overdue(look) {
+            return self.write(look, memory, overdue).await;
         }
         match self.delete(look, memory).await? {
             Deletion::Gone => self.write_event(look, memory, Event::ProviderGone).await,

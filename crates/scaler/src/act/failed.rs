@@ -4,7 +4,7 @@ use jiff::SignedDuration;
 use voiceai_scaler_core::{Event, State};
 
 use super::delete::Deletion;
-use super::{ActError, Engine, Look, Memory, Next};
+use super::{ActError, DELETED_WITHIN, Engine, Look, Memory, Next};
 use crate::store::Step;
 
 /// Failures after which the provider has made nothing.
@@ -28,7 +28,8 @@ impl Engine {
                 return Ok(Next::Wait(super::until_then(look.now, until)));
             }
         }
-        self.write_event(look, memory, Event::CleanupStarted).await
+        let step = Step { deadline: Some(look.now + DELETED_WITHIN), ..Step::event(Event::CleanupStarted) };
+        self.write(look, memory, step).await
     }
 
     async fn another_is_kept(&self, look: &Look<'_>) -> Result<bool, ActError> {
@@ -48,6 +49,9 @@ impl Engine {
         // Never asked for, or refused in so many words: nothing can be there, and what has the name is not ours.
         let code = look.operation.error_code.as_deref().unwrap_or_default();
         if look.operation.intent_at.is_some() && !NOTHING_MADE.contains(&code) {
+            if let Some(overdue) = self.overdue(look) {
+                return self.write(look, memory, overdue).await;
+            }
             match self.delete(look, memory).await? {
                 Deletion::Gone => {
                     // A killed leader's script may still make it: nothing is over before its time limit.

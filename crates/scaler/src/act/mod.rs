@@ -35,6 +35,10 @@ pub use provider::{Providers, ScriptKind};
 /// From the decision to a server that runs; then it is given up.
 pub const BOOT_CAP: SignedDuration = SignedDuration::from_mins(15);
 
+/// How long a provider may take to delete a server before people are told, and after that before they are told again.
+pub(crate) const DELETED_WITHIN: SignedDuration = SignedDuration::from_mins(30);
+const TOLD_AGAIN: SignedDuration = SignedDuration::from_hours(6);
+
 /// The reason of a removal that only clears up after a server that the provider no longer has.
 pub const GHOST: &str = "ghost";
 
@@ -72,6 +76,8 @@ pub struct Engine {
     pub patience: Patience,
     /// Held from reading the rows to writing the state they lead to, so that no publication undoes another's change.
     pub routing: tokio::sync::Mutex<Ledger>,
+    /// Held from looking who has a provider's id to writing it down: two servers are never given one id at the same moment.
+    pub ids: tokio::sync::Mutex<()>,
 }
 
 /// A step that could not be made now.

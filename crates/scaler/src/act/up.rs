@@ -295,6 +295,15 @@ impl Engine {
     }
 
     async fn accepted(&self, look: &Look<'_>, memory: &mut Memory, answer: Answer) -> Result<Next, ActError> {
+        let _one_after_the_other = self.ids.lock().await;
+        // Two rows for one machine would in the end delete it under the other's calls. The id is not written down, so that
+        // cleaning up names the server by its name alone.
+        if let Some(id) = &answer.id
+            && let Some(other) = self.store.holder_of_id(look.server, id).await?
+        {
+            let text = format!("the provider gave it the id {id}, which is that of {other}");
+            return self.fail(look, memory, "duplicate_id", text).await;
+        }
         let step = Step {
             provider_id: answer.id.clone(),
             ip: answer.ip.clone(),

@@ -41,6 +41,7 @@ async fn start(mut context: Context<ScalerSettings>) -> Result<Context<ScalerSet
         evaluation_interval: context.settings.evaluation_interval,
         orphan_sweep: context.settings.orphan_sweep,
         fleet_max: context.settings.fleet_max,
+        history_retention: context.settings.history_retention,
         stop_patience: context.shared.general.shutdown_timeout.saturating_sub(KEPT_BACK) / 2,
     };
     let mirror = Arc::new(RedisTerm::new(dispatcher, TERM_KEY));
@@ -98,7 +99,7 @@ fn engine(context: &Context<ScalerSettings>, dispatcher: Redis) -> Result<Engine
             surroundings,
             settings.script_timeout,
         ),
-        cloud_init: settings.cloud_init.clone(),
+        cloud_init: settings.cloud_init.clone().kept_fresh(&context.secrets),
         patience: Patience {
             status_poll: settings.status_poll,
             heartbeat_wait: signed(settings.heartbeat_wait),
@@ -107,5 +108,6 @@ fn engine(context: &Context<ScalerSettings>, dispatcher: Redis) -> Result<Engine
             settle: SETTLE,
         },
         routing: tokio::sync::Mutex::default(),
+        ids: tokio::sync::Mutex::default(),
     })
 }

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +17,7 @@ use voiceai_postgres::Tenure;
 use voiceai_runtime::{Pulse, Shutdown, Vitals};
 
 use crate::act::{Engine, chain};
+use crate::store::Pruned;
 
 use evaluator::not_published;
 pub use evaluator::{Evaluated, Evaluator, Took, action_word, drain_settings};
@@ -29,6 +31,9 @@ const DISCOVER_EVERY: Duration = Duration::from_secs(10);
 const STANDBY_WALK: Duration = Duration::from_secs(20);
 /// How often old rows are removed.
 const PRUNE_EVERY: Duration = Duration::from_secs(300);
+/// Parts of old rows removed at a time, with a breath between them: more than a large fleet writes in the meantime.
+const PRUNE_PARTS: u32 = 60;
+const PRUNE_BREATH: Duration = Duration::from_millis(100);
 /// What the loops need besides the engine.
 #[derive(Debug, Clone)]
 pub struct LeadSettings {
@@ -42,6 +47,8 @@ pub struct LeadSettings {
     pub orphan_sweep: Duration,
     /// Most servers over all groups.
     pub fleet_max: Option<u32>,
+    /// How long what is over stays in the database.
+    pub history_retention: Duration,
     /// How long running scripts may go on when the process stops; then they are ended.
     pub stop_patience: Duration,
 }
@@ -87,6 +94,7 @@ pub async fn run(
             asking: None,
             places: Places::new(),
             sweeping: None,
+            pruning: None,
         };
         tokio::select! {
             () = lead.lead(&vitals, &pulse) => {}
@@ -150,6 +158,8 @@ struct Lead {
     places: Places,
     /// The look for orphans that is under way.
     sweeping: Option<JoinHandle<()>>,
+    /// The removal of old rows that is under way.
+    pruning: Option<JoinHandle<()>>,
 }
 
 impl Lead {
@@ -173,7 +183,7 @@ impl Lead {
                     self.evaluate().await;
                     self.resume_operations().await;
                 }
-                _ = prunes.tick() => self.prune().await,
+                _ = prunes.tick() => self.prune(),
                 _ = ghosts.tick() => self.sweep_ghosts().await,
                 _ = orphans.tick() => self.sweep_orphans(),
                 told = reconnects.recv(), if reconnected => {
@@ -288,15 +298,22 @@ impl Lead {
         }
     }
 
-    async fn prune(&self) {
-        // A script may go on for a little after its limit.
-        let age = self.engine.providers.limit().unsigned_abs() + Duration::from_secs(60);
-        let _ = tokio::task::spawn_blocking(move || crate::cloud_init::sweep(age)).await;
-        match self.engine.store.prune().await {
-            Ok(0) => {}
-            Ok(rows) => tracing::debug!(rows, "old decisions removed"),
-            Err(error) => tracing::warn!(error = %chain(&error), "old decisions not removed"),
+    /// Starts the removal of what is old, unless it is under way: it holds neither evaluations nor operations up.
+    fn prune(&mut self) {
+        if self.pruning.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
         }
+        let (engine, stop) = (Arc::clone(&self.engine), self.stop.clone());
+        let keep = SignedDuration::try_from(self.settings.history_retention).unwrap_or(SignedDuration::MAX);
+        self.pruning = Some(self.shutdown.spawn("prune", async move {
+            // A script may go on for a little after its limit.
+            let age = engine.providers.limit().unsigned_abs() + Duration::from_secs(60);
+            let _ = tokio::task::spawn_blocking(move || crate::cloud_init::sweep(age)).await;
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = remove_old(&engine, keep) => {}
+            }
+        }));
     }
 
     /// Waits until no task of this tenure runs any more: each stops before its next effect.
@@ -319,6 +336,28 @@ impl Lead {
         if let Some(task) = self.sweeping.take() {
             let _ = task.await;
         }
+        if let Some(task) = self.pruning.take() {
+            let _ = task.await;
+        }
+    }
+}
+
+async fn remove_old(engine: &Engine, keep: SignedDuration) {
+    let mut all = Pruned::default();
+    for _ in 0..PRUNE_PARTS {
+        match engine.store.prune(keep).await {
+            Ok(part) if part.is_empty() => break,
+            Ok(part) => all = all.and(part),
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "old rows not removed; trying again later");
+                break;
+            }
+        }
+        tokio::time::sleep(PRUNE_BREATH).await;
+    }
+    if !all.is_empty() {
+        let Pruned { decisions, operations, servers } = all;
+        tracing::info!(decisions, operations, servers, "old rows removed");
     }
 }
 

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 use voiceai_scaler_core::name::is_provider_id;
 
-/// Most bytes of stdout that are read; a script that writes more is not understood.
+/// Most bytes of stdout that are kept, from its end: what a script prints before its last line is its own affair.
 pub const STDOUT_MAX: usize = 64 * 1024;
 /// The same for `list.sh`, which speaks of every server.
 pub(super) const LIST_MAX: usize = 16 * 1024 * 1024;
@@ -33,24 +34,70 @@ pub enum Status {
 }
 
 /// Why a script did not do what it was asked for, in its own words.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ScriptError {
     /// The provider's code.
-    #[serde(default)]
     pub code: String,
     /// The provider's message.
-    #[serde(default)]
     pub message: String,
     /// When to try again, in seconds.
-    #[serde(default)]
     pub retry_after_s: Option<u64>,
+}
+
+/// Words about a failure, whatever their type: none of them decides what is known, so none makes an answer unreadable.
+impl<'de> Deserialize<'de> for ScriptError {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let words = |value: Option<&Value>| match value {
+            None | Some(Value::Null) => String::new(),
+            Some(Value::String(text)) => text.clone(),
+            Some(other) => other.to_string(),
+        };
+        let told = Value::deserialize(deserializer)?;
+        if !told.is_object() {
+            return Ok(Self { code: String::new(), message: words(Some(&told)), retry_after_s: None });
+        }
+        Ok(Self {
+            code: words(told.get("code")),
+            message: words(told.get("message")),
+            retry_after_s: told.get("retry_after_s").and_then(seconds),
+        })
+    }
+}
+
+/// Whole seconds, a part of one counted as one; `None` for what is no time to wait.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // checked: not negative, and below 2^53
+fn seconds(value: &Value) -> Option<u64> {
+    let number = match value {
+        Value::Number(number) => number.as_f64()?,
+        Value::String(text) => text.trim().parse().ok()?,
+        _ => return None,
+    };
+    (number >= 0.0).then(|| number.ceil().min(9e15) as u64)
+}
+
+/// Several providers know their servers by a number.
+fn id_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Id {
+        Text(String),
+        Number(u64),
+    }
+    Ok(Option::<Id>::deserialize(deserializer)?.map(|id| match id {
+        Id::Text(text) => text,
+        Id::Number(number) => number.to_string(),
+    }))
+}
+
+fn listed_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    id_text(deserializer)?.ok_or_else(|| serde::de::Error::custom("an id is null"))
 }
 
 /// The last line of a script's output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// The provider's id of the server.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "id_text")]
     pub id: Option<String>,
     /// The server's name.
     pub name: String,
@@ -77,6 +124,7 @@ pub struct Answer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {
     /// The provider's id.
+    #[serde(deserialize_with = "listed_id")]
     pub id: String,
     /// Its name.
     pub name: String,
@@ -158,15 +206,21 @@ pub enum Outcome {
     NotStarted(String),
 }
 
+/// The end of what a script wrote to stdout.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tail<'a> {
+    /// Its last bytes.
+    pub(super) bytes: &'a [u8],
+    /// True when there was more before them.
+    pub(super) cut: bool,
+}
+
 /// Reads the output of a script that ended with `exit`. `name` is the server it was asked about.
 #[must_use]
-pub(super) fn read(exit: i32, stdout: &[u8], too_long: bool, name: &str) -> Outcome {
+pub(super) fn read(exit: i32, stdout: Tail<'_>, name: &str) -> Outcome {
     let Some(class) = Class::of(exit) else {
         return Outcome::Unknown(format!("exit code {exit}"), None);
     };
-    if too_long {
-        return Outcome::Unknown(format!("more than {STDOUT_MAX} bytes on stdout"), Some(class));
-    }
     match last_line(stdout).and_then(|line| check(line, name)) {
         Ok(answer) => Outcome::Said(class, answer),
         Err(why) => Outcome::Unknown(why, Some(class)),
@@ -174,11 +228,8 @@ pub(super) fn read(exit: i32, stdout: &[u8], too_long: bool, name: &str) -> Outc
 }
 
 /// Reads the output of `list.sh`: every server that it lists, or why it is no whole list.
-pub(super) fn read_list(exit: i32, stdout: &[u8], too_long: bool) -> Result<Vec<Listed>, String> {
+pub(super) fn read_list(exit: i32, stdout: Tail<'_>) -> Result<Vec<Listed>, String> {
     let class = Class::of(exit).ok_or_else(|| format!("exit code {exit}"))?;
-    if too_long {
-        return Err(format!("more than {LIST_MAX} bytes on stdout"));
-    }
     let list: List = serde_json::from_str(last_line(stdout)?)
         .map_err(|error| format!("the last line of stdout is not the agreed JSON: {error}"))?;
     if class != Class::Done {
@@ -198,9 +249,20 @@ pub(super) fn read_list(exit: i32, stdout: &[u8], too_long: bool) -> Result<Vec<
     Ok(servers)
 }
 
-fn last_line(stdout: &[u8]) -> Result<&str, String> {
-    let text = std::str::from_utf8(stdout).map_err(|_| "stdout is not UTF-8".to_owned())?;
-    text.lines().rev().find(|line| !line.trim().is_empty()).ok_or_else(|| "nothing on stdout".to_owned())
+/// The last line that is not blank; the lines before it may be anything, binary data included.
+fn last_line(stdout: Tail<'_>) -> Result<&str, String> {
+    let written = stdout.bytes.trim_ascii_end();
+    if written.is_empty() {
+        return Err("nothing on stdout".to_owned());
+    }
+    let line = match written.iter().rposition(|byte| *byte == b'\n') {
+        Some(end) => &written[end + 1..],
+        None if stdout.cut => {
+            return Err(format!("the last line of stdout has more than {} bytes", written.len()));
+        }
+        None => written,
+    };
+    std::str::from_utf8(line).map_err(|_| "the last line of stdout is not UTF-8".to_owned())
 }
 
 fn check(line: &str, name: &str) -> Result<Answer, String> {
@@ -211,7 +273,10 @@ fn check(line: &str, name: &str) -> Result<Answer, String> {
     }
     answer.id = answer.id.filter(|id| !id.is_empty());
     if answer.id.as_deref().is_some_and(|id| !is_provider_id(id)) {
-        return Err("its id is none (letters, digits, `.`, `_`, `:`, `/`, `-`, at most 128)".to_owned());
+        return Err(
+            "its id is none (letters, digits, `.`, `_`, `:`, `/`, `-`, no `-` in front, at most 128)"
+                .to_owned(),
+        );
     }
     for (field, address) in [("ip", &mut answer.ip), ("private_ip", &mut answer.private_ip)] {
         *address = address.take().filter(|text| !text.is_empty());
@@ -247,10 +312,59 @@ mod tests {
 
     const GOOD: &str = r#"{"id":"7","name":"n","status":"ready","ip":"10.0.0.7","private_ip":null,"type":"t","location":"l","error":null}"#;
 
+    fn whole(exit: i32, stdout: &[u8]) -> Outcome {
+        read(exit, Tail { bytes: stdout, cut: false }, "n")
+    }
+
+    fn whole_list(exit: i32, stdout: &[u8]) -> Result<Vec<Listed>, String> {
+        read_list(exit, Tail { bytes: stdout, cut: false })
+    }
+
+    #[test]
+    fn what_stands_before_the_last_line_does_not_matter() {
+        let before: [&[u8]; 3] = [b"\xff\xfe\x00\n", b"{\"name\":\"other\"}\r\n", b"+ set -x\n"];
+        for noise in before {
+            let stdout = [noise, GOOD.as_bytes(), b"\r\n \t\n"].concat();
+            assert!(matches!(whole(0, &stdout), Outcome::Said(Class::Done, _)), "{noise:?}");
+            let tail = read(0, Tail { bytes: &stdout, cut: true }, "n");
+            assert!(matches!(tail, Outcome::Said(Class::Done, _)), "{noise:?}");
+        }
+        // A last line that is not all there is none.
+        let cut = read(0, Tail { bytes: GOOD.as_bytes(), cut: true }, "n");
+        assert!(matches!(cut, Outcome::Unknown(why, Some(Class::Done)) if why.contains("more than")));
+    }
+
+    #[test]
+    fn numbers_and_words_in_other_types_are_understood() {
+        let told = r#"{"id":4711,"name":"n","status":"ready","extra":{"cost":-1e308},"error":"a word"}"#;
+        let Outcome::Said(Class::Done, answer) = whole(0, told.as_bytes()) else { panic!("{told}") };
+        assert_eq!(answer.id.as_deref(), Some("4711"));
+        assert_eq!(answer.error.expect("an error").message, "a word");
+        let wait = |value: &str| {
+            let told = format!(
+                r#"{{"name":"n","status":"failed","error":{{"code":429,"message":null,"retry_after_s":{value}}}}}"#
+            );
+            let Outcome::Said(Class::RateLimited, answer) = whole(13, told.as_bytes()) else {
+                panic!("{told}")
+            };
+            let error = answer.error.expect("an error");
+            assert_eq!((error.code.as_str(), error.message.as_str()), ("429", ""));
+            error.retry_after_s
+        };
+        assert_eq!(
+            (wait("30"), wait("1.2"), wait("\"7\""), wait("0")),
+            (Some(30), Some(2), Some(7), Some(0))
+        );
+        assert_eq!(wait("1e300"), Some(9_000_000_000_000_000));
+        for none in ["-1", "null", "\"soon\"", "[]", "\"NaN\"", "true"] {
+            assert_eq!(wait(none), None, "{none}");
+        }
+    }
+
     #[test]
     fn the_last_line_counts_and_empty_lines_do_not() {
         for stdout in [GOOD.to_owned(), format!("noise\n{GOOD}\n"), format!("{{}}\n{GOOD}\n\n  \n")] {
-            let Outcome::Said(Class::Done, answer) = read(0, stdout.as_bytes(), false, "n") else {
+            let Outcome::Said(Class::Done, answer) = whole(0, stdout.as_bytes()) else {
                 panic!("{stdout}");
             };
             assert_eq!((answer.id.as_deref(), answer.status), (Some("7"), Status::Ready));
@@ -269,12 +383,10 @@ mod tests {
             (14, Class::NotFound),
             (20, Class::Refused),
         ] {
-            assert!(
-                matches!(read(exit, GOOD.as_bytes(), false, "n"), Outcome::Said(said, _) if said == class)
-            );
+            assert!(matches!(whole(exit, GOOD.as_bytes()), Outcome::Said(said, _) if said == class));
         }
         for exit in [1, 2, 15, 124, 126, 127, 137, 143, -1] {
-            assert!(matches!(read(exit, GOOD.as_bytes(), false, "n"), Outcome::Unknown(_, None)), "{exit}");
+            assert!(matches!(whole(exit, GOOD.as_bytes()), Outcome::Unknown(_, None)), "{exit}");
         }
     }
 
@@ -284,15 +396,13 @@ mod tests {
             r#"{{"name":"n","status":"failed","type":"a\u0000b","error":{{"code":"c\u0000\u001b","message":"{}\n\u0000"}}}}"#,
             "é".repeat(5000)
         );
-        let Outcome::Said(Class::Quota, answer) = read(12, told.as_bytes(), false, "n") else {
-            panic!("{told}")
-        };
+        let Outcome::Said(Class::Quota, answer) = whole(12, told.as_bytes()) else { panic!("{told}") };
         let error = answer.error.expect("an error");
         assert_eq!((answer.machine.as_deref(), error.code.as_str()), (Some("a b"), "c  "));
         assert_eq!((error.message.chars().count(), error.message.ends_with("é…")), (2001, true));
         let list =
             br#"{"servers":[{"id":"7","name":"a\u0000","status":"ready","labels":{"group":"\u0000"}}]}"#;
-        let list = read_list(0, list, false).expect("a list");
+        let list = whole_list(0, list).expect("a list");
         assert_eq!((list[0].name.as_str(), list[0].labels["group"].as_str()), ("a ", " "));
     }
 
@@ -300,11 +410,11 @@ mod tests {
     fn only_a_whole_list_is_a_list() {
         let one =
             r#"{"servers":[{"id":"7","name":"n","status":"ready","labels":{"operation":"x"}}],"error":null}"#;
-        let list = read_list(0, one.as_bytes(), false).expect("a list");
+        let list = whole_list(0, one.as_bytes()).expect("a list");
         assert_eq!((list[0].id.as_str(), list[0].labels["operation"].as_str()), ("7", "x"));
-        assert_eq!(read_list(0, br#"{"servers":[]}"#, false), Ok(Vec::new()));
+        assert_eq!(whole_list(0, br#"{"servers":[]}"#), Ok(Vec::new()));
         let told = r#"{"name":"list","status":"failed","error":{"code":"partial","message":"page 2"}}"#;
-        assert_eq!(read_list(10, told.as_bytes(), false), Err("retry: partial: page 2".to_owned()));
+        assert_eq!(whole_list(10, told.as_bytes()), Err("retry: partial: page 2".to_owned()));
         for (exit, stdout) in [
             (1, one),
             (10, one),
@@ -315,9 +425,9 @@ mod tests {
             (0, r#"{"servers":[{"id":"7;id","name":"n","status":"ready","labels":{}}]}"#),
             (0, r#"{"servers":[{"id":"7","name":"n","status":"ready","labels":[]}]}"#),
         ] {
-            assert!(read_list(exit, stdout.as_bytes(), false).is_err(), "{exit} {stdout}");
+            assert!(whole_list(exit, stdout.as_bytes()).is_err(), "{exit} {stdout}");
         }
-        assert!(read_list(0, one.as_bytes(), true).is_err());
+        assert!(read_list(0, Tail { bytes: one.as_bytes(), cut: true }).is_err());
     }
 
     #[test]
@@ -333,18 +443,23 @@ mod tests {
             r#"{"name":"n","status":"running"}"#,
             r#"{"name":"other","status":"ready"}"#,
             r#"{"name":"n","status":"ready","id":"a b"}"#,
-            r#"{"name":"n","status":"ready","id":7}"#,
+            r#"{"name":"n","status":"ready","id":-7}"#,
+            r#"{"name":"n","status":"ready","id":7.5}"#,
+            r#"{"name":"n","status":"ready","id":["7"]}"#,
+            r#"{"name":"n","status":"ready","id":"-rf"}"#,
+            r#"{"name":"n","status":"ready","id":"7\n8"}"#,
+            r#"{"name":["n"],"status":"ready"}"#,
             r#"{"name":"n","status":"ready","ip":"10.0.0.300"}"#,
             r#"{"name":"n","status":"ready","ip":"$(id)"}"#,
         ] {
             assert!(
-                matches!(read(0, stdout.as_bytes(), false, "n"), Outcome::Unknown(_, Some(Class::Done))),
+                matches!(whole(0, stdout.as_bytes()), Outcome::Unknown(_, Some(Class::Done))),
                 "{stdout}"
             );
         }
-        assert!(matches!(read(0, b"\xff\xfe", false, "n"), Outcome::Unknown(..)));
-        assert!(matches!(read(0, GOOD.as_bytes(), true, "n"), Outcome::Unknown(..)));
+        assert!(matches!(whole(0, b"\xff\xfe"), Outcome::Unknown(..)));
+        assert!(matches!(whole(0, b"{}\n\xff\xfe\n"), Outcome::Unknown(..)));
         let after = format!("{GOOD}\ntrailing");
-        assert!(matches!(read(0, after.as_bytes(), false, "n"), Outcome::Unknown(..)));
+        assert!(matches!(whole(0, after.as_bytes()), Outcome::Unknown(..)));
     }
 }

@@ -180,7 +180,17 @@ impl Surroundings {
             let newer = now.as_ref().and_then(|values| values.named(name));
             set(&mut all, name, newer.as_ref().unwrap_or(value).expose().into());
         }
+        // A session's token belongs to the key it came with, and to no other.
+        if self.has_changed(provider, "AWS_ACCESS_KEY_ID") {
+            all.retain(|(name, _)| name != "AWS_SESSION_TOKEN");
+        }
         all
+    }
+
+    fn has_changed(&self, provider: &str, name: &str) -> bool {
+        let first = self.credentials.get(provider).into_iter().flatten().find(|(have, _)| have == name);
+        let now = self.secrets.as_ref().and_then(|secrets| secrets.current().named(name));
+        first.zip(now).is_some_and(|((_, first), now)| first.expose() != now.expose())
     }
 
     /// Replaces every secret value in `text`.

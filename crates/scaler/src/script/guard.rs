@@ -12,9 +12,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io::{ErrorKind, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use nix::sys::prctl;
@@ -29,11 +30,16 @@ pub(super) const ARGUMENT: &str = "script-guard";
 /// From SIGTERM to SIGKILL.
 pub(super) const GRACE: Duration = Duration::from_secs(10);
 /// Exit code of a guard that ended the script at its time limit.
-pub(super) const TIMED_OUT: i32 = 124;
-/// Exit code of a guard that could not start the script.
-pub(super) const NOT_STARTED: i32 = 126;
+pub(super) const TIMED_OUT: i32 = 241;
+/// Exit code of a guard that did not start the script, with the reason on stderr.
+pub(super) const NOT_STARTED: i32 = 242;
 /// Exit code of a guard that was told to stop.
-pub(super) const STOPPED: i32 = 143;
+pub(super) const STOPPED: i32 = 243;
+/// What a script's own exit code becomes that would be taken for one of those: it has no agreed meaning either way.
+const NOT_THE_GUARDS: i32 = 1;
+
+/// How long a script is waited for that somebody is writing at this very moment.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(2);
 
 const LEFTOVERS_GRACE: Duration = Duration::from_secs(1);
 const KILL_WITHIN: Duration = Duration::from_secs(5);
@@ -62,13 +68,23 @@ async fn guard(parent: u64, limit: Duration, script: PathBuf) -> i32 {
     if prepared.is_err() || orphaned {
         return NOT_STARTED;
     }
-    let spawned = Command::new(script).stdin(Stdio::null()).process_group(0).spawn();
-    let Ok(mut child) = spawned else { return NOT_STARTED };
+    let mut child = match start(&script).await {
+        Ok(child) => child,
+        Err(error) => {
+            // Read by the scaler, from the pipe that is the script's stderr.
+            let _ = writeln!(std::io::stderr(), "{}: {error}", script.display());
+            return NOT_STARTED;
+        }
+    };
     let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
     tokio::select! {
         ended = child.wait() => {
             leave(group).await;
-            ended.map_or(1, |status| status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
+            let code = |status: ExitStatus| status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+            match ended.map_or(1, code) {
+                TIMED_OUT | NOT_STARTED | STOPPED => NOT_THE_GUARDS,
+                code => code,
+            }
         }
         () = sleep(limit) => {
             end(&mut child, group).await;
@@ -77,6 +93,19 @@ async fn guard(parent: u64, limit: Duration, script: PathBuf) -> i32 {
         _ = told.recv() => {
             end(&mut child, group).await;
             STOPPED
+        }
+    }
+}
+
+/// A file that is open for writing cannot be started; a deployment that replaces it takes a moment.
+async fn start(script: &Path) -> std::io::Result<Child> {
+    let until = Instant::now() + WRITTEN_WITHIN;
+    loop {
+        match Command::new(script).stdin(Stdio::null()).process_group(0).spawn() {
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy && Instant::now() < until => {
+                sleep(Duration::from_millis(50)).await;
+            }
+            started => return started,
         }
     }
 }

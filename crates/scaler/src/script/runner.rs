@@ -1,6 +1,8 @@
 //! Starting scripts, and reading them without ever hanging on them.
 
 use std::ffi::OsString;
+use std::io::Read as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -13,7 +15,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::answer::{self, LIST_MAX, Listed, Outcome, STDOUT_MAX};
+use super::answer::{self, LIST_MAX, Listed, Outcome, STDOUT_MAX, Tail};
 use super::guard;
 
 /// How much of stderr is kept, from its end.
@@ -73,9 +75,16 @@ enum End {
     Exit(i32, Option<(Vec<u8>, bool)>),
 }
 
+/// Which bytes of stdout are kept; the rest is read away, so that the writer is never blocked.
+#[derive(Clone, Copy)]
+enum Keep {
+    First(usize),
+    Last(usize),
+}
+
 struct Order {
     run: Run,
-    stdout_max: usize,
+    keep: Keep,
     cancel: CancellationToken,
     reply: oneshot::Sender<Ended>,
 }
@@ -100,7 +109,7 @@ impl ScriptRunner {
                 while let Some(order) = incoming.recv().await {
                     let guard = guard.clone();
                     tokio::spawn(async move {
-                        let ended = execute(&guard, order.run, order.stdout_max, order.cancel).await;
+                        let ended = execute(&guard, order.run, order.keep, order.cancel).await;
                         let _ = order.reply.send(ended);
                     });
                 }
@@ -119,11 +128,11 @@ impl ScriptRunner {
     /// guard ends a script that does not obey, whether or not anybody waits.
     pub async fn run(&self, run: Run, cancel: CancellationToken) -> Ran {
         let server = run.server.clone();
-        let ended = self.order(run, STDOUT_MAX, cancel).await;
+        let ended = self.order(run, Keep::Last(STDOUT_MAX), cancel).await;
         let outcome = match ended.end {
             End::NotStarted(why) => Outcome::NotStarted(why),
             End::Unknown(why) => Outcome::Unknown(why, None),
-            End::Exit(exit, Some((bytes, too_long))) => answer::read(exit, &bytes, too_long, &server),
+            End::Exit(exit, Some((bytes, cut))) => answer::read(exit, Tail { bytes: &bytes, cut }, &server),
             End::Exit(exit, None) => {
                 Outcome::Unknown("its stdout stayed open".to_owned(), answer::Class::of(exit))
             }
@@ -133,10 +142,10 @@ impl ScriptRunner {
 
     /// Runs a script that lists servers, as [`ScriptRunner::run`] does.
     pub async fn list(&self, run: Run, cancel: CancellationToken) -> RanList {
-        let ended = self.order(run, LIST_MAX, cancel).await;
+        let ended = self.order(run, Keep::Last(LIST_MAX), cancel).await;
         let servers = match ended.end {
             End::NotStarted(why) | End::Unknown(why) => Err(why),
-            End::Exit(exit, Some((bytes, too_long))) => answer::read_list(exit, &bytes, too_long),
+            End::Exit(exit, Some((bytes, cut))) => answer::read_list(exit, Tail { bytes: &bytes, cut }),
             End::Exit(_, None) => Err("its stdout stayed open".to_owned()),
         };
         RanList { servers, stderr: String::from_utf8_lossy(&ended.stderr).into_owned() }
@@ -152,7 +161,7 @@ impl ScriptRunner {
         most: usize,
         cancel: CancellationToken,
     ) -> Result<Vec<u8>, String> {
-        match self.order(run, most.saturating_add(1), cancel).await.end {
+        match self.order(run, Keep::First(most.saturating_add(1)), cancel).await.end {
             End::NotStarted(why) | End::Unknown(why) => Err(why),
             End::Exit(0, Some((bytes, _))) => Ok(bytes),
             // A writer that minds a closed pipe ends otherwise; the length is what is wrong.
@@ -162,12 +171,12 @@ impl ScriptRunner {
         }
     }
 
-    async fn order(&self, run: Run, stdout_max: usize, cancel: CancellationToken) -> Ended {
+    async fn order(&self, run: Run, keep: Keep, cancel: CancellationToken) -> Ended {
         let (reply, mut answer) = oneshot::channel();
         let cancelled = cancel.clone();
         let lost =
             |why: &str| Ended { end: End::Unknown(why.to_owned()), stderr: Vec::new(), took: Duration::ZERO };
-        if self.orders.send(Order { run, stdout_max, cancel, reply }).is_err() {
+        if self.orders.send(Order { run, keep, cancel, reply }).is_err() {
             return lost("the script thread is gone");
         }
         let ended = tokio::select! {
@@ -189,11 +198,32 @@ fn unusable(script: &Path) -> Option<String> {
         Ok(file) if file.permissions().mode() & 0o111 == 0 => {
             Some(format!("{}: not executable", script.display()))
         }
-        Ok(_) => None,
+        Ok(_) => wrong_first_line(script).map(|why| format!("{}: {why}", script.display())),
     }
 }
 
-async fn execute(guard_binary: &Path, run: Run, stdout_max: usize, cancel: CancellationToken) -> Ended {
+/// Why the kernel would not start a text file, which it says in words that lead nowhere: `No such file or directory` for a
+/// script that is there, and nothing at all of a missing first line. A program of its own has no such line.
+fn wrong_first_line(script: &Path) -> Option<String> {
+    let mut start = [0; 256];
+    let read = std::fs::File::open(script).and_then(|mut file| file.read(&mut start)).ok()?;
+    let start = &start[..read];
+    if start.starts_with(b"\x7fELF") {
+        return None;
+    }
+    let Some(rest) = start.strip_prefix(b"#!") else {
+        return Some("its first line does not name an interpreter; let it begin with #!/bin/sh".to_owned());
+    };
+    let line = rest.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    if line.ends_with(b"\r") {
+        return Some("its lines end with carriage returns; save it with Unix line ends".to_owned());
+    }
+    let interpreter = line.trim_ascii().split(u8::is_ascii_whitespace).next().unwrap_or_default();
+    let path = Path::new(std::ffi::OsStr::from_bytes(interpreter));
+    (!path.exists()).then(|| format!("its first line names {}, which does not exist", path.display()))
+}
+
+async fn execute(guard_binary: &Path, run: Run, keep: Keep, cancel: CancellationToken) -> Ended {
     let began = Instant::now();
     let done = |end, stderr| Ended { end, stderr, took: began.elapsed() };
     if let Some(why) = unusable(&run.script) {
@@ -217,19 +247,28 @@ async fn execute(guard_binary: &Path, run: Run, stdout_max: usize, cancel: Cance
             return done(End::NotStarted(format!("start the script's guard: {error}")), Vec::new());
         }
     };
-    let stdout = tokio::spawn(read_start(child.stdout.take(), stdout_max));
+    let stdout = child.stdout.take();
+    let stdout = tokio::spawn(async move {
+        match keep {
+            Keep::First(most) => read_start(stdout, most).await,
+            Keep::Last(most) => read_end(stdout, most).await,
+        }
+    });
     let stderr = tokio::spawn(read_end(child.stderr.take(), STDERR_KEPT));
     let exit = wait(&mut child, run.limit, &cancel).await;
     // Whoever still holds the pipe now escaped the guard; nothing waits for it.
     let (out, err) = tokio::join!(bounded(stdout), bounded(stderr));
+    let err = err.map(|(bytes, _)| bytes).unwrap_or_default();
     let end = match exit {
         None => End::Unknown("the script's guard did not end".to_owned()),
         Some(guard::TIMED_OUT) => End::Unknown(format!("no end within {:?}", run.limit)),
         Some(guard::STOPPED) => End::Unknown("it was stopped".to_owned()),
-        Some(guard::NOT_STARTED) => End::Unknown("it could not be started".to_owned()),
+        Some(guard::NOT_STARTED) => {
+            End::NotStarted(format!("it could not be started: {}", String::from_utf8_lossy(&err).trim_end()))
+        }
         Some(exit) => End::Exit(exit, out),
     };
-    done(end, err.unwrap_or_default())
+    done(end, err)
 }
 
 /// The guard's exit code. The guard keeps the time limit itself; the limit here is for a guard that fails.
@@ -272,17 +311,25 @@ async fn read_start(pipe: Option<impl AsyncRead + Unpin>, most: usize) -> (Vec<u
     (kept, too_long)
 }
 
-/// Keeps the last `most` bytes.
-async fn read_end(pipe: Option<impl AsyncRead + Unpin>, most: usize) -> Vec<u8> {
-    let mut kept = Vec::new();
+/// Keeps the last `most` bytes. True: there was more.
+async fn read_end(pipe: Option<impl AsyncRead + Unpin>, most: usize) -> (Vec<u8>, bool) {
+    let mut kept: Vec<u8> = Vec::new();
+    let mut cut = false;
+    let shorten = |kept: &mut Vec<u8>| {
+        let over = kept.len().saturating_sub(most);
+        kept.drain(..over);
+        over > 0
+    };
     each_block(pipe, |block| {
         kept.extend_from_slice(block);
-        if kept.len() > most {
-            kept.drain(..kept.len() - most);
+        // Seldom: each time moves all that is kept.
+        if kept.len() > most.saturating_mul(2) {
+            cut |= shorten(&mut kept);
         }
     })
     .await;
-    kept
+    cut |= shorten(&mut kept);
+    (kept, cut)
 }
 
 async fn each_block(pipe: Option<impl AsyncRead + Unpin>, mut take: impl FnMut(&[u8])) {

@@ -94,21 +94,4 @@ impl Store {
             })
             .collect()
     }
-
-    /// Removes what nobody reads any more, a bounded number of rows at a time. Returns how many were removed.
-    ///
-    /// # Errors
-    /// As the database says.
-    pub async fn prune(&self) -> Result<u64, StoreError> {
-        let done = sqlx::query(
-            "DELETE FROM ops.decisions WHERE id IN ( \
-                 SELECT id FROM ops.decisions \
-                 WHERE (action IN ('hold', 'invalid') AND at < now() - interval '2 days') OR at < now() - interval '90 days' \
-                 ORDER BY id LIMIT 5000)",
-        )
-        .execute(&self.pool)
-        .await
-        .map_err(StoreError::database("prune decisions"))?;
-        Ok(done.rows_affected())
-    }
 }

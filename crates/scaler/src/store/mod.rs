@@ -9,6 +9,7 @@ mod groups;
 mod operate;
 mod operations;
 mod providers;
+mod retention;
 mod rows;
 mod servers;
 
@@ -23,6 +24,7 @@ pub use groups::{GroupRow, GroupStanding, Pause};
 pub use operate::{OperateError, Target};
 pub use operations::{Step, StepOutcome};
 pub use providers::{HoldKind, Judgement, NewOrphan, OrphanRow, ProviderHold};
+pub use retention::Pruned;
 pub use rows::{DownSettings, OperationRow, ServerRow, ServerSpec};
 pub use servers::FleetRow;
 

@@ -118,6 +118,25 @@ impl Store {
         Ok(known)
     }
 
+    /// The name of another server of the group that is not gone and has this id at the same provider.
+    ///
+    /// # Errors
+    /// As the database says.
+    pub async fn holder_of_id(&self, server: &ServerRow, id: &str) -> Result<Option<String>, StoreError> {
+        let row = sqlx::query(
+            "SELECT name FROM ops.servers WHERE group_id = $1 AND provider = $2 AND provider_id = $3 AND id <> $4 \
+               AND status <> 'gone' LIMIT 1",
+        )
+        .bind(&server.group_id)
+        .bind(&server.provider)
+        .bind(id)
+        .bind(server.id)
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(StoreError::database("look for a provider's id"))?;
+        row.map(|row| get(&row, 0)).transpose()
+    }
+
     /// Those of the named servers on which no operation works, each with the candidate of its making.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use crate::harness::{Stack, WITHIN};
 
 impl Stub {
     /// Another script of the stub's provider.
-    fn replace(&self, script: &str, body: &str) {
+    pub(crate) fn replace(&self, script: &str, body: &str) {
         let path = self.stack.folder.path().join("providers/local").join(script);
         let new = path.with_extension("new");
         std::fs::write(&new, format!("{}{body}\n", crate::crash::COMMON)).expect("a script");

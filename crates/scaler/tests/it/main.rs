@@ -9,6 +9,7 @@ mod crash;
 mod dispatcher;
 mod evaluation;
 mod harness;
+mod hostile;
 mod limits;
 mod orphans;
 mod panic;

@@ -127,9 +127,57 @@ async fn output_outside_the_contract_is_unknown() {
     let ran = bench
         .run(&format!("head -c 30000000 /dev/zero; head -c 30000000 /dev/zero >&2; echo '{GOOD}'"))
         .await;
-    assert!(is_unknown(&ran, "65536"), "{:?}", ran.outcome);
+    let Outcome::Unknown(why, Some(Class::Done)) = &ran.outcome else { panic!("{:?}", ran.outcome) };
+    assert!(why.contains("the agreed JSON") || why.contains("more than"), "{why}");
     assert!(ran.stderr.len() <= 64 * 1024, "{}", ran.stderr.len());
     assert!(began.elapsed() < Duration::from_secs(15));
+    // What stands before the last line is the script's own affair, however much it is.
+    let ran = bench.run(&format!("head -c 30000000 /dev/urandom; echo; echo '{GOOD}'")).await;
+    assert!(matches!(&ran.outcome, Outcome::Said(Class::Done, answer) if answer.id.as_deref() == Some("7")));
+}
+
+#[tokio::test]
+async fn a_script_that_cannot_start_says_why_and_changed_nothing() {
+    let bench = Bench::new();
+    let run = async |content: &str| {
+        let script = bench.path("other.sh");
+        std::fs::write(&script, content).expect("a script");
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).expect("executable");
+        let limit = Duration::from_secs(20);
+        let environment = vec![bench.marker()];
+        let run = Run { script, environment, server: "n".to_owned(), limit };
+        bench.runner.run(run, CancellationToken::new()).await.outcome
+    };
+    for (content, part) in [
+        ("#!/bin/sh\r\necho\r\n", "Unix line ends"),
+        ("echo '{}'\n", "#!/bin/sh"),
+        ("", "#!/bin/sh"),
+        ("#!/no/such/shell -e\n", "/no/such/shell, which does not exist"),
+        ("#!/etc/hostname\n", "could not be started"),
+    ] {
+        let outcome = run(content).await;
+        assert!(
+            matches!(&outcome, Outcome::NotStarted(why) if why.contains(part) && why.contains("other.sh")),
+            "{content:?}: {outcome:?}"
+        );
+    }
+    // Codes that shells and `timeout` give are the script's own, and say nothing about how it was started.
+    for exit in [124, 126, 143, 241, 242, 243] {
+        let outcome = run(&format!("#!/bin/sh\nexit {exit}\n")).await;
+        let told = if exit > 200 { "exit code 1".to_owned() } else { format!("exit code {exit}") };
+        assert!(matches!(&outcome, Outcome::Unknown(why, None) if *why == told), "{exit}: {outcome:?}");
+    }
+    // One that is being written is waited for.
+    let script = bench.write(&format!("echo '{GOOD}'"));
+    let busy = std::fs::OpenOptions::new().append(true).open(&script).expect("open for writing");
+    let release = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        drop(busy);
+    };
+    let environment = vec![("PATH".to_owned(), "/usr/bin:/bin".into()), bench.marker()];
+    let run = Run { script, environment, server: "n".to_owned(), limit: Duration::from_secs(20) };
+    let (ran, ()) = tokio::join!(bench.runner.run(run, CancellationToken::new()), release);
+    assert!(matches!(ran.outcome, Outcome::Said(Class::Done, _)), "{:?}", ran.outcome);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use serde_json::json;
 use uuid::Uuid;
 use voiceai_postgres::term::{Candidate, issue};
@@ -9,7 +10,7 @@ use voiceai_postgres::{Tenure, sqlx};
 use voiceai_runtime::boot_now;
 use voiceai_scaler::notices::Notice;
 use voiceai_scaler::store::{
-    CreateHold, Created, DecisionRow, DownSettings, NewRemoval, NewServer, Step, StepOutcome, Store,
+    CreateHold, Created, DecisionRow, DownSettings, NewRemoval, NewServer, Pruned, Step, StepOutcome, Store,
     StoreError,
 };
 use voiceai_scaler_core::{Event, Kind, Operation, Policy, State};
@@ -281,4 +282,60 @@ async fn migrations_leave_the_platforms_table_alone_and_run_without_the_right_to
             .await
             .expect("a number");
     assert_eq!(columns.0, 3, "the platform's table was not altered");
+}
+
+/// Servers by name and status, and how long ago they ended; each with the operation it was made by, and further ones.
+const PAST: &str = "
+    INSERT INTO ops.servers (id, name, group_id, group_name, service, status, made_by, provider, spec, gone_at)
+    SELECT ('00000000-0000-0000-0000-00000000000' || n)::uuid, 'past-' || n, 'g', 'eu', 'voice', status,
+           ('10000000-0000-0000-0000-00000000000' || n)::uuid, 'local', '{}',
+           CASE status WHEN 'gone' THEN now() - ended END
+    FROM (VALUES (1, 'gone', interval '31 days'), (2, 'gone', interval '29 days'), (3, 'active', interval '0'),
+                 (4, 'gone', interval '31 days')) AS t(n, status, ended);
+    INSERT INTO ops.operations (id, server_id, kind, state, actor, reason, created_at, finished_at)
+    SELECT (kind || '0000000-0000-0000-0000-00000000000' || n)::uuid, ('00000000-0000-0000-0000-00000000000' || n)::uuid,
+           CASE kind WHEN 1 THEN 'up' ELSE 'down' END, state, 't', 't', now() - ago,
+           CASE WHEN state IN ('done', 'cancelled') THEN now() - ago END
+    FROM (VALUES (1, 1, 'done', interval '90 days'), (2, 1, 'done', interval '31 days'),
+                 (1, 2, 'done', interval '90 days'), (2, 2, 'done', interval '29 days'),
+                 (1, 3, 'done', interval '90 days'), (2, 3, 'cancelled', interval '40 days'),
+                 (3, 3, 'cancelled', interval '20 days'), (4, 3, 'draining', interval '40 days'),
+                 (1, 4, 'done', interval '90 days'), (2, 4, 'deleting', interval '31 days')) AS t(kind, n, state, ago);
+    INSERT INTO ops.operation_steps (operation_id, event, to_state, at) SELECT id, 'made', state, created_at FROM ops.operations;
+    INSERT INTO ops.decisions (at, term, group_id, group_name, action, reason, summary, details)
+    SELECT now() - ago, 1, 'g', 'eu', action, 'busy', '', '{}'
+    FROM (VALUES ('hold', interval '3 days'), ('hold', interval '1 day'), ('invalid', interval '3 days'),
+                 ('add', interval '29 days'), ('add', interval '31 days')) AS t(action, ago);";
+
+#[tokio::test]
+async fn what_is_over_goes_after_its_time_and_nothing_that_is_open_or_needed() {
+    let stack = Stack::new().await;
+    let store = Store::new(stack.pool.clone());
+    stack.database.execute(PAST).await;
+    let keep = SignedDuration::from_hours(30 * 24);
+    let gone = store.prune(keep).await.expect("pruned");
+    assert_eq!(gone, Pruned { decisions: 3, operations: 3, servers: 1 });
+    assert!(store.prune(keep).await.expect("pruned").is_empty(), "nothing else is old");
+    let names = |sql: &'static str| {
+        let pool = stack.pool.clone();
+        async move {
+            let rows: Vec<(String,)> = sqlx::query_as(sql).fetch_all(&pool).await.expect("rows");
+            rows.into_iter().map(|(name,)| name).collect::<Vec<_>>()
+        }
+    };
+    assert_eq!(
+        names("SELECT name FROM ops.servers ORDER BY name").await,
+        ["past-2", "past-3", "past-4"],
+        "one is too young, one is there, and on one an operation works"
+    );
+    let left = "SELECT s.name || ' ' || o.state FROM ops.operations o JOIN ops.servers s ON s.id = o.server_id \
+                WHERE s.name <> 'past-2' ORDER BY s.name, o.id";
+    assert_eq!(
+        names(left).await,
+        ["past-3 done", "past-3 cancelled", "past-3 draining", "past-4 done", "past-4 deleting"],
+        "the one it was made by stays, and so do the young one and the open one"
+    );
+    let steps = "SELECT count(*) FROM ops.operation_steps";
+    assert_eq!(stack.number(steps).await, stack.number("SELECT count(*) FROM ops.operations").await);
+    assert_eq!(stack.number("SELECT count(*) FROM ops.decisions").await, 2);
 }
