@@ -24,6 +24,8 @@ CREATE TABLE ops.webhook_endpoints (
 );
 CREATE INDEX webhook_endpoints_of_tenant ON ops.webhook_endpoints (tenant, id);
 CREATE INDEX webhook_endpoints_resting ON ops.webhook_endpoints (resting_until) WHERE resting_until IS NOT NULL;
+-- Those that a success says something new of: few, so that most successes write to no endpoint.
+CREATE INDEX webhook_endpoints_troubled ON ops.webhook_endpoints (id) WHERE failures > 0 OR resting_until IS NOT NULL;
 
 -- What deliveries are signed with: the newest, and those that a rotation replaced, until they expire.
 CREATE TABLE ops.webhook_secrets (
@@ -37,55 +39,97 @@ CREATE TABLE ops.webhook_secrets (
 
 -- An event, as it is posted: `body` is signed and sent byte for byte the same each time.
 CREATE TABLE ops.webhook_events (
+    seq         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     tenant      text NOT NULL,
     id          text NOT NULL CHECK (length(id) BETWEEN 1 AND 200),
     type        text NOT NULL,
     body        text NOT NULL,
     created_at  timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (tenant, id)
+    UNIQUE (tenant, id)
 );
 CREATE INDEX webhook_events_created ON ops.webhook_events (created_at);
 
--- One event on its way to one endpoint.
-CREATE TABLE ops.webhook_deliveries (
-    id               uuid PRIMARY KEY,
-    endpoint_id      uuid NOT NULL REFERENCES ops.webhook_endpoints (id) ON DELETE CASCADE,
-    tenant           text NOT NULL,
-    event_id         text NOT NULL,
-    event_type       text NOT NULL,
-    state            text NOT NULL CHECK (state IN ('waiting', 'active', 'delivered', 'dead')),
+-- One event on its way to one endpoint, until it ends. No index knows `claim`, and each page keeps room for a second version of its
+-- rows: a claim then changes one page and no index.
+CREATE TABLE ops.webhook_open (
+    id          uuid PRIMARY KEY,
+    endpoint_id uuid NOT NULL REFERENCES ops.webhook_endpoints (id) ON DELETE CASCADE,
+    event_seq   bigint NOT NULL REFERENCES ops.webhook_events (seq) ON DELETE CASCADE,
+    tenant      text NOT NULL,
+    event_id    text NOT NULL,
+    event_type  text NOT NULL,
+    -- Of its body; what a process holds ahead is bounded by it.
+    bytes       integer NOT NULL,
     -- Attempts begun in all, and how far up the ladder the next one stands; a replay begins at its foot again.
-    attempts         integer NOT NULL DEFAULT 0,
-    rung             integer NOT NULL DEFAULT 0,
-    due_at           timestamptz NOT NULL,
-    claim_token      uuid,
-    claim_expires_at timestamptz,
-    dead_reason      text,
-    last_status      integer,
-    last_error       text,
-    replays          integer NOT NULL DEFAULT 0,
-    created_at       timestamptz NOT NULL DEFAULT now(),
-    ended_at         timestamptz,
-    UNIQUE (endpoint_id, event_id),
-    FOREIGN KEY (tenant, event_id) REFERENCES ops.webhook_events (tenant, id) ON DELETE CASCADE,
-    CHECK ((state = 'active') = (claim_token IS NOT NULL AND claim_expires_at IS NOT NULL)),
-    CHECK ((state IN ('delivered', 'dead')) = (ended_at IS NOT NULL)),
+    attempts    integer NOT NULL DEFAULT 0,
+    rung        integer NOT NULL DEFAULT 0,
+    due_at      timestamptz NOT NULL,
+    -- The lot that it was claimed with, which alone may end it; NULL: it waits.
+    claim       uuid,
+    last_status integer,
+    last_error  text,
+    replays     integer NOT NULL DEFAULT 0,
+    created_at  timestamptz NOT NULL DEFAULT now()
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000,
+        autovacuum_analyze_scale_factor = 0.05);
+CREATE INDEX webhook_open_of_endpoint ON ops.webhook_open (endpoint_id, due_at);
+CREATE INDEX webhook_open_due ON ops.webhook_open (due_at);
+CREATE INDEX webhook_open_of_event ON ops.webhook_open (event_seq);
+
+-- What one look of one process claimed. When it expires while a delivery still bears its id, the process is gone: the
+-- delivery is taken back. It is deleted once every delivery of it has ended.
+CREATE TABLE ops.webhook_claims (
+    id         uuid PRIMARY KEY,
+    worker     uuid NOT NULL,
+    deliveries uuid[] NOT NULL,
+    claimed_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+-- Random bytes do not get smaller.
+ALTER TABLE ops.webhook_claims ALTER COLUMN deliveries SET STORAGE EXTERNAL;
+
+-- One event that came to its end at one endpoint. Written once; a replay moves a dead one back. It refers to nothing, so that writing
+-- one asks no other table: whoever deletes an endpoint deletes these.
+CREATE TABLE ops.webhook_ended (
+    id          uuid PRIMARY KEY,
+    endpoint_id uuid NOT NULL,
+    event_seq   bigint NOT NULL,
+    tenant      text NOT NULL,
+    event_id    text NOT NULL,
+    event_type  text NOT NULL,
+    state       text NOT NULL CHECK (state IN ('delivered', 'dead')),
+    attempts    integer NOT NULL,
+    dead_reason text,
+    last_status integer,
+    last_error  text,
+    replays     integer NOT NULL,
+    created_at  timestamptz NOT NULL,
+    ended_at    timestamptz NOT NULL,
     CHECK ((state = 'dead') = (dead_reason IS NOT NULL))
 );
-CREATE INDEX webhook_deliveries_waiting ON ops.webhook_deliveries (endpoint_id, due_at) WHERE state = 'waiting';
-CREATE INDEX webhook_deliveries_due ON ops.webhook_deliveries (due_at) WHERE state = 'waiting';
-CREATE INDEX webhook_deliveries_active ON ops.webhook_deliveries (endpoint_id, claim_expires_at) WHERE state = 'active';
-CREATE INDEX webhook_deliveries_dead ON ops.webhook_deliveries (ended_at, id) WHERE state = 'dead';
-CREATE INDEX webhook_deliveries_ended ON ops.webhook_deliveries (ended_at) WHERE ended_at IS NOT NULL;
-CREATE INDEX webhook_deliveries_of_event ON ops.webhook_deliveries (tenant, event_id);
+CREATE INDEX webhook_ended_at ON ops.webhook_ended (ended_at);
+CREATE INDEX webhook_ended_of_endpoint ON ops.webhook_ended (endpoint_id, id);
+CREATE INDEX webhook_ended_dead ON ops.webhook_ended (ended_at, id) WHERE state = 'dead';
+CREATE INDEX webhook_ended_dead_of_endpoint ON ops.webhook_ended (endpoint_id) WHERE state = 'dead';
+CREATE INDEX webhook_ended_dead_of_event ON ops.webhook_ended (event_seq) WHERE state = 'dead';
 
--- Every attempt, written when it begins. `outcome` stays NULL while it is under way; `lost`: its process ended before it could say.
+-- Both, as people look at them.
+CREATE VIEW ops.webhook_deliveries AS
+    SELECT id, endpoint_id, event_seq, tenant, event_id, event_type, CASE WHEN claim IS NULL THEN 'waiting' ELSE 'active' END AS state,
+        attempts, due_at, NULL::text AS dead_reason, last_status, last_error, replays, created_at, NULL::timestamptz AS ended_at
+    FROM ops.webhook_open
+    UNION ALL
+    SELECT id, endpoint_id, event_seq, tenant, event_id, event_type, state,
+        attempts, NULL::timestamptz, dead_reason, last_status, last_error, replays, created_at, ended_at
+    FROM ops.webhook_ended;
+
+-- Every attempt, written with its end; `lost`: its process ended before it could say. It refers to nothing, for the same reason.
 CREATE TABLE ops.webhook_attempts (
-    delivery_id    uuid NOT NULL REFERENCES ops.webhook_deliveries (id) ON DELETE CASCADE,
+    delivery_id    uuid NOT NULL,
     attempt_no     integer NOT NULL,
     started_at     timestamptz NOT NULL,
-    ended_at       timestamptz,
-    outcome        text,
+    ended_at       timestamptz NOT NULL,
+    outcome        text NOT NULL,
     status         integer,
     error          text,
     response       text,

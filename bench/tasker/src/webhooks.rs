@@ -86,10 +86,9 @@ impl Bench {
 
     /// Endpoints without a past; the first `hanging` of them hang.
     async fn reset(&mut self, hanging: usize) -> anyhow::Result<()> {
-        for table in ["ops.webhook_events", "ops.webhook_endpoints", "ops.outbox"] {
-            let truncate = format!("TRUNCATE {table} CASCADE");
-            sqlx::query(sqlx::AssertSqlSafe(truncate)).execute(&self.pool).await?;
-        }
+        let truncate = "TRUNCATE ops.webhook_events, ops.webhook_endpoints, ops.webhook_claims, ops.webhook_ended, \
+                        ops.webhook_attempts, ops.outbox CASCADE";
+        sqlx::query(truncate).execute(&self.pool).await?;
         for n in 0..ENDPOINTS {
             let path = if n < hanging { "hang" } else { "hook" };
             let secret = new_secret();
@@ -144,7 +143,7 @@ impl Bench {
     async fn ours(&mut self, count: usize) -> anyhow::Result<f64> {
         self.reset(0).await?;
         self.tell(count).await?;
-        sqlx::query("VACUUM ANALYZE ops.webhook_deliveries").execute(&self.pool).await?;
+        sqlx::query("VACUUM ANALYZE ops.webhook_open").execute(&self.pool).await?;
         let taken = self.receiver.taken.load(Ordering::Relaxed);
         let begun = Instant::now();
         let worker = self.work()?;

@@ -46,16 +46,16 @@ pub async fn backlog(pool: &PgPool) -> Result<Backlog, WebhookError> {
     // Of the due ones the oldest is looked for at each endpoint, so that its index answers.
     let row = sqlx::query(
         "SELECT \
-             (SELECT count(*) FROM ops.webhook_deliveries d JOIN ops.webhook_endpoints e ON e.id = d.endpoint_id \
-              WHERE d.state = 'waiting' AND d.due_at <= now() AND e.state = 'active' \
+             (SELECT count(*) FROM ops.webhook_open d JOIN ops.webhook_endpoints e ON e.id = d.endpoint_id \
+              WHERE d.claim IS NULL AND d.due_at <= now() AND e.state = 'active' \
                   AND (e.resting_until IS NULL OR e.resting_until <= now())), \
              (SELECT COALESCE(floor(max(extract(epoch FROM now() - o.due_at))), 0)::bigint FROM ops.webhook_endpoints e, LATERAL ( \
-                  SELECT d.due_at FROM ops.webhook_deliveries d WHERE d.state = 'waiting' AND d.endpoint_id = e.id \
+                  SELECT d.due_at FROM ops.webhook_open d WHERE d.claim IS NULL AND d.endpoint_id = e.id \
                   ORDER BY d.due_at LIMIT 1) o \
               WHERE e.state = 'active' AND (e.resting_until IS NULL OR e.resting_until <= now()) AND o.due_at <= now()), \
-             (SELECT count(*) FROM ops.webhook_deliveries WHERE state = 'waiting'), \
-             (SELECT count(*) FROM ops.webhook_deliveries WHERE state = 'active'), \
-             (SELECT count(*) FROM ops.webhook_deliveries WHERE state = 'dead'), \
+             (SELECT count(*) FROM ops.webhook_open WHERE claim IS NULL), \
+             (SELECT count(*) FROM ops.webhook_open WHERE claim IS NOT NULL), \
+             (SELECT count(*) FROM ops.webhook_ended WHERE state = 'dead'), \
              count(*) FILTER (WHERE state = 'active'), \
              count(*) FILTER (WHERE state = 'active' AND resting_until > now()), \
              count(*) FILTER (WHERE state = 'disabled'), \

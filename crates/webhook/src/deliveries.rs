@@ -87,13 +87,13 @@ pub struct Filter {
     pub error_contains: Option<String>,
 }
 
-/// Where a list goes on.
+/// Where a list goes on. Ids begin with the time at which they were made.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cursor(Timestamp, Uuid);
+pub struct Cursor(Uuid);
 
 impl std::fmt::Display for Cursor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}_{}", self.0, self.1)
+        self.0.fmt(f)
     }
 }
 
@@ -101,9 +101,7 @@ impl FromStr for Cursor {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong = "it is no cursor of this list";
-        let (at, id) = text.split_once('_').ok_or(wrong)?;
-        Ok(Self(at.parse().map_err(|_| wrong)?, id.parse().map_err(|_| wrong)?))
+        text.parse().map(Self).map_err(|_| "it is no cursor of this list")
     }
 }
 
@@ -111,7 +109,7 @@ impl Delivery {
     /// Where a list that ended with this one goes on.
     #[must_use]
     pub const fn cursor(&self) -> Cursor {
-        Cursor(self.created_at, self.id)
+        Cursor(self.id)
     }
 }
 
@@ -155,8 +153,8 @@ pub async fn list(
              AND ($3::text IS NULL OR d.state = $3) AND ($4::text IS NULL OR d.event_type = $4) \
              AND ($5::timestamptz IS NULL OR d.created_at >= $5) \
              AND ($6::text IS NULL OR strpos(lower(d.last_error), lower($6)) > 0) \
-             AND ($7::timestamptz IS NULL OR (d.created_at, d.id) < ($7, $8)) \
-         ORDER BY d.created_at DESC, d.id DESC LIMIT $9"
+             AND ($7::uuid IS NULL OR d.id < $7) AND ($8::uuid IS NULL OR d.id >= $8) \
+         ORDER BY d.id DESC LIMIT $9"
     )))
     .bind(filter.endpoint)
     .bind(&filter.tenant)
@@ -164,8 +162,8 @@ pub async fn list(
     .bind(&filter.event_type)
     .bind(filter.since.map(Timestamp::to_sqlx))
     .bind(&filter.error_contains)
-    .bind(before.map(|cursor| cursor.0.to_sqlx()))
-    .bind(before.map(|cursor| cursor.1))
+    .bind(before.map(|cursor| cursor.0))
+    .bind(filter.since.map(first_id))
     .bind(i64::from(limit))
     .fetch_all(pool)
     .await
@@ -173,7 +171,13 @@ pub async fn list(
     rows.iter().map(|row| delivery(row).map_err(WebhookError::database(tried))).collect()
 }
 
-/// One delivery with its attempts, the first one first.
+/// The smallest id of those made since then. What was written since was given its id since: by the id the index finds it.
+fn first_id(since: Timestamp) -> Uuid {
+    let ms = u128::try_from(since.as_millisecond()).unwrap_or(0);
+    Uuid::from_u128(ms << 80)
+}
+
+/// One delivery with its attempts, the first one first; the one that is under way has no outcome yet.
 ///
 /// # Errors
 /// [`WebhookError::NoDelivery`]; else as the database says.
@@ -187,7 +191,10 @@ pub async fn show(pool: &PgPool, id: Uuid) -> Result<(Delivery, Vec<AttemptRow>)
         .ok_or(WebhookError::NoDelivery(id))?;
     let rows = sqlx::query(
         "SELECT attempt_no, started_at, ended_at, outcome, status, error, response, address, retry_after_ms, duration_ms \
-         FROM ops.webhook_attempts WHERE delivery_id = $1 ORDER BY attempt_no",
+         FROM ops.webhook_attempts WHERE delivery_id = $1 \
+         UNION ALL \
+         SELECT o.attempts, c.claimed_at, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL \
+         FROM ops.webhook_open o JOIN ops.webhook_claims c ON c.id = o.claim WHERE o.id = $1 ORDER BY 1",
     )
     .bind(id)
     .fetch_all(pool)
@@ -226,7 +233,7 @@ pub async fn dead(
 ) -> Result<(Vec<Delivery>, u64), WebhookError> {
     let tried = "list dead webhook deliveries";
     let rows = sqlx::query(
-        "SELECT d.*, NULL::timestamptz AS next_at, count(*) OVER () AS matched FROM ops.webhook_deliveries d \
+        "SELECT d.*, NULL::timestamptz AS next_at, count(*) OVER () AS matched FROM ops.webhook_ended d \
          WHERE d.state = 'dead' AND (cardinality($1::uuid[]) = 0 OR d.id = ANY($1)) \
              AND ($2::uuid IS NULL OR d.endpoint_id = $2) AND ($3::text IS NULL OR d.tenant = $3) \
              AND ($4::text IS NULL OR d.event_type = $4) AND ($5::timestamptz IS NULL OR d.ended_at >= $5) \

@@ -86,8 +86,8 @@ pub struct NewEndpoint {
 }
 
 const ENDPOINT: &str = "SELECT e.*, \
-     (SELECT count(*) FROM ops.webhook_deliveries d WHERE d.endpoint_id = e.id AND d.state IN ('waiting', 'active')) AS waiting, \
-     (SELECT count(*) FROM ops.webhook_deliveries d WHERE d.endpoint_id = e.id AND d.state = 'dead') AS dead, \
+     (SELECT count(*) FROM ops.webhook_open d WHERE d.endpoint_id = e.id) AS waiting, \
+     (SELECT count(*) FROM ops.webhook_ended d WHERE d.endpoint_id = e.id AND d.state = 'dead') AS dead, \
      (SELECT count(*) FROM ops.webhook_secrets s WHERE s.endpoint_id = e.id AND (s.expires_at IS NULL OR s.expires_at > now())) \
          AS secrets \
      FROM ops.webhook_endpoints e";
@@ -265,8 +265,11 @@ pub async fn disable(pool: &PgPool, id: Uuid, by: &str, reason: &str) -> Result<
     let row = sqlx::query(
         "WITH off AS (UPDATE ops.webhook_endpoints SET state = 'disabled', disabled_reason = $2, disabled_by = $3, \
              disabled_at = now(), updated_at = now() WHERE id = $1 RETURNING id), \
-         dead AS (UPDATE ops.webhook_deliveries d SET state = 'dead', dead_reason = 'endpoint_disabled', ended_at = now() \
-             FROM off WHERE d.endpoint_id = off.id AND d.state = 'waiting' RETURNING 1) \
+         over AS (DELETE FROM ops.webhook_open d USING off WHERE d.endpoint_id = off.id AND d.claim IS NULL RETURNING d.*), \
+         dead AS (INSERT INTO ops.webhook_ended (id, endpoint_id, event_seq, tenant, event_id, event_type, state, attempts, \
+                 dead_reason, last_status, last_error, replays, created_at, ended_at) \
+             SELECT id, endpoint_id, event_seq, tenant, event_id, event_type, 'dead', attempts, 'endpoint_disabled', \
+                 last_status, last_error, replays, created_at, now() FROM over RETURNING 1) \
          SELECT (SELECT count(*) FROM off) AS off, (SELECT count(*) FROM dead) AS dead",
     )
     .bind(id)
@@ -287,7 +290,16 @@ pub async fn disable(pool: &PgPool, id: Uuid, by: &str, reason: &str) -> Result<
 /// # Errors
 /// [`WebhookError::NoEndpoint`]; else as the database says.
 pub async fn remove(pool: &PgPool, id: Uuid) -> Result<(), WebhookError> {
-    change(pool, id, "DELETE FROM ops.webhook_endpoints WHERE id = $1", "remove a webhook endpoint").await
+    change(
+        pool,
+        id,
+        "WITH mine AS (SELECT id FROM ops.webhook_deliveries WHERE endpoint_id = $1), \
+         attempts AS (DELETE FROM ops.webhook_attempts a USING mine WHERE a.delivery_id = mine.id), \
+         ended AS (DELETE FROM ops.webhook_ended WHERE endpoint_id = $1) \
+         DELETE FROM ops.webhook_endpoints WHERE id = $1",
+        "remove a webhook endpoint",
+    )
+    .await
 }
 
 async fn change(pool: &PgPool, id: Uuid, sql: &'static str, tried: &'static str) -> Result<(), WebhookError> {

@@ -72,14 +72,17 @@ pub async fn emit_within(
     Ok(Emitted { deliveries: u64::try_from(deliveries).unwrap_or(0), known })
 }
 
-// A pattern's * stands for anything; everything else in it stands for itself.
+// A pattern's * stands for anything; everything else in it stands for itself. A delivery's id is a UUID of version 7: its time first,
+// so that indexes grow at one end.
 const EMIT: &str = "\
 WITH event AS (
     INSERT INTO ops.webhook_events (tenant, id, type, body) VALUES ($1, $2, $3, $4)
-    ON CONFLICT DO NOTHING RETURNING tenant, id, type
+    ON CONFLICT DO NOTHING RETURNING seq, tenant, id, type, body
 ), delivery AS (
-    INSERT INTO ops.webhook_deliveries (id, endpoint_id, tenant, event_id, event_type, state, due_at)
-    SELECT gen_random_uuid(), e.id, v.tenant, v.id, v.type, 'waiting', clock_timestamp()
+    INSERT INTO ops.webhook_open (id, endpoint_id, event_seq, tenant, event_id, event_type, bytes, due_at)
+    SELECT (lpad(to_hex(floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint), 12, '0') || '7'
+            || right(gen_random_uuid()::text, 21))::uuid,
+        e.id, v.seq, v.tenant, v.id, v.type, octet_length(v.body), clock_timestamp()
     FROM event v JOIN ops.webhook_endpoints e ON e.tenant = v.tenant AND e.state = 'active'
     WHERE EXISTS (
         SELECT FROM unnest(e.events) AS p (pattern)

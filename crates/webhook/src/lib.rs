@@ -5,14 +5,16 @@
 //! once; its `webhook-id` is the same each time.
 
 mod backlog;
-mod batch;
+mod claim;
 pub mod deliveries;
 pub mod endpoints;
 mod error;
 mod event;
 mod guard;
+mod ledger;
 mod metrics;
 mod post;
+mod queue;
 pub mod replay;
 mod retention;
 mod retry;

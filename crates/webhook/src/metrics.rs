@@ -85,8 +85,12 @@ impl Metrics {
         let label = [KeyValue::new("outcome", outcome)];
         self.attempts.add(1, &label);
         self.duration.record(took.as_secs_f64(), &label);
-        self.dead.add(u64::from(dead), &[]);
-        self.disabled.add(u64::from(disabled), &[]);
+        if dead {
+            self.dead.add(1, &[]);
+        }
+        if disabled {
+            self.disabled.add(1, &[]);
+        }
     }
 
     /// The leader's view of all.

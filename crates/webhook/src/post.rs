@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER, USER_AGENT};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
 use hyper::{Method, Response};
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
@@ -38,6 +38,10 @@ const BODY_WAIT: Duration = Duration::from_secs(2);
 const IDLE: Duration = Duration::from_secs(15);
 const IDLE_EACH: usize = 64;
 const IDLE_ALL: usize = 1_000;
+
+const ID: HeaderName = HeaderName::from_static("webhook-id");
+const TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+const SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 
 /// What is posted.
 #[derive(Debug, Clone)]
@@ -232,7 +236,7 @@ impl Client {
     /// [`Failure`], within the request's limit.
     pub async fn post(&self, request: &Request) -> Result<Answer, Failure> {
         let deadline = Instant::now() + request.timeout;
-        self.guard.check_url(&request.url)?;
+        // A connection that is used again leads to an address that was judged when it was made.
         let key = request.url[..Position::BeforePath].to_owned();
         let overdue = |phase| Failure::TimedOut { phase, limit: request.timeout };
         while let Some(mut idle) = self.take(&key) {
@@ -368,10 +372,10 @@ fn message(request: &Request) -> Result<hyper::Request<Full<Bytes>>, Failure> {
         .header(HOST, host)
         .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
         .header(USER_AGENT, HeaderValue::from_static(concat!("voiceai-webhooks/", env!("CARGO_PKG_VERSION"))))
-        .header("webhook-id", &request.id)
-        .header("webhook-timestamp", timestamp);
+        .header(ID, &request.id)
+        .header(TIMESTAMP, timestamp);
     if let Some(keys) = &request.keys {
-        builder = builder.header("webhook-signature", keys.sign(&request.id, timestamp, &request.body));
+        builder = builder.header(SIGNATURE, keys.sign(&request.id, timestamp, &request.body));
     }
     let built = builder.body(Full::new(request.body.clone()));
     built.map_err(|error| Failure::Broken(format!("the request cannot be made: {error}")))
@@ -379,6 +383,9 @@ fn message(request: &Request) -> Result<hyper::Request<Full<Bytes>>, Failure> {
 
 /// What an endpoint says may be anything, and is shown on a terminal.
 fn shown(text: &[u8]) -> String {
+    if text.is_empty() {
+        return String::new();
+    }
     let text: String =
         String::from_utf8_lossy(text).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     text.trim().to_owned()

@@ -38,11 +38,14 @@ pub fn check_dead(endpoint: Option<&Endpoint>, now: Timestamp) -> Option<Refusal
 pub async fn release(pool: &PgPool, id: Uuid) -> Result<bool, WebhookError> {
     let tried = "send a dead webhook delivery back";
     let row = sqlx::query(
-        "WITH back AS (UPDATE ops.webhook_deliveries d SET state = 'waiting', dead_reason = NULL, ended_at = NULL, rung = 0, \
-             due_at = clock_timestamp(), replays = replays + 1 \
-             FROM ops.webhook_endpoints e WHERE d.id = $1 AND d.state = 'dead' AND e.id = d.endpoint_id AND e.state = 'active' \
-             RETURNING d.id) \
-         SELECT count(*), count(pg_notify('voiceai_webhook', '')) FROM back",
+        "WITH back AS (DELETE FROM ops.webhook_ended d USING ops.webhook_endpoints e, ops.webhook_events v \
+             WHERE d.id = $1 AND d.state = 'dead' AND e.id = d.endpoint_id AND e.state = 'active' AND v.seq = d.event_seq \
+             RETURNING d.*, octet_length(v.body) AS bytes), \
+         open AS (INSERT INTO ops.webhook_open (id, endpoint_id, event_seq, tenant, event_id, event_type, bytes, attempts, due_at, \
+                 last_status, last_error, replays, created_at) \
+             SELECT id, endpoint_id, event_seq, tenant, event_id, event_type, bytes, attempts, clock_timestamp(), \
+                 last_status, last_error, replays + 1, created_at FROM back RETURNING id) \
+         SELECT count(*), count(pg_notify('voiceai_webhook', '')) FROM open",
     )
     .bind(id)
     .fetch_one(pool)

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use voiceai_postgres::Tenure;
 use voiceai_postgres::sqlx::{self, PgPool};
@@ -10,20 +11,35 @@ use crate::backlog::backlog;
 use crate::error::{WebhookError, chain};
 use crate::metrics;
 
-const BATCH: i64 = 500;
+const BATCH: u64 = 1_000;
+/// Most batches of one round: what comes faster than that is of a rate that no worker posts.
+const BATCHES: u32 = 100;
 /// How often the backlog is reported and old rows are looked for.
 const EVERY: Duration = Duration::from_secs(5);
+/// How often it is looked for claims that no lot knows: that reads all that is open.
+const STRAYS_EVERY: Duration = Duration::from_secs(300);
 
-/// What is deleted. `$1`: older than so many seconds, `$2`: at most. Attempts go with their deliveries.
+/// What is deleted. `$1`: older than so many seconds, `$2`: at most. The event of a dead delivery stays with it, to be replayed.
 const OLD: [&str; 3] = [
-    "DELETE FROM ops.webhook_deliveries WHERE id IN (SELECT id FROM ops.webhook_deliveries \
-     WHERE ended_at < now() - make_interval(secs => $1) LIMIT $2)",
-    "DELETE FROM ops.webhook_events WHERE (tenant, id) IN (SELECT v.tenant, v.id FROM ops.webhook_events v \
-     WHERE v.created_at < now() - make_interval(secs => $1) AND NOT EXISTS (SELECT FROM ops.webhook_deliveries d \
-         WHERE d.tenant = v.tenant AND d.event_id = v.id) ORDER BY v.created_at LIMIT $2)",
-    "DELETE FROM ops.webhook_secrets WHERE (endpoint_id, number) IN (SELECT endpoint_id, number FROM ops.webhook_secrets \
-     WHERE expires_at < now() AND $1 >= 0 LIMIT $2)",
+    "WITH old AS (DELETE FROM ops.webhook_ended WHERE id IN (SELECT id FROM ops.webhook_ended \
+         WHERE ended_at < now() - make_interval(secs => $1) ORDER BY ended_at LIMIT $2) RETURNING id), \
+     attempts AS (DELETE FROM ops.webhook_attempts a USING old WHERE a.delivery_id = old.id) \
+     SELECT count(*) FROM old",
+    "WITH old AS (DELETE FROM ops.webhook_events WHERE seq IN (SELECT v.seq FROM ops.webhook_events v \
+         WHERE v.created_at < now() - make_interval(secs => $1) \
+             AND NOT EXISTS (SELECT FROM ops.webhook_open o WHERE o.event_seq = v.seq) \
+             AND NOT EXISTS (SELECT FROM ops.webhook_ended d WHERE d.event_seq = v.seq AND d.state = 'dead') \
+         ORDER BY v.created_at LIMIT $2) RETURNING 1) \
+     SELECT count(*) FROM old",
+    "WITH old AS (DELETE FROM ops.webhook_secrets WHERE (endpoint_id, number) IN (SELECT endpoint_id, number \
+         FROM ops.webhook_secrets WHERE expires_at < now() AND $1 >= 0 LIMIT $2) RETURNING 1) \
+     SELECT count(*) FROM old",
 ];
+
+/// A claim whose lot is gone would hold its delivery for ever. There is none, unless a person deleted rows.
+const STRAYS: &str = "\
+UPDATE ops.webhook_open o SET claim = NULL
+WHERE o.claim IS NOT NULL AND NOT EXISTS (SELECT FROM ops.webhook_claims c WHERE c.id = o.claim)";
 
 /// Deletes what has been kept long enough and reports the backlog: both are the leader's.
 #[derive(Debug)]
@@ -48,12 +64,13 @@ impl Retention {
         pulse: Pulse,
     ) {
         tracing::info!("webhook retention worker started");
+        let mut strays_at = Instant::now();
         while !stopping.is_cancelled() {
             pulse.beat();
             let leads = tenure.borrow().as_ref().is_some_and(Tenure::is_trusted);
             if !leads {
                 metrics::get().forget_backlog();
-            } else if let Err(error) = self.round().await {
+            } else if let Err(error) = self.round(&pulse, &mut strays_at).await {
                 tracing::warn!(error = %chain(&error), "old webhook deliveries cannot be looked for now");
             }
             tokio::select! {
@@ -64,27 +81,50 @@ impl Retention {
         tracing::info!("webhook retention worker stopped");
     }
 
-    async fn round(&self) -> Result<(), WebhookError> {
-        let deleted = self.sweep().await?;
+    async fn round(&self, pulse: &Pulse, strays_at: &mut Instant) -> Result<(), WebhookError> {
+        let mut deleted = 0;
+        for statement in OLD {
+            for _ in 0..BATCHES {
+                pulse.beat();
+                let batch = self.sweep(statement).await?;
+                deleted += batch;
+                if batch < BATCH {
+                    break;
+                }
+            }
+        }
         if deleted > 0 {
             tracing::info!(deleted, "old rows of webhooks deleted");
+        }
+        if Instant::now() >= *strays_at {
+            let strays = self.strays().await?;
+            if strays > 0 {
+                tracing::warn!(
+                    strays,
+                    "webhook deliveries taken back that a claim held which does not exist"
+                );
+            }
+            *strays_at = Instant::now() + STRAYS_EVERY;
         }
         self.report().await
     }
 
-    /// One batch of each kind. Answers how many rows were deleted.
-    pub(crate) async fn sweep(&self) -> Result<u64, WebhookError> {
-        let mut deleted = 0;
-        for statement in OLD {
-            let done = sqlx::query(statement)
-                .bind(self.keep.as_secs_f64())
-                .bind(BATCH)
-                .execute(&self.pool)
-                .await
-                .map_err(WebhookError::database("delete old rows of webhooks"))?;
-            deleted += done.rows_affected();
-        }
-        Ok(deleted)
+    /// One batch. Answers how many rows were deleted.
+    async fn sweep(&self, statement: &'static str) -> Result<u64, WebhookError> {
+        let tried = "delete old rows of webhooks";
+        let deleted: i64 = sqlx::query_scalar(statement)
+            .bind(self.keep.as_secs_f64())
+            .bind(i64::try_from(BATCH).unwrap_or(i64::MAX))
+            .fetch_one(&self.pool)
+            .await
+            .map_err(WebhookError::database(tried))?;
+        Ok(u64::try_from(deleted).unwrap_or(0))
+    }
+
+    async fn strays(&self) -> Result<u64, WebhookError> {
+        let tried = "look for webhook deliveries that no claim holds";
+        let done = sqlx::query(STRAYS).execute(&self.pool).await.map_err(WebhookError::database(tried))?;
+        Ok(done.rows_affected())
     }
 
     async fn report(&self) -> Result<(), WebhookError> {

@@ -1,24 +1,24 @@
-//! Posting what is due, in every process: claims as slots come free, posts, writes down what came of it.
+//! Posting what is due, in every process: claims a lot as slots come free, posts, tells what came of it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
-use url::Url;
+use uuid::Uuid;
 use voiceai_postgres::PgPool;
 use voiceai_runtime::{Backoff, Pulse, random_unit};
 
-use crate::batch::Ledger;
+use crate::claim::{self, Claimed, Claimer, Lane, Room, Spent};
 use crate::error::{WebhookError, chain};
+use crate::ledger::{self, Entry, Ledger, Writer};
 use crate::post::{Answer, Client, Failure, Request};
-use crate::retry::Step;
-use crate::signature::Keys;
-use crate::store::{self, Claimed, End, Ended, Lane, Written};
+use crate::queue::{Count, Queue, Waiting};
+use crate::retry::{Policy, Step};
+use crate::store::{self, End, Ended};
 use crate::{Wake, WebhookSettings, metrics};
 
 /// What a failing endpoint may take of the slots, as a part of them that is added.
@@ -27,7 +27,9 @@ const FAILING_PART: usize = 4;
 const BREATH: Duration = Duration::from_millis(5);
 /// So many times the slots are claimed beside those that are posted: a slot that comes free has its next one at once, and ends
 /// are committed while others are posted.
-const AHEAD: usize = 3;
+const AHEAD: usize = 5;
+/// Most bytes of bodies that wait for a slot; one that is larger waits alone.
+const AHEAD_BYTES: usize = 32 * 1024 * 1024;
 /// Longest wait of a claim for a slot. Beyond it, it is given back: an attempt has to end within its claim.
 const AHEAD_MAX: Duration = Duration::from_secs(10);
 /// How often failing endpoints are looked for while others keep the worker busy.
@@ -39,11 +41,11 @@ struct Shared {
     pool: PgPool,
     client: Client,
     settings: WebhookSettings,
-    election: String,
     wake: Wake,
     ledger: Ledger,
     healthy: Slots,
     failing: Slots,
+    count: Count,
     attempts: TaskTracker,
     stopping: CancellationToken,
     forced: CancellationToken,
@@ -55,18 +57,29 @@ struct Slots {
     claims: Arc<Semaphore>,
     /// Of posts.
     posts: Arc<Semaphore>,
+    queue: Queue,
+    /// While more than these wait for a slot, nothing more is claimed: one large lot costs less than two small ones.
+    low: usize,
 }
 
 impl Slots {
     fn new(posts: usize, ahead: usize) -> Self {
-        Self { claims: Arc::new(Semaphore::new(posts + ahead)), posts: Arc::new(Semaphore::new(posts)) }
+        Self {
+            claims: Arc::new(Semaphore::new(posts + ahead)),
+            posts: Arc::new(Semaphore::new(posts)),
+            queue: Queue::default(),
+            low: posts.min(ahead),
+        }
     }
 }
 
 /// What the looks know of each other.
 struct Looks {
+    claimer: Claimer,
     take_back_at: Instant,
     failing_at: Instant,
+    /// The last one found so much that the next need not wait for more to come together.
+    flood: bool,
 }
 
 /// Posts what is due.
@@ -100,37 +113,57 @@ impl Sending {
     pub async fn run(self, stopping: CancellationToken, forced: CancellationToken, pulse: Pulse) {
         let Self { pool, client, settings, election, wake, poll } = self;
         let failing = (settings.concurrency / FAILING_PART).max(1);
+        let (ledger, told) = Ledger::new();
+        let writer = Writer { pool: pool.clone(), wake: wake.clone(), forced: forced.clone() };
+        let writer = tokio::spawn(writer.run(told));
         let shared = Arc::new(Shared {
             healthy: Slots::new(settings.concurrency, AHEAD * settings.concurrency),
             failing: Slots::new(failing, 0),
+            count: Count::default(),
             attempts: TaskTracker::new(),
-            ledger: Ledger::new(pool.clone()),
+            ledger,
             pool,
             client,
             settings,
-            election,
             wake,
             stopping: stopping.clone(),
             forced,
         });
+        let claimer = Claimer { worker: Uuid::now_v7(), election, spent: Spent::default() };
         tracing::info!(concurrency = shared.settings.concurrency, "webhook worker pool started");
-        look_on(&shared, poll, &stopping, &pulse).await;
+        look_on(&shared, claimer, poll, &pulse).await;
+        give_back(&shared, Duration::ZERO);
         shared.attempts.close();
-        loop {
-            pulse.beat();
-            tokio::select! {
-                () = shared.attempts.wait() => break,
-                () = tokio::time::sleep(Duration::from_secs(1)) => {}
-            }
+        beating(&pulse, shared.attempts.wait()).await;
+        // The writer ends with the last ledger.
+        drop(shared);
+        let written = beating(&pulse, writer).await;
+        if let Err(error) = written
+            && error.is_panic()
+        {
+            std::panic::resume_unwind(error.into_panic());
         }
         tracing::info!("webhook worker pool stopped");
     }
 }
 
-async fn look_on(shared: &Arc<Shared>, poll: Duration, stopping: &CancellationToken, pulse: &Pulse) {
+async fn beating<F: Future>(pulse: &Pulse, waited: F) -> F::Output {
+    let mut waited = std::pin::pin!(waited);
+    loop {
+        pulse.beat();
+        tokio::select! {
+            output = &mut waited => return output,
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+    }
+}
+
+async fn look_on(shared: &Arc<Shared>, claimer: Claimer, poll: Duration, pulse: &Pulse) {
     let mut failures = 0;
-    let mut looks = Looks { take_back_at: Instant::now(), failing_at: Instant::now() };
-    while !stopping.is_cancelled() {
+    let now = Instant::now();
+    let mut looks = Looks { claimer, take_back_at: now, failing_at: now, flood: false };
+    // Without a writer nothing could end: the pool begins anew.
+    while !shared.stopping.is_cancelled() && !shared.ledger.is_closed() {
         pulse.beat();
         let wait = match look(shared, &mut looks, poll).await {
             Ok(wait) => {
@@ -144,61 +177,122 @@ async fn look_on(shared: &Arc<Shared>, poll: Duration, stopping: &CancellationTo
             }
         };
         tokio::select! {
-            () = stopping.cancelled() => return,
+            () = shared.stopping.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
-            () = shared.wake.woken(), if failures == 0 => tokio::time::sleep(BREATH).await,
+            () = shared.wake.woken(), if failures == 0 => if !looks.flood {
+                tokio::time::sleep(BREATH).await;
+            }
         }
     }
 }
 
 /// Fills the free slots. Answers how long nothing need be looked for unless somebody calls.
 async fn look(shared: &Arc<Shared>, looks: &mut Looks, poll: Duration) -> Result<Duration, WebhookError> {
+    give_back(shared, AHEAD_MAX);
     if Instant::now() >= looks.take_back_at {
-        let lost = store::take_back(&shared.pool, shared.settings.timeout).await?;
+        let lost = claim::take_back(&shared.pool).await?;
         if lost > 0 {
             tracing::warn!(lost, "webhook deliveries of a process that is gone taken back");
         }
         looks.take_back_at = Instant::now() + TAKE_BACK_EVERY;
     }
-    let mut claimed = fill(shared, Lane::Healthy).await?;
-    if claimed == 0 || Instant::now() >= looks.failing_at {
-        claimed += fill(shared, Lane::Failing).await?;
+    let mut found = fill(shared, looks, Lane::Healthy).await?;
+    looks.flood = found.claimed >= shared.healthy.low;
+    if found.failing && (found.claimed == 0 || Instant::now() >= looks.failing_at) {
+        let more = fill(shared, looks, Lane::Failing).await?;
         looks.failing_at = Instant::now() + FAILING_EVERY;
+        found.claimed += more.claimed;
+        found.whole &= more.whole;
     }
-    if claimed > 0 {
+    if !found.whole {
+        return Ok(BREATH.mul_f64(0.5 + random_unit()));
+    }
+    if found.claimed > 0 {
         // What ends calls; until then there may be more of those that were left.
         return Ok(FAILING_EVERY);
     }
-    let next = store::next_due(&shared.pool).await?;
+    let next = claim::next_due(&shared.pool).await?;
     Ok(next.map_or(poll, |next| next.clamp(BREATH, poll)))
 }
 
-/// Claims what a lane has room for, and begins it. Answers how many.
-async fn fill(shared: &Arc<Shared>, lane: Lane) -> Result<usize, WebhookError> {
+/// What came of a look for one lane.
+struct Found {
+    claimed: usize,
+    /// There may be something to do for the failing lane.
+    failing: bool,
+    /// False: another process looked at the same moment.
+    whole: bool,
+}
+
+/// Claims what a lane has room for, and begins it.
+async fn fill(shared: &Arc<Shared>, looks: &Looks, lane: Lane) -> Result<Found, WebhookError> {
     let slots = shared.slots(lane);
-    let free = slots.claims.available_permits();
-    if free == 0 {
-        return Ok(0);
+    let (limit, waiting) = (slots.claims.available_permits(), slots.queue.len());
+    let bytes = AHEAD_BYTES.saturating_sub(slots.queue.bytes());
+    if limit == 0 || bytes == 0 || waiting > slots.low {
+        pump(shared, lane);
+        return Ok(Found { claimed: waiting, failing: true, whole: true });
     }
-    let all = store::claim(&shared.pool, &shared.settings, &shared.election, lane, free).await?;
-    let count = all.len();
-    for claimed in all {
-        // Only this loop takes claims, so one is there.
-        let Ok(claim) = Arc::clone(&slots.claims).try_acquire_owned() else {
-            store::hand_back(&shared.pool, &claimed).await?;
-            continue;
-        };
-        let span =
-            tracing::info_span!("webhook.attempt", delivery.id = %claimed.id, attempt = claimed.attempt_no);
-        let own = Arc::clone(shared);
-        let attempt = async move {
-            attempt(&own, lane, &claimed).await;
-            drop(claim);
-            own.wake.wake();
-        };
-        shared.attempts.spawn(attempt.instrument(span));
+    let room = Room { lane, limit, bytes, under_way: shared.count.all() };
+    let look = claim::claim(&shared.pool, &shared.settings, &looks.claimer, &room).await?;
+    let found = Found { claimed: look.claimed.len(), failing: look.failing, whole: look.ours };
+    let since = Instant::now();
+    // Only this loop takes claims, so each has its permit.
+    slots.queue.push(look.claimed.into_iter().filter_map(|claimed| {
+        let claim = Arc::clone(&slots.claims).try_acquire_owned().ok()?;
+        let under_way = shared.count.begin(claimed.target.id);
+        Some(Waiting { claimed, claim, under_way, since })
+    }));
+    pump(shared, lane);
+    Ok(found)
+}
+
+/// Begins as much of what waits as there are slots.
+fn pump(shared: &Arc<Shared>, lane: Lane) {
+    let slots = shared.slots(lane);
+    for _ in 0..slots.queue.len() {
+        let Ok(slot) = Arc::clone(&slots.posts).try_acquire_owned() else { return };
+        shared.attempts.spawn(work_off(Arc::clone(shared), lane, slot));
     }
-    Ok(count)
+}
+
+/// Posts one after the other until none waits.
+async fn work_off(shared: Arc<Shared>, lane: Lane, mut slot: OwnedSemaphorePermit) {
+    let slots = shared.slots(lane);
+    loop {
+        while !shared.stopping.is_cancelled()
+            && let Some(waiting) = slots.queue.pop()
+        {
+            attempt(&shared, waiting).await;
+            if slots.queue.len() <= slots.low {
+                shared.wake.wake();
+            }
+        }
+        drop(slot);
+        // One may have come while this one found none and still held its slot.
+        if shared.stopping.is_cancelled() || slots.queue.len() == 0 {
+            return;
+        }
+        let Ok(free) = Arc::clone(&slots.posts).try_acquire_owned() else { return };
+        slot = free;
+    }
+}
+
+/// Hands back what has waited for a slot for longer than `limit`. Not waited for: the ledger may be full while PostgreSQL is away.
+fn give_back(shared: &Arc<Shared>, limit: Duration) {
+    let old: Vec<_> = [&shared.healthy, &shared.failing]
+        .into_iter()
+        .flat_map(|slots| slots.queue.older_than(limit))
+        .collect();
+    if old.is_empty() {
+        return;
+    }
+    let ledger = shared.ledger.clone();
+    shared.attempts.spawn(async move {
+        for Waiting { claimed, claim, .. } in old {
+            ledger.tell(Entry { claimed, ended: None, claim }).await;
+        }
+    });
 }
 
 impl Shared {
@@ -210,46 +304,49 @@ impl Shared {
     }
 }
 
-async fn attempt(shared: &Shared, lane: Lane, claimed: &Claimed) {
-    let slot = tokio::select! {
-        biased;
-        slot = shared.slots(lane).posts.acquire() => slot.ok(),
-        () = shared.stopping.cancelled() => None,
-        () = tokio::time::sleep(AHEAD_MAX) => None,
-    };
-    let Some(slot) = slot else {
-        if let Err(error) = store::hand_back(&shared.pool, claimed).await {
-            tracing::warn!(error = %chain(&error), "a webhook that was claimed waits until its claim runs out");
-        }
+async fn attempt(shared: &Arc<Shared>, waiting: Waiting) {
+    let Waiting { claimed, claim, under_way, since } = waiting;
+    if since.elapsed() >= AHEAD_MAX {
+        shared.ledger.tell(Entry { claimed, ended: None, claim }).await;
         return;
-    };
+    }
+    let span =
+        tracing::info_span!("webhook.attempt", delivery.id = %claimed.id, attempt = claimed.attempt_no);
     let started = Instant::now();
-    let posted = tokio::select! {
-        posted = post(shared, claimed) => posted,
-        () = shared.forced.cancelled() => {
-            // Nobody knows whether it arrived; the claim runs out and it is posted again under the same id.
-            return;
-        }
+    // Cut off, nobody knows whether it arrived: the claim runs out and it is posted again under the same id.
+    let posting = shared.forced.run_until_cancelled(post(shared, &claimed));
+    let Some(posted) = posting.instrument(span.clone()).await else { return };
+    drop(under_way);
+    let ended = judge(&shared.settings.policy, claimed.rung, posted, started.elapsed());
+    if ended.end == End::Delivered {
+        shared.ledger.tell(Entry { claimed, ended: Some(ended), claim }).await;
+        return;
+    }
+    // Another may be posted while this one's end is committed.
+    let own = Arc::clone(shared);
+    let failed = async move {
+        failed(&own, &claimed, &ended).await;
+        drop(claim);
+        own.wake.wake();
     };
-    let took = started.elapsed();
-    // Another may post while this one's end is committed.
-    drop(slot);
-    let ended = judge(shared, claimed, posted, took);
-    write(shared, claimed, &ended).await;
+    shared.attempts.spawn(failed.instrument(span));
 }
 
 async fn post(shared: &Shared, claimed: &Claimed) -> Result<Answer, Failure> {
-    let url = Url::parse(&claimed.url).map_err(|error| Failure::Broken(format!("the URL: {error}")))?;
-    let keys = Keys::new(claimed.secrets.clone())
-        .map_err(|error| Failure::Broken(format!("nothing can be signed: {error}")))?;
-    let timeout = claimed.timeout.unwrap_or(shared.settings.timeout).min(shared.settings.timeout);
-    let body = Bytes::from(claimed.body.clone());
-    let request = Request { url, id: claimed.event_id.clone(), body, keys: Some(keys), timeout };
+    let (url, keys) = claimed.target.place.as_ref().map_err(|reason| Failure::Broken(reason.clone()))?;
+    let timeout = claimed.target.timeout.unwrap_or(shared.settings.timeout).min(shared.settings.timeout);
+    let request = Request {
+        url: url.clone(),
+        id: claimed.event_id.clone(),
+        body: claimed.body.clone(),
+        keys: Some(keys.clone()),
+        timeout,
+    };
     shared.client.post(&request).await
 }
 
-fn judge(shared: &Shared, claimed: &Claimed, posted: Result<Answer, Failure>, took: Duration) -> Ended {
-    let policy = &shared.settings.policy;
+/// What an answer, or the lack of one, means for a delivery that stood on `rung`.
+fn judge(policy: &Policy, rung: u32, posted: Result<Answer, Failure>, took: Duration) -> Ended {
     let ended = Ended {
         end: End::Delivered,
         outcome: "delivered",
@@ -262,19 +359,20 @@ fn judge(shared: &Shared, claimed: &Claimed, posted: Result<Answer, Failure>, to
         rest: None,
         gone: false,
     };
-    let after = |wish| match policy.after(claimed.rung, wish, random_unit()) {
+    let after = |wish| match policy.after(rung, wish, random_unit()) {
         Step::Again(wait) => End::Again { wait },
         Step::Exhausted => End::Dead { reason: "exhausted" },
     };
     match posted {
         Ok(answer) => {
+            let taken = answer.is_taken();
             let ended = Ended {
                 status: Some(answer.status),
                 address: Some(answer.address.to_string()),
-                response: (!answer.text.is_empty()).then(|| answer.text.clone()),
+                response: (!answer.text.is_empty()).then_some(answer.text),
                 ..ended
             };
-            if answer.is_taken() {
+            if taken {
                 return ended;
             }
             let gone = answer.status == 410;
@@ -299,35 +397,26 @@ fn judge(shared: &Shared, claimed: &Claimed, posted: Result<Answer, Failure>, to
     }
 }
 
-/// Until it is written, or the process is forced to end: an end that is lost is an event that arrives twice.
-async fn write(shared: &Shared, claimed: &Claimed, ended: &Ended) {
-    let together = if ended.end == End::Delivered { shared.ledger.taken(claimed, ended).await } else { None };
+/// Writes a failure down: until it is written, or the process is forced to end.
+async fn failed(shared: &Shared, claimed: &Claimed, ended: &Ended) {
     let mut tries = 0;
     let written = loop {
-        if let Some(ours) = together {
-            break Written { ours, disabled: None };
-        }
-        match store::finish(&shared.pool, &shared.settings.policy, claimed, ended).await {
+        match store::fail(&shared.pool, &shared.settings.policy, claimed, ended).await {
             Ok(written) => break written,
             Err(error) if error.is_about_the_data() => {
                 tracing::error!(error = %chain(&error), "the end of a webhook attempt cannot be written");
                 return;
             }
             Err(error) => {
-                if tries == 0 {
-                    tracing::warn!(error = %chain(&error), "the end of a webhook attempt waits for PostgreSQL");
-                }
-                let wait = Backoff::RECONNECT.delay(tries, random_unit());
-                tries += 1;
-                tokio::select! {
-                    () = tokio::time::sleep(wait) => {}
-                    () = shared.forced.cancelled() => return,
+                if !ledger::again(&shared.forced, &error, &mut tries).await {
+                    return;
                 }
             }
         }
     };
+    claimed.is_written();
     if !written.ours {
-        tracing::warn!("the end of a webhook attempt was refused: its claim had passed to another");
+        ledger::refused(claimed);
         return;
     }
     let dead = matches!(ended.end, End::Dead { .. });
@@ -336,12 +425,10 @@ async fn write(shared: &Shared, claimed: &Claimed, ended: &Ended) {
 }
 
 fn tell(claimed: &Claimed, ended: &Ended, disabled: Option<&str>) {
-    let endpoint = claimed.endpoint;
+    let endpoint = claimed.target.id;
     let error = ended.error.as_deref().unwrap_or_default();
     match ended.end {
-        End::Delivered => {
-            tracing::debug!(endpoint.id = %endpoint, status = ended.status, "webhook delivered");
-        }
+        End::Delivered => {}
         End::Again { wait } => {
             let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
             tracing::info!(endpoint.id = %endpoint, status = ended.status, wait_ms, "webhook is tried again: {error}");

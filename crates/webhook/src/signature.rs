@@ -1,5 +1,7 @@
 //! Signatures by Standard Webhooks 1.0: `v1`, HMAC-SHA256 over `id.timestamp.body`.
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -21,9 +23,15 @@ pub enum KeyError {
     Length(usize),
 }
 
-/// What a delivery is signed with: several while a secret is being replaced.
-#[derive(Debug, Clone)]
-pub struct Keys(Vec<Secret>);
+/// What a delivery is signed with: several while a secret is being replaced. Never tells them.
+#[derive(Clone)]
+pub struct Keys(Arc<[Hmac<Sha256>]>);
+
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Keys({})", self.0.len())
+    }
+}
 
 impl Keys {
     /// Checks every secret.
@@ -34,23 +42,31 @@ impl Keys {
         if secrets.is_empty() {
             return Err(KeyError::Malformed);
         }
-        for secret in &secrets {
-            decode(secret)?;
-        }
-        Ok(Self(secrets))
+        let keys: Result<Vec<_>, _> = secrets.iter().map(key).collect();
+        Ok(Self(keys?.into()))
     }
 
     /// The value of `webhook-signature`: one signature for each key, in their order.
     #[must_use]
     pub fn sign(&self, id: &str, timestamp: i64, body: &[u8]) -> String {
-        let signatures = self.0.iter().filter_map(|secret| {
-            let mut mac = Hmac::<Sha256>::new_from_slice(&decode(secret).ok()?).ok()?;
-            mac.update(format!("{id}.{timestamp}.").as_bytes());
+        let head = format!("{id}.{timestamp}.");
+        let mut signatures = String::with_capacity(48 * self.0.len());
+        for key in self.0.iter() {
+            let mut mac = key.clone();
+            mac.update(head.as_bytes());
             mac.update(body);
-            Some(format!("v1,{}", STANDARD.encode(mac.finalize().into_bytes())))
-        });
-        signatures.collect::<Vec<_>>().join(" ")
+            if !signatures.is_empty() {
+                signatures.push(' ');
+            }
+            signatures.push_str("v1,");
+            STANDARD.encode_string(mac.finalize().into_bytes(), &mut signatures);
+        }
+        signatures
     }
+}
+
+fn key(secret: &Secret) -> Result<Hmac<Sha256>, KeyError> {
+    Hmac::new_from_slice(&decode(secret)?).map_err(|_| KeyError::Malformed)
 }
 
 fn decode(secret: &Secret) -> Result<Vec<u8>, KeyError> {

@@ -1,0 +1,354 @@
+//! Claims: what a look of this process may post, and how it comes back when the process is gone.
+//!
+//! A look claims a whole lot in one statement. The lot has one row with the ids of its deliveries and the time when it expires;
+//! each delivery bears the lot's id, and only who knows it may write its end.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use url::Url;
+use uuid::Uuid;
+use voiceai_postgres::sqlx::postgres::PgRow;
+use voiceai_postgres::sqlx::{self, PgPool, Postgres, Row, Transaction};
+use voiceai_runtime::Secret;
+
+use crate::WebhookSettings;
+use crate::error::WebhookError;
+use crate::signature::Keys;
+
+/// Beside an attempt's own limit: the wait for a slot, the body's last seconds, and the end's way into its row.
+pub(crate) const LEASE_ROOM: Duration = Duration::from_secs(30);
+/// Where two processes that look at once meet: the second one looks again a moment later. Both would choose the same.
+const GATE: i64 = 0x7765_6268_6f6f_6b73;
+
+/// Which endpoints a look is for. They have slots of their own, so that failing ones cannot take the others'.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// Endpoints whose last attempt was taken.
+    Healthy,
+    /// Endpoints whose last attempt failed: one attempt at a time each.
+    Failing,
+}
+
+/// An endpoint as deliveries of one lot need it, made once for all of them.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub(crate) id: Uuid,
+    /// In words, why nothing can be posted to it.
+    pub(crate) place: Result<(Url, Keys), String>,
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// An attempt that this process may make.
+#[derive(Debug)]
+pub(crate) struct Claimed {
+    pub(crate) id: Uuid,
+    pub(crate) lot: Arc<Lot>,
+    pub(crate) target: Arc<Target>,
+    pub(crate) attempt_no: i32,
+    pub(crate) rung: u32,
+    pub(crate) event_id: String,
+    pub(crate) body: Bytes,
+}
+
+impl Claimed {
+    /// Its row bears the claim no more.
+    pub(crate) fn is_written(&self) {
+        if self.lot.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.lot.spent.0.lock().unwrap_or_else(PoisonError::into_inner).push(self.lot.id);
+        }
+    }
+}
+
+/// What was claimed together. Its row goes when the last of it is written; whatever never is, is taken back when the row expires.
+#[derive(Debug)]
+pub(crate) struct Lot {
+    pub(crate) id: Uuid,
+    open: AtomicUsize,
+    spent: Spent,
+}
+
+/// Lots whose rows are of no use any more.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Spent(Arc<Mutex<Vec<Uuid>>>);
+
+impl Spent {
+    fn all(&self) -> Vec<Uuid> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn forget(&self, gone: &[Uuid]) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|id| !gone.contains(id));
+    }
+}
+
+/// Who claims, and what it has already.
+#[derive(Debug)]
+pub(crate) struct Claimer {
+    /// This run of this process.
+    pub(crate) worker: Uuid,
+    /// The election whose leader may be held: older deliveries then wait, since a database that came back from a backup does not
+    /// know that they were delivered.
+    pub(crate) election: String,
+    pub(crate) spent: Spent,
+}
+
+/// How much a look may claim.
+#[derive(Debug, Clone)]
+pub(crate) struct Room {
+    pub(crate) lane: Lane,
+    /// Deliveries.
+    pub(crate) limit: usize,
+    /// Bytes of their bodies; the last one may exceed it.
+    pub(crate) bytes: usize,
+    /// What this process has under way, by endpoint. What is posted already and only has to be written counts no more.
+    pub(crate) under_way: HashMap<Uuid, i64>,
+}
+
+/// What a look found.
+#[derive(Debug, Default)]
+pub(crate) struct Look {
+    /// False: another process looked at the same moment, so nothing was looked for.
+    pub(crate) ours: bool,
+    /// Some endpoint is failing and not at rest.
+    pub(crate) failing: bool,
+    pub(crate) claimed: Vec<Claimed>,
+}
+
+/// Begins a transaction for statements that look rows up by their keys. Their plans are kept by the connection: one that was made
+/// while the tables were empty would read all of a backlog that came later, for each row of it.
+pub(crate) async fn begin(
+    pool: &PgPool,
+    begin: &'static str,
+    tried: &'static str,
+) -> Result<Transaction<'static, Postgres>, WebhookError> {
+    pool.begin_with(begin).await.map_err(WebhookError::database(tried))
+}
+
+/// Committed means on the disk.
+pub(crate) const DURABLE: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL jit = off";
+/// What PostgreSQL forgets with its own crash is done once more.
+const QUICK: &str =
+    "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL jit = off; SET LOCAL synchronous_commit = off";
+
+/// Takes deliveries that are due, endpoints in turn. Not waited for until the disk has it: a claim that is lost with PostgreSQL's crash
+/// is made again, and the first one's end refused.
+pub(crate) async fn claim(
+    pool: &PgPool,
+    settings: &WebhookSettings,
+    claimer: &Claimer,
+    room: &Room,
+) -> Result<Look, WebhookError> {
+    let tried = "claim webhook deliveries";
+    let (lot, spent) = (Uuid::now_v7(), claimer.spent.all());
+    let (endpoints, counts): (Vec<Uuid>, Vec<i64>) = room.under_way.iter().unzip();
+    let mut transaction = begin(pool, QUICK, tried).await?;
+    let rows = sqlx::query(CLAIM)
+        .bind(i64::try_from(room.limit).unwrap_or(i64::MAX))
+        .bind(room.lane == Lane::Failing)
+        .bind(i64::from(settings.endpoint_concurrency))
+        .bind(i64::from(settings.tenant_concurrency))
+        .bind((settings.timeout + LEASE_ROOM).as_secs_f64())
+        .bind(&claimer.election)
+        .bind(lot)
+        .bind(claimer.worker)
+        .bind(endpoints)
+        .bind(counts)
+        .bind(&spent)
+        .bind(i64::try_from(room.bytes).unwrap_or(i64::MAX))
+        .bind(GATE)
+        .fetch_all(&mut *transaction)
+        .await
+        .map_err(WebhookError::database(tried))?;
+    transaction.commit().await.map_err(WebhookError::database(tried))?;
+    claimer.spent.forget(&spent);
+    read(&rows, lot, &claimer.spent).map_err(WebhookError::database(tried))
+}
+
+fn read(rows: &[PgRow], lot: Uuid, spent: &Spent) -> Result<Look, sqlx::Error> {
+    let Some(first) = rows.first() else { return Ok(Look::default()) };
+    let mut look = Look { ours: first.try_get(0)?, failing: first.try_get(1)?, claimed: Vec::new() };
+    if first.try_get::<Option<Uuid>, _>(2)?.is_none() {
+        return Ok(look);
+    }
+    let lot = Arc::new(Lot { id: lot, open: AtomicUsize::new(rows.len()), spent: spent.clone() });
+    let mut targets: HashMap<Uuid, Arc<Target>> = HashMap::new();
+    look.claimed.reserve(rows.len());
+    for row in rows {
+        let endpoint: Uuid = row.try_get(3)?;
+        let target = match targets.get(&endpoint) {
+            Some(known) => Arc::clone(known),
+            None => {
+                let made = Arc::new(target(row, endpoint)?);
+                targets.insert(endpoint, Arc::clone(&made));
+                made
+            }
+        };
+        look.claimed.push(Claimed {
+            id: row.try_get(2)?,
+            lot: Arc::clone(&lot),
+            target,
+            attempt_no: row.try_get(4)?,
+            rung: u32::try_from(row.try_get::<i32, _>(5)?).unwrap_or(0),
+            event_id: row.try_get(6)?,
+            body: Bytes::from(row.try_get::<String, _>(7)?),
+        });
+    }
+    Ok(look)
+}
+
+fn target(row: &PgRow, id: Uuid) -> Result<Target, sqlx::Error> {
+    let (url, secrets): (String, Option<Vec<String>>) = (row.try_get(8)?, row.try_get(10)?);
+    let timeout: Option<i32> = row.try_get(9)?;
+    let place = Url::parse(&url).map_err(|error| format!("the URL: {error}")).and_then(|url| {
+        let keys = Keys::new(secrets.unwrap_or_default().into_iter().map(Secret::new).collect());
+        keys.map(|keys| (url, keys)).map_err(|error| format!("nothing can be signed: {error}"))
+    });
+    let timeout = timeout.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0)));
+    Ok(Target { id, place, timeout })
+}
+
+// `loaded` walks from endpoint to endpoint over the index of what is open, so that a long backlog of one costs no more than a short one.
+// What is claimed lies at the front of an endpoint's deliveries and is stepped over; an endpoint's limit bounds how much that is.
+// A tenant's and an endpoint's room are filled in rounds: each endpoint's first before anybody's second. `many` keeps the look from
+// sorting far more than it may take.
+// The subqueries with OFFSET 0, and the rows' own addresses, leave no plan but one look by key for each row.
+// There is a row also when nothing was claimed: it tells whether there was a look at all.
+const CLAIM: &str = "\
+WITH RECURSIVE clock AS MATERIALIZED (SELECT clock_timestamp() AS now), gate AS MATERIALIZED (
+    SELECT pg_try_advisory_xact_lock($13) AS open
+), loaded (id) AS (
+    (SELECT endpoint_id FROM ops.webhook_open ORDER BY endpoint_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT o.endpoint_id FROM ops.webhook_open o WHERE o.endpoint_id > l.id ORDER BY o.endpoint_id LIMIT 1)
+    FROM loaded l WHERE l.id IS NOT NULL
+), held AS MATERIALIZED (
+    SELECT COALESCE((SELECT held_since FROM ops.leader_terms WHERE name = $6 AND held_since IS NOT NULL), '-infinity') AS since
+), busy AS MATERIALIZED (
+    SELECT each.endpoint_id, sum(each.count)::bigint AS count FROM (
+        SELECT o.endpoint_id, 1 AS count
+        FROM ops.webhook_claims c CROSS JOIN LATERAL unnest(c.deliveries) AS d (id) CROSS JOIN LATERAL (
+            SELECT o.endpoint_id FROM ops.webhook_open o WHERE o.id = d.id AND o.claim = c.id OFFSET 0) o
+        WHERE c.worker <> $8
+        UNION ALL SELECT * FROM unnest($9::uuid[], $10::bigint[])) AS each
+    GROUP BY each.endpoint_id
+), crowd AS MATERIALIZED (
+    SELECT e.tenant, sum(b.count)::bigint AS count
+    FROM busy b CROSS JOIN LATERAL (SELECT tenant FROM ops.webhook_endpoints WHERE id = b.endpoint_id OFFSET 0) e GROUP BY e.tenant
+), known AS MATERIALIZED (
+    SELECT e.id, e.tenant, e.url, e.timeout_ms, CASE WHEN $2 THEN 1 ELSE COALESCE(e.concurrency, $3) END AS limit
+    FROM gate, clock, loaded l CROSS JOIN LATERAL (SELECT * FROM ops.webhook_endpoints WHERE id = l.id OFFSET 0) e
+    WHERE gate.open AND e.state = 'active' AND (e.failures > 0) = $2 AND (e.resting_until IS NULL OR e.resting_until <= now)
+), ready AS MATERIALIZED (
+    SELECT k.*, k.limit - COALESCE(b.count, 0) AS room, count(*) OVER () AS many
+    FROM known k LEFT JOIN busy b ON b.endpoint_id = k.id WHERE k.limit > COALESCE(b.count, 0)
+), due AS MATERIALIZED (
+    SELECT d.at, d.id, d.bytes, d.due_at, r.tenant, r.url, r.timeout_ms,
+        row_number() OVER (PARTITION BY r.id ORDER BY d.due_at, d.id) AS turn
+    FROM ready r, clock, held, LATERAL (
+        SELECT w.ctid AS at, w.id, w.bytes, w.due_at FROM ops.webhook_open w
+        WHERE w.endpoint_id = r.id AND w.due_at <= clock.now AND w.claim IS NULL AND w.created_at >= held.since
+        ORDER BY w.due_at LIMIT LEAST(r.room, 2 * $1 / r.many + 1)
+    ) d
+), placed AS MATERIALIZED (
+    SELECT due.*, row_number() OVER (PARTITION BY due.tenant ORDER BY turn, due_at) + COALESCE(crowd.count, 0) AS place
+    FROM due LEFT JOIN crowd ON crowd.tenant = due.tenant
+), chosen AS MATERIALIZED (
+    SELECT * FROM (
+        SELECT placed.*, sum(bytes) OVER (ORDER BY turn, due_at, id) - bytes AS before FROM placed WHERE place <= $4) p
+    WHERE before < $12 ORDER BY turn, due_at, id LIMIT $1
+), claimed AS (
+    UPDATE ops.webhook_open o SET claim = $7, attempts = o.attempts + 1 FROM chosen c WHERE o.ctid = c.at AND o.claim IS NULL
+    RETURNING o.id, o.endpoint_id, o.event_seq, o.event_id, o.attempts, o.rung, c.url, c.timeout_ms
+), lot AS (
+    INSERT INTO ops.webhook_claims (id, worker, deliveries, claimed_at, expires_at)
+    SELECT $7, $8, array_agg(id), min(now), min(now) + make_interval(secs => $5) FROM claimed, clock HAVING count(*) > 0
+), spent AS (
+    DELETE FROM ops.webhook_claims WHERE id = ANY($11)
+), keys AS MATERIALIZED (
+    SELECT c.endpoint_id, s.secrets
+    FROM (SELECT DISTINCT endpoint_id FROM claimed) c, clock, LATERAL (
+        SELECT array_agg(s.secret ORDER BY s.number DESC) AS secrets FROM ops.webhook_secrets s
+        WHERE s.endpoint_id = c.endpoint_id AND (s.expires_at IS NULL OR s.expires_at > clock.now)) s
+)
+SELECT gate.open,
+    EXISTS (SELECT FROM ops.webhook_endpoints e WHERE e.failures > 0 AND e.state = 'active'
+            AND (e.resting_until IS NULL OR e.resting_until <= now)),
+    c.id, c.endpoint_id, c.attempts, c.rung, c.event_id, c.body, c.url, c.timeout_ms, c.secrets
+FROM clock, gate LEFT JOIN (
+    SELECT claimed.*, v.body, keys.secrets FROM claimed JOIN keys ON keys.endpoint_id = claimed.endpoint_id
+    CROSS JOIN LATERAL (SELECT body FROM ops.webhook_events WHERE seq = claimed.event_seq OFFSET 0) v
+) c ON true";
+
+/// How long until something may be due that is not now; `None`: nothing waits.
+pub(crate) async fn next_due(pool: &PgPool) -> Result<Option<Duration>, WebhookError> {
+    let tried = "look for the next webhook delivery";
+    let row = sqlx::query(
+        "SELECT extract(epoch FROM LEAST( \
+             (SELECT min(due_at) FROM ops.webhook_open WHERE due_at > now()), \
+             (SELECT min(resting_until) FROM ops.webhook_endpoints WHERE state = 'active' AND resting_until > now()) \
+         ) - now())::float8",
+    )
+    .fetch_one(pool)
+    .await
+    .map_err(WebhookError::database(tried))?;
+    let seconds: Option<f64> = row.try_get(0).map_err(WebhookError::database(tried))?;
+    Ok(seconds.map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)))
+}
+
+/// Gives back deliveries that were claimed and not begun, as if they had not been claimed.
+pub(crate) async fn hand_back(pool: &PgPool, all: &[&Claimed]) -> Result<(), WebhookError> {
+    let tried = "hand webhook deliveries back";
+    let mut transaction = begin(pool, QUICK, tried).await?;
+    sqlx::query(
+        "WITH back AS MATERIALIZED ( \
+             SELECT o.at, b.claim FROM unnest($1::uuid[], $2::uuid[]) AS b (id, claim) CROSS JOIN LATERAL ( \
+                 SELECT ctid AS at FROM ops.webhook_open w WHERE w.id = b.id AND w.claim = b.claim OFFSET 0) o) \
+         UPDATE ops.webhook_open o SET claim = NULL, attempts = o.attempts - 1 FROM back \
+         WHERE o.ctid = back.at AND o.claim = back.claim",
+    )
+    .bind(all.iter().map(|claimed| claimed.id).collect::<Vec<_>>())
+    .bind(all.iter().map(|claimed| claimed.lot.id).collect::<Vec<_>>())
+    .execute(&mut *transaction)
+    .await
+    .map_err(WebhookError::database(tried))?;
+    transaction.commit().await.map_err(WebhookError::database(tried))
+}
+
+/// Takes back what processes held that are gone, or too slow to be waited for. Answers how many deliveries.
+pub(crate) async fn take_back(pool: &PgPool) -> Result<u64, WebhookError> {
+    let tried = "take back webhook deliveries of processes that are gone";
+    let mut transaction = begin(pool, DURABLE, tried).await?;
+    let done =
+        sqlx::query(TAKE_BACK).execute(&mut *transaction).await.map_err(WebhookError::database(tried))?;
+    transaction.commit().await.map_err(WebhookError::database(tried))?;
+    Ok(done.rows_affected())
+}
+
+const TAKE_BACK: &str = "\
+WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now), expired AS MATERIALIZED (
+    SELECT c.id, c.deliveries, c.claimed_at FROM ops.webhook_claims c, clock WHERE c.expires_at < now LIMIT 10 FOR UPDATE OF c SKIP LOCKED
+), lost AS MATERIALIZED (
+    SELECT o.id, x.claimed_at, e.state FROM expired x CROSS JOIN LATERAL unnest(x.deliveries) AS d (id)
+    JOIN ops.webhook_open o ON o.id = d.id AND o.claim = x.id JOIN ops.webhook_endpoints e ON e.id = o.endpoint_id
+    FOR UPDATE OF o
+), back AS (
+    UPDATE ops.webhook_open o SET claim = NULL FROM lost WHERE o.id = lost.id AND lost.state = 'active'
+    RETURNING o.id, o.attempts, lost.claimed_at
+), over AS (
+    DELETE FROM ops.webhook_open o USING lost WHERE o.id = lost.id AND lost.state <> 'active' RETURNING o.*, lost.claimed_at
+), kept AS (
+    INSERT INTO ops.webhook_ended (id, endpoint_id, event_seq, tenant, event_id, event_type, state, attempts, dead_reason,
+        last_status, last_error, replays, created_at, ended_at)
+    SELECT id, endpoint_id, event_seq, tenant, event_id, event_type, 'dead', attempts, 'endpoint_disabled',
+        last_status, last_error, replays, created_at, now FROM over, clock
+), gone AS (
+    DELETE FROM ops.webhook_claims WHERE id IN (SELECT id FROM expired)
+)
+INSERT INTO ops.webhook_attempts (delivery_id, attempt_no, started_at, ended_at, outcome, error)
+SELECT l.id, l.attempts, l.claimed_at, now, 'lost', 'the process ended before it could say what came of it'
+FROM (SELECT id, attempts, claimed_at FROM back UNION ALL SELECT id, attempts, claimed_at FROM over) l, clock
+ON CONFLICT DO NOTHING";
