@@ -45,6 +45,7 @@ pub const TASKER: Component = component!(
         "0078_rollout_orders",
         "0080_recordings",
         "0085_orchestration",
+        "0093_export_scope",
     ]
 );
 

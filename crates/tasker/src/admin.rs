@@ -1,5 +1,6 @@
 //! The admin API of the queues and the metrics, as routes of the internal listener. docs/http.md lists them.
 
+pub mod export;
 mod metrics;
 mod queue;
 mod reply;

@@ -1,6 +1,7 @@
 //! What operators do and see: typed functions over the stores. The command line only writes down what they answer.
 
 pub mod enqueue;
+pub mod exports;
 pub mod jobs;
 pub mod limits;
 pub mod mail;

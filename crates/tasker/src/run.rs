@@ -144,7 +144,8 @@ async fn internal_routes(
     let metrics = if context.settings.http.metrics { admin.metrics(tenure) } else { Router::new() };
     let catalogue = Arc::new(crate::mail::catalogue(&context.settings.mail)?);
     let mail = Rest::new(intake, catalogue, trail::SERVICE).routes();
-    Ok(admin.routes().merge(metrics).merge(mail))
+    let exports = storage::exports(&context.settings, context.pool.clone()).await;
+    Ok(admin.routes().merge(metrics).merge(mail).merge(crate::admin::export::routes(exports)))
 }
 
 async fn backup_context(context: &Context<TaskerSettings>) -> Result<Option<BackupContext>, Failure> {

@@ -26,6 +26,14 @@ pub enum Export {
         /// The order's id
         id: Uuid,
     },
+    /// Cancel an order that is open, or remove one that has ended, with its object
+    Delete {
+        /// The order's id
+        id: Uuid,
+        /// Whether, why and by whom.
+        #[command(flatten)]
+        mutation: Mutation,
+    },
 }
 
 /// `export create`

@@ -3,35 +3,35 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
-use voiceai_aws::ObjectStore;
-use voiceai_cli::{Column, Failure, Output};
+use voiceai_cli::{Column, Failure, Mutation, Output, Question, confirm};
 
-use super::{Service, act};
+use super::{Service, act, warn};
 use crate::cli::{CreateExport, Export as Command, Page};
-use crate::jobs::export::{self, Export, ExportError, Order};
-use crate::operate::{database_failure, trail, webhook};
+use crate::jobs::export::{self, Export, Filter, Order};
+use crate::jobs::storage;
+use crate::operate::database_failure;
+use crate::operate::exports::{Ended, Exports};
 
 pub(super) async fn run(command: Command, service: &Service, output: Output) -> Result<(), Failure> {
     match command {
         Command::Create(asked) => create(asked, service, output).await,
-        Command::List { tenant, page } => list(tenant.as_deref(), &page, service, output).await,
+        Command::List { tenant, page } => list(tenant, &page, service, output).await,
         Command::Show { id } => show(id, service, output).await,
+        Command::Delete { id, mutation } => delete(id, &mutation, service, output).await,
     }
+}
+
+async fn exports(service: &Service) -> Result<Exports, Failure> {
+    Ok(storage::exports(&service.settings, service.pool().await?).await)
 }
 
 async fn create(asked: CreateExport, service: &Service, output: Output) -> Result<(), Failure> {
     let act = act(&asked.mutation)?;
-    if service.settings.export_store.is_none() {
-        return Err(no_bucket());
+    let filters: Value = serde_json::from_str(&asked.filters)
+        .map_err(|error| invalid_filters(format!("--filters is no JSON: {error}")))?;
+    if !filters.is_object() {
+        return Err(invalid_filters("--filters is no JSON object".to_owned()));
     }
-    if let Some(url) = &asked.callback_url {
-        check_callback(url, service)?;
-    }
-    let filters: Value =
-        serde_json::from_str(&asked.filters).ok().filter(Value::is_object).ok_or_else(|| {
-            Failure::usage("invalid_filters", "--filters is no JSON object", "Write {\"status\":\"ONLINE\"}.")
-        })?;
-    let pool = service.pool().await?;
     let order = Order {
         export_type: asked.export_type,
         format: asked.format,
@@ -40,49 +40,23 @@ async fn create(asked: CreateExport, service: &Service, output: Output) -> Resul
         created_by: act.actor.clone(),
         callback_url: asked.callback_url,
     };
-    export::check(&pool, &order, &service.settings.exports.tables).await.map_err(|error| refused(&error))?;
-    let what = json!({ "type": order.export_type, "tenant": order.tenant, "filters": order.filters });
+    let exports = exports(service).await?;
+    let estimated_rows = exports.check(&order).await?;
     if asked.mutation.dry_run {
+        let what = json!({ "type": order.export_type, "tenant": order.tenant, "filters": order.filters });
+        let document = json!({ "dry_run": true, "order": what, "estimated_rows": estimated_rows });
         return output
-            .one(&json!({ "dry_run": true, "order": what }), |_| "would order the export\n".to_owned());
+            .one(&document, |_| format!("would order the export, of about {estimated_rows} rows\n"));
     }
-    trail::record(&pool, &act, "export.create", &order.export_type, what).await?;
-    let made = export::create(&pool, &order).await.map_err(|error| database_failure(&error))?;
+    let made = exports.create(&order, &act).await?;
     output.one(&made, |made| format!("{}\n", made.id))
 }
 
-/// As far as an address can be judged without looking its name up; each call judges what the name leads to.
-fn check_callback(url: &str, service: &Service) -> Result<(), Failure> {
-    let refused = |why: String| {
-        let remedy =
-            "Give an https:// address of the public internet; for development see WEBHOOK_ALLOW_NETWORKS.";
-        Failure::refused("callback_url", format!("--callback-url {url}: {why}"), remedy)
-    };
-    if url.len() > 2_000 {
-        return Err(refused("at most 2000 characters are wanted".to_owned()));
-    }
-    let parsed = url::Url::parse(url).map_err(|error| refused(error.to_string()))?;
-    webhook::guard(&service.settings).check_url(&parsed).map_err(|error| refused(error.to_string()))
+fn invalid_filters(message: String) -> Failure {
+    Failure::usage("invalid_filters", message, "Write '{\"status\":\"ONLINE\"}', in quotes of the shell.")
 }
 
-fn refused(error: &ExportError) -> Failure {
-    match error {
-        ExportError::Database(source) => database_failure(source),
-        other => {
-            Failure::refused("export_order", other.to_string(), "Correct the order as the message says.")
-        }
-    }
-}
-
-fn no_bucket() -> Failure {
-    Failure::refused(
-        "no_bucket",
-        "neither EXPORTS_S3_BUCKET nor S3_BUCKET is set, so there are no exports",
-        "Set EXPORTS_S3_BUCKET.",
-    )
-}
-
-async fn list(tenant: Option<&str>, page: &Page, service: &Service, output: Output) -> Result<(), Failure> {
+async fn list(tenant: Option<String>, page: &Page, service: &Service, output: Output) -> Result<(), Failure> {
     let wrong = || {
         Failure::usage(
             "invalid_cursor",
@@ -94,8 +68,8 @@ async fn list(tenant: Option<&str>, page: &Page, service: &Service, output: Outp
         page.cursor.as_deref().map(|cursor| cursor.parse::<Uuid>().map_err(|_| wrong())).transpose()?;
     let pool = service.pool().await?;
     let more = page.limit.saturating_add(1);
-    let mut rows =
-        export::list(&pool, tenant, after, more).await.map_err(|error| database_failure(&error))?;
+    let filter = Filter { tenant, after, ..Filter::default() };
+    let mut rows = export::list(&pool, &filter, more).await.map_err(|error| database_failure(&error))?;
     let has_more = rows.len() > page.limit as usize;
     rows.truncate(page.limit as usize);
     let next = rows.last().filter(|_| has_more).map(|row| row.id.to_string());
@@ -124,22 +98,13 @@ struct Shown {
 }
 
 async fn show(id: Uuid, service: &Service, output: Output) -> Result<(), Failure> {
-    let found = export::get(&service.pool().await?, id).await.map_err(|error| database_failure(&error))?;
-    let unknown =
-        || Failure::not_found("export_not_found", format!("no export {id}"), "Look with `export list`.");
-    let export = found.ok_or_else(unknown)?;
-    let link = match (&export.status[..], &export.file_path) {
-        ("COMPLETED", Some(key)) => {
-            let settings = service.settings.export_store.as_ref().ok_or_else(no_bucket)?;
-            let link =
-                ObjectStore::new(settings).await.presigned(key, service.settings.exports.link_ttl).await;
-            let failed = |error: voiceai_aws::S3Error| {
-                Failure::failed("export_link", error.to_string(), error.kind().remedy())
-            };
-            Some(link.map_err(failed)?)
-        }
-        _ => None,
-    };
+    let exports = exports(service).await?;
+    let export = exports.find(id).await?;
+    // What is known of an order is shown also where no link to its object can be had.
+    let link = exports.link(&export).await.unwrap_or_else(|failure| {
+        warn(&format!("there is no link: {} {}", failure.message, failure.remedy));
+        None
+    });
     output.one(&Shown { export, link }, |shown| {
         let export = &shown.export;
         let rows = export.row_count.map(|rows| format!(", {rows} rows")).unwrap_or_default();
@@ -162,5 +127,29 @@ fn callback(export: &Export) -> String {
     match state {
         Some(state) => format!("  callback {url} {state}, {calls} calls{error}\n"),
         None => format!("  callback {url} once it has ended\n"),
+    }
+}
+
+async fn delete(id: Uuid, mutation: &Mutation, service: &Service, output: Output) -> Result<(), Failure> {
+    let act = act(mutation)?;
+    let exports = exports(service).await?;
+    let found = exports.find(id).await?;
+    let is_open = matches!(found.status.as_str(), "PENDING" | "PROCESSING");
+    let verb = if is_open { "cancel" } else { "remove" };
+    if mutation.dry_run {
+        let document = json!({ "dry_run": true, "id": id, "status": found.status });
+        return output.one(&document, |_| format!("would {verb} export {id}\n"));
+    }
+    let object = format!("export {id} of {}", found.export_type);
+    confirm(mutation, &Question { verb, object: &object, count: None })?;
+    match exports.remove(id, &act).await? {
+        Ended::Cancelled(export) => {
+            let document = json!({ "id": id, "outcome": "cancelled", "status": export.status });
+            output.one(&document, |_| format!("{id} cancelled\n"))
+        }
+        Ended::Removed => {
+            let document = json!({ "id": id, "outcome": "removed" });
+            output.one(&document, |_| format!("{id} removed\n"))
+        }
     }
 }

@@ -13,6 +13,8 @@ use voiceai_runtime::Secret;
 use super::backup::{Address, BackupContext, BackupDatabase, BackupVerify, Tools};
 use super::export::{CallbackContext, Callbacks, ExportCallback, ExportCleanup, ExportContext, ExportRun};
 use super::registry::{Contexts, Kind};
+use crate::operate::exports::Exports;
+use crate::operate::webhook;
 use crate::settings::TaskerSettings;
 
 /// Name of the schedule that every installation has.
@@ -65,6 +67,15 @@ pub fn schedules(settings: &TaskerSettings) -> Vec<Definition> {
         schedule(VERIFY_SCHEDULE, BackupVerify::QUEUE, BackupVerify::KIND, "0 5 * * *", backups),
         schedule(EXPORT_SCHEDULE, ExportCleanup::QUEUE, ExportCleanup::KIND, "17 * * * *", exports),
     ]
+}
+
+/// Where exports are ordered, whether or not there is a bucket.
+pub async fn exports(settings: &TaskerSettings, pool: PgPool) -> Exports {
+    let store = match &settings.export_store {
+        Some(store) => Some(ObjectStore::new(store).await),
+        None => None,
+    };
+    Exports { pool, store, settings: settings.exports.clone(), guard: webhook::guard(settings) }
 }
 
 /// What exports and the calls after them work with; `None` where no bucket is set. `client` posts to addresses of others.

@@ -14,6 +14,7 @@ mod enqueue;
 mod export;
 mod export_bench;
 mod export_callback;
+mod export_exact;
 mod export_faults;
 mod export_parquet;
 mod housekeeping;

@@ -5,13 +5,14 @@ use voiceai_postgres::sqlx::{self, PgConnection};
 
 use super::error::ExportError;
 use super::query::{Attribute, Selection, Table, literal};
+use super::shape::Format;
 
 /// The column of telemetry whose keys become columns.
 const METRICS: &str = "metrics";
 /// PostgreSQL selects at most 1,664 columns. Beyond this many metrics they stay in one column, as JSON.
 const METRICS_MAX: usize = 1_200;
 
-/// What a column holds, as Parquet names it.
+/// What a column's values are on the wire, and so how they are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Bool,
@@ -21,23 +22,33 @@ pub(super) enum Kind {
     Float,
     Double,
     Text,
+    /// JSON as text.
     Json,
+    /// The same behind the number of its form.
+    Jsonb,
+    /// A decimal number as text, or a word for one that is none.
+    Number,
     Bytes,
     Uuid,
     Date,
     Time,
-    Timestamp { utc: bool },
-    Decimal { precision: i32, scale: i32 },
+    Timestamp {
+        utc: bool,
+    },
+    /// A decimal number as a whole one, in units of its last digit.
+    Decimal {
+        precision: i32,
+        scale: i32,
+    },
 }
 
 /// A column of the export.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Column {
     pub(super) name: String,
-    /// The expression that gives its text.
-    pub(super) text: String,
-    /// The expression that gives it in the binary form of [`Column::kind`].
-    pub(super) binary: String,
+    /// What is selected.
+    pub(super) expression: String,
+    /// What that is in the binary protocol.
     pub(super) kind: Kind,
 }
 
@@ -46,8 +57,10 @@ pub(super) async fn of(
     session: &mut PgConnection,
     table: &Table,
     selection: &Selection,
+    format: Format,
     flat: bool,
 ) -> Result<Vec<Column>, ExportError> {
+    let own = |column: &Attribute| own(column, format);
     let metrics = table.columns.iter().find(|column| flat && column.name == METRICS && column.is_json());
     let Some(metrics) = metrics else { return Ok(table.columns.iter().map(own).collect()) };
     let found = discover(session, metrics, selection).await?;
@@ -63,13 +76,14 @@ pub(super) async fn of(
     for metric in found {
         let Some(key) = metric.key else { continue };
         let value = format!("(t.{}::jsonb ->> {})", metrics.quoted, literal(&key)?);
-        let (binary, kind) = match metric.kind {
-            Kind::Double => (format!("{value}::float8"), Kind::Double),
-            Kind::Bool => (format!("{value}::bool"), Kind::Bool),
-            _ => (value.clone(), Kind::Text),
+        // In CSV a value stays as it was written.
+        let (expression, kind) = match metric.kind {
+            Kind::Double if format == Format::Parquet => (format!("{value}::float8"), Kind::Double),
+            Kind::Bool if format == Format::Parquet => (format!("{value}::bool"), Kind::Bool),
+            _ => (value, Kind::Text),
         };
         let name = if names.contains(&key) { format!("{METRICS}.{key}") } else { key };
-        columns.push(Column { name, text: value, binary, kind });
+        columns.push(Column { name, expression, kind });
     }
     Ok(columns)
 }
@@ -117,31 +131,32 @@ async fn discover(
 }
 
 /// A column of the table itself.
-fn own(column: &Attribute) -> Column {
+fn own(column: &Attribute, format: Format) -> Column {
     let plain = format!("t.{}", column.quoted);
-    let (kind, binary) = parquet_form(column, &plain);
-    Column { name: column.name.clone(), text: plain, binary, kind }
+    let (kind, expression) = form(column, &plain, format);
+    Column { name: column.name.clone(), expression, kind }
 }
 
-/// How a column's values get into a Parquet file: those of a type that Parquet does not know as their text.
-fn parquet_form(column: &Attribute, plain: &str) -> (Kind, String) {
+/// How a column's values are asked for: most as they are; those of a type whose binary form is not read here as text.
+fn form(column: &Attribute, plain: &str, format: Format) -> (Kind, String) {
     let as_it_is = |kind| (kind, plain.to_owned());
-    match column.type_oid {
-        16 => as_it_is(Kind::Bool),
-        17 => as_it_is(Kind::Bytes),
-        20 => as_it_is(Kind::Int64),
-        21 => as_it_is(Kind::Int16),
-        23 => as_it_is(Kind::Int32),
-        19 | 25 | 1042 | 1043 => as_it_is(Kind::Text),
-        114 | 3802 => (Kind::Json, format!("{plain}::text")),
-        700 => as_it_is(Kind::Float),
-        701 => as_it_is(Kind::Double),
-        1082 => as_it_is(Kind::Date),
-        1083 => as_it_is(Kind::Time),
-        1114 => as_it_is(Kind::Timestamp { utc: false }),
-        1184 => as_it_is(Kind::Timestamp { utc: true }),
-        2950 => as_it_is(Kind::Uuid),
-        1700 => match decimal(column.modifier) {
+    match (column.type_oid, format) {
+        (16, _) => as_it_is(Kind::Bool),
+        (17, _) => as_it_is(Kind::Bytes),
+        (20, _) => as_it_is(Kind::Int64),
+        (21, _) => as_it_is(Kind::Int16),
+        (23, _) => as_it_is(Kind::Int32),
+        (19 | 25 | 1042 | 1043, _) => as_it_is(Kind::Text),
+        (114, _) => as_it_is(Kind::Json),
+        (3802, _) => as_it_is(Kind::Jsonb),
+        (700, _) => as_it_is(Kind::Float),
+        (701, _) => as_it_is(Kind::Double),
+        (1082, _) => as_it_is(Kind::Date),
+        (1083, _) => as_it_is(Kind::Time),
+        (1114, _) => as_it_is(Kind::Timestamp { utc: false }),
+        (1184, _) => as_it_is(Kind::Timestamp { utc: true }),
+        (2950, _) => as_it_is(Kind::Uuid),
+        (1700, Format::Parquet) => match decimal(column.modifier) {
             Some((precision, scale)) => {
                 let factor = format!("1{}", "0".repeat(usize::try_from(scale).unwrap_or(0)));
                 let whole = format!("(NULLIF({plain}, 'NaN') * {factor}::numeric)::int8");
@@ -149,8 +164,11 @@ fn parquet_form(column: &Attribute, plain: &str) -> (Kind, String) {
             }
             None => (Kind::Text, format!("{plain}::text")),
         },
+        (1700, _) => (Kind::Number, format!("{plain}::text")),
+        // What `row_to_json` makes of it, whatever it is.
+        (_, Format::Json | Format::Ndjson) => (Kind::Json, format!("pg_catalog.to_json({plain})::text")),
         // Arrays and rows keep their structure.
-        _ if column.category == "A" || column.category == "C" => {
+        (_, Format::Parquet) if column.category == "A" || column.category == "C" => {
             (Kind::Json, format!("pg_catalog.to_json({plain})::text"))
         }
         // As every client shows it: a cast to text has rules of its own for some types.
@@ -169,7 +187,7 @@ fn decimal(modifier: i32) -> Option<(i32, i32)> {
 mod tests {
     use super::*;
 
-    fn form(type_oid: u32, modifier: i32, category: &str) -> (Kind, String) {
+    fn asked(format: Format, type_oid: u32, modifier: i32, category: &str) -> (Kind, String) {
         let column = Attribute {
             name: "c".to_owned(),
             quoted: "c".to_owned(),
@@ -177,8 +195,12 @@ mod tests {
             modifier,
             category: category.to_owned(),
         };
-        let made = own(&column);
-        (made.kind, made.binary)
+        let made = own(&column, format);
+        (made.kind, made.expression)
+    }
+
+    fn form(type_oid: u32, modifier: i32, category: &str) -> (Kind, String) {
+        asked(Format::Parquet, type_oid, modifier, category)
     }
 
     #[test]

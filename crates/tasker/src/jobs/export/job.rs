@@ -14,6 +14,8 @@ use super::{ExportContext, store};
 
 /// Attempts after which an order is given up.
 const ATTEMPTS_MAX: i64 = 5;
+/// How often a claim is renewed in its time. Often, because one that is lost was perhaps cancelled by somebody who waits.
+const LOOKS: u32 = 12;
 /// Rows that one cleanup removes between two looks.
 const BATCH: i64 = 100;
 /// Objects that cannot be removed before a cleanup gives up for now.
@@ -50,8 +52,15 @@ impl Job for ExportRun {
                 let again = !error.is_final() && claimed.attempt < ATTEMPTS_MAX;
                 let text = error.to_string();
                 tracing::error!(export_id = %self.id, error = text, again, "export failed");
-                rows::fail(&ctx.pool, &claimed, &text, again, ctx.settings.retention, ctx.first_call())
-                    .await?;
+                rows::fail(
+                    &ctx.pool,
+                    &claimed,
+                    &text,
+                    again,
+                    ctx.settings.retention,
+                    ctx.settings.first_call(),
+                )
+                .await?;
                 Err(if again { JobError::retry(error) } else { JobError::discard(error) })
             }
         }
@@ -65,7 +74,7 @@ async fn carry_out(
     cancel: &CancellationToken,
 ) -> Result<Made, ExportError> {
     // What an earlier attempt that was killed has left.
-    store::clear(ctx, claimed.id).await?;
+    store::clear(&ctx.store, &ctx.settings, claimed.id).await?;
     let stop = cancel.child_token();
     let making = async {
         let made = store::make(ctx, claimed, &stop).await;
@@ -77,7 +86,7 @@ async fn carry_out(
         return Err(ExportError::Lost);
     }
     let made = made?;
-    if !rows::complete(&ctx.pool, claimed, &made, ctx.settings.retention, ctx.first_call()).await? {
+    if !rows::complete(&ctx.pool, claimed, &made, ctx.settings.retention, ctx.settings.first_call()).await? {
         ctx.store.delete(&made.key).await?;
         return Err(ExportError::Lost);
     }
@@ -90,7 +99,7 @@ async fn keep_claim(ctx: &ExportContext, claimed: &Export, stop: &CancellationTo
     loop {
         tokio::select! {
             () = stop.cancelled() => return true,
-            () = tokio::time::sleep(ctx.settings.lease / 4) => {}
+            () = tokio::time::sleep(ctx.settings.lease / LOOKS) => {}
         }
         match rows::renew(&ctx.pool, claimed, ctx.settings.lease).await {
             Ok(true) => {}
@@ -124,7 +133,7 @@ impl Job for ExportCleanup {
             let Some(last) = batch.last().copied() else { break };
             for (id, _) in &batch {
                 // The object first: a row without an object is tried again, an object without a row is nobody's.
-                match store::clear(ctx, *id).await {
+                match store::clear(&ctx.store, &ctx.settings, *id).await {
                     Ok(()) => removed += u64::from(rows::remove(&ctx.pool, *id).await?),
                     Err(error) => {
                         tracing::warn!(export_id = %id, %error, "an export whose time is over stays: its object cannot be removed");

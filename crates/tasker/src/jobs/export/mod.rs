@@ -13,9 +13,13 @@ mod query;
 mod rows;
 mod shape;
 mod store;
+mod text;
+mod values;
+mod wire;
 
 use std::time::Duration;
 
+use uuid::Uuid;
 use voiceai_aws::ObjectStore;
 use voiceai_postgres::PgPool;
 use voiceai_webhook::Keys;
@@ -24,8 +28,9 @@ pub use callback::{CallbackContext, Callbacks, ExportCallback};
 pub use error::ExportError;
 pub use job::{ExportCleanup, ExportRun};
 pub use query::{Source, check, source};
-pub use rows::{Export, Order, create, get, list};
+pub use rows::{Export, Filter, Order, STATES, create, get, list};
 pub use shape::Format;
+pub use store::remove;
 
 /// What exports work with.
 #[derive(Debug, Clone)]
@@ -38,13 +43,6 @@ pub struct ExportContext {
     pub instance: String,
     /// `EXPORT_…`.
     pub settings: ExportSettings,
-}
-
-impl ExportContext {
-    /// How long an orderer's address is not called after the end.
-    fn first_call(&self) -> Duration {
-        self.settings.callback_ladder.first().copied().unwrap_or_default()
-    }
 }
 
 /// `EXPORT_…`
@@ -66,4 +64,25 @@ pub struct ExportSettings {
     pub callback_ladder: Vec<Duration>,
     /// How long a claim holds unless it is renewed. 60 s.
     pub lease: Duration,
+}
+
+impl ExportSettings {
+    /// How long an orderer's address is not called after the end.
+    fn first_call(&self) -> Duration {
+        self.callback_ladder.first().copied().unwrap_or_default()
+    }
+}
+
+/// Ends an order that is open, with `why` as its error; nothing where it has ended or is unknown. Whoever works on it stops within
+/// seconds, and takes back what it has stored.
+///
+/// # Errors
+/// The driver's.
+pub async fn cancel(
+    pool: &PgPool,
+    id: Uuid,
+    why: &str,
+    settings: &ExportSettings,
+) -> Result<Option<Export>, voiceai_postgres::sqlx::Error> {
+    rows::cancel(pool, id, why, settings.retention, settings.first_call()).await
 }

@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::Arc;
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use parquet::basic::{Compression, LogicalType, Repetition, TimeUnit, Type as Physical};
 use parquet::data_type::{
     BoolType, ByteArray, ByteArrayType, DataType, DoubleType, FixedLenByteArray, FixedLenByteArrayType,
@@ -18,18 +18,18 @@ use tokio::sync::mpsc;
 
 use super::columns::{Column, Kind};
 use super::error::ExportError;
+use super::text::versioned;
+use super::values::{DAYS, fixed};
+use super::wire::Rows;
 
 /// What a row group holds at most, as it lies in memory.
 const GROUP_BYTES: usize = 8 * 1024 * 1024;
 /// Bytes of a chunk on its way to the upload.
 const CHUNK: usize = 64 * 1024;
 /// What a value of variable length costs beside its bytes.
-const VALUE: usize = 32;
+const VALUE: usize = 8;
 /// From 1970 to 2000, where PostgreSQL counts from.
-const DAYS: i32 = 10_957;
 const MICROS: i64 = 946_684_800_000_000;
-/// Signature, flags and length of the extension: the head of a binary `COPY`.
-const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 
 /// Where chunks of an object go: an upload that reads them one after the other.
 type Chunks = mpsc::Sender<Result<Bytes, io::Error>>;
@@ -39,8 +39,6 @@ pub(super) struct File {
     writer: SerializedFileWriter<Sink>,
     buffers: Vec<Buffer>,
     weight: usize,
-    rows: u64,
-    headed: bool,
 }
 
 impl File {
@@ -58,45 +56,12 @@ impl File {
             writer: SerializedFileWriter::new(sink, Arc::new(schema), Arc::new(properties))?,
             buffers: columns.iter().map(|column| Buffer::new(column.kind)).collect(),
             weight: 0,
-            rows: 0,
-            headed: false,
         })
     }
 
     /// True when the row group is to be written before more is taken.
     pub(super) const fn is_full(&self) -> bool {
         self.weight >= GROUP_BYTES
-    }
-
-    /// Takes a message of the server: whole rows, before the first of them the head.
-    pub(super) fn take(&mut self, mut message: Bytes) -> Result<(), ExportError> {
-        if !self.headed {
-            behead(&mut message)?;
-            self.headed = true;
-        }
-        while !message.is_empty() {
-            let fields = message.try_get_i16().map_err(|_| cut())?;
-            if fields < 0 {
-                return Ok(());
-            }
-            if usize::try_from(fields).ok() != Some(self.buffers.len()) {
-                return Err(ExportError::Encode(format!(
-                    "a row has {fields} fields, not {}",
-                    self.buffers.len()
-                )));
-            }
-            for buffer in &mut self.buffers {
-                let length = message.try_get_i32().map_err(|_| cut())?;
-                let value = match usize::try_from(length) {
-                    Ok(length) if length > message.len() => return Err(cut()),
-                    Ok(length) => Some(message.split_to(length)),
-                    Err(_) => None,
-                };
-                self.weight += buffer.push(value)?;
-            }
-            self.rows += 1;
-        }
-        Ok(())
     }
 
     /// Writes the row group that was gathered, where there is one. Takes its time: neither compression nor a slow upload may hold
@@ -117,30 +82,24 @@ impl File {
         Ok(())
     }
 
-    /// Writes what is left and the foot of the file. Answers how many rows it holds.
-    pub(super) fn end(mut self) -> Result<u64, ExportError> {
+    /// Writes what is left and the foot of the file.
+    pub(super) fn end(mut self) -> Result<(), ExportError> {
         self.write_group()?;
         let mut sink = self.writer.into_inner()?;
-        sink.hand_on().map_err(|error| ExportError::Encode(error.to_string()))?;
-        Ok(self.rows)
+        sink.hand_on().map_err(|error| ExportError::Encode(error.to_string()))
     }
 }
 
-fn behead(message: &mut Bytes) -> Result<(), ExportError> {
-    if message.len() < SIGNATURE.len() + 8 || !message.starts_with(SIGNATURE) {
-        return Err(ExportError::Encode("the server's rows have no head of COPY".to_owned()));
+impl Rows for File {
+    fn field(&mut self, at: usize, value: Option<&[u8]>) -> Result<(), ExportError> {
+        let Some(buffer) = self.buffers.get_mut(at) else {
+            return Err(ExportError::Encode(format!("a row has more than {at} fields")));
+        };
+        self.weight += buffer.push(value)?;
+        Ok(())
     }
-    message.advance(SIGNATURE.len() + 4);
-    let extension = usize::try_from(message.get_i32()).map_err(|_| cut())?;
-    if extension > message.len() {
-        return Err(cut());
-    }
-    message.advance(extension);
-    Ok(())
-}
 
-fn cut() -> ExportError {
-    ExportError::Encode("a row of the server is cut off".to_owned())
+    fn end_row(&mut self) {}
 }
 
 fn field(column: &Column) -> Result<Arc<Type>, ParquetError> {
@@ -152,8 +111,8 @@ fn field(column: &Column) -> Result<Arc<Type>, ParquetError> {
         Kind::Int64 => (Physical::INT64, None),
         Kind::Float => (Physical::FLOAT, None),
         Kind::Double => (Physical::DOUBLE, None),
-        Kind::Text => (Physical::BYTE_ARRAY, Some(LogicalType::String)),
-        Kind::Json => (Physical::BYTE_ARRAY, Some(LogicalType::Json)),
+        Kind::Text | Kind::Number => (Physical::BYTE_ARRAY, Some(LogicalType::String)),
+        Kind::Json | Kind::Jsonb => (Physical::BYTE_ARRAY, Some(LogicalType::Json)),
         Kind::Bytes => (Physical::BYTE_ARRAY, None),
         Kind::Uuid => (Physical::FIXED_LEN_BYTE_ARRAY, Some(LogicalType::Uuid)),
         Kind::Date => (Physical::INT32, Some(LogicalType::Date)),
@@ -186,8 +145,31 @@ enum Values {
     Int64(Vec<i64>),
     Float(Vec<f32>),
     Double(Vec<f64>),
-    Bytes(Vec<ByteArray>),
-    Fixed(Vec<FixedLenByteArray>),
+    Bytes(Lot),
+    Fixed(Lot),
+}
+
+/// Values of any length, one behind the other. As values of their own they are made only when their column is written, so that no
+/// more than one column's are there at a time.
+#[derive(Default)]
+struct Lot {
+    bytes: Vec<u8>,
+    lengths: Vec<usize>,
+}
+
+impl Lot {
+    fn push(&mut self, value: &[u8]) {
+        self.bytes.extend_from_slice(value);
+        self.lengths.push(value.len());
+    }
+
+    /// Takes them out.
+    fn values<T: From<ByteArray>>(&mut self) -> Vec<T> {
+        // As large again: the next row group is like this one.
+        let room = Vec::with_capacity(self.bytes.len());
+        let mut bytes = Bytes::from(std::mem::replace(&mut self.bytes, room));
+        self.lengths.drain(..).map(|length| T::from(ByteArray::from(bytes.split_to(length)))).collect()
+    }
 }
 
 impl Buffer {
@@ -200,62 +182,22 @@ impl Buffer {
             }
             Kind::Float => Values::Float(Vec::new()),
             Kind::Double => Values::Double(Vec::new()),
-            Kind::Text | Kind::Json | Kind::Bytes => Values::Bytes(Vec::new()),
-            Kind::Uuid => Values::Fixed(Vec::new()),
+            Kind::Text | Kind::Number | Kind::Json | Kind::Jsonb | Kind::Bytes => {
+                Values::Bytes(Lot::default())
+            }
+            Kind::Uuid => Values::Fixed(Lot::default()),
         };
         Self { kind, values, defined: Vec::new() }
     }
 
     /// Adds a row's value; answers what it weighs.
-    fn push(&mut self, value: Option<Bytes>) -> Result<usize, ExportError> {
-        let kind = self.kind;
-        let wrong = |_| ExportError::Encode(format!("a value of the server is no {kind:?}"));
+    fn push(&mut self, value: Option<&[u8]>) -> Result<usize, ExportError> {
         let mut weight = 2;
-        let there = match (&mut self.values, value) {
-            (_, None) => false,
-            (Values::Bool(values), Some(mut value)) => {
-                values.push(value.try_get_u8().map_err(wrong)? != 0);
-                true
-            }
-            (Values::Int32(values), Some(mut value)) => {
-                let number = match kind {
-                    Kind::Int16 => Some(i32::from(value.try_get_i16().map_err(wrong)?)),
-                    Kind::Date => day(value.try_get_i32().map_err(wrong)?),
-                    _ => Some(value.try_get_i32().map_err(wrong)?),
-                };
-                weight += 4;
-                values.extend(number);
-                number.is_some()
-            }
-            (Values::Int64(values), Some(mut value)) => {
-                let number = value.try_get_i64().map_err(wrong)?;
-                let number =
-                    if matches!(kind, Kind::Timestamp { .. }) { instant(number) } else { Some(number) };
-                weight += 8;
-                values.extend(number);
-                number.is_some()
-            }
-            (Values::Float(values), Some(mut value)) => {
-                weight += 4;
-                values.push(value.try_get_f32().map_err(wrong)?);
-                true
-            }
-            (Values::Double(values), Some(mut value)) => {
-                weight += 8;
-                values.push(value.try_get_f64().map_err(wrong)?);
-                true
-            }
-            (Values::Bytes(values), Some(value)) => {
-                weight += VALUE + value.len();
-                values.push(ByteArray::from(value));
-                true
-            }
-            (Values::Fixed(values), Some(value)) => {
-                weight += VALUE + value.len();
-                values.push(FixedLenByteArray::from(ByteArray::from(value)));
-                true
-            }
-        };
+        let mut there = false;
+        if let Some(value) = value {
+            (weight, there) =
+                self.values.push(self.kind, value).map(|(more, there)| (weight + more, there))?;
+        }
         self.defined.push(i16::from(there));
         Ok(weight)
     }
@@ -277,11 +219,59 @@ impl Buffer {
             Values::Int64(values) => all::<Int64Type>(&mut column, values, defined)?,
             Values::Float(values) => all::<FloatType>(&mut column, values, defined)?,
             Values::Double(values) => all::<DoubleType>(&mut column, values, defined)?,
-            Values::Bytes(values) => all::<ByteArrayType>(&mut column, values, defined)?,
-            Values::Fixed(values) => all::<FixedLenByteArrayType>(&mut column, values, defined)?,
+            Values::Bytes(lot) => all::<ByteArrayType>(&mut column, &mut lot.values(), defined)?,
+            Values::Fixed(lot) => {
+                all::<FixedLenByteArrayType>(&mut column, &mut lot.values::<FixedLenByteArray>(), defined)?;
+            }
         }
         self.defined.clear();
         column.close()
+    }
+}
+
+impl Values {
+    /// Adds a value. Answers what it weighs, and whether it has a place in the file.
+    fn push(&mut self, kind: Kind, value: &[u8]) -> Result<(usize, bool), ExportError> {
+        Ok(match self {
+            Self::Bool(values) => {
+                let [byte] = fixed(value, "boolean")?;
+                values.push(byte != 0);
+                (1, true)
+            }
+            Self::Int32(values) => {
+                let number = match kind {
+                    Kind::Int16 => Some(i32::from(i16::from_be_bytes(fixed(value, "smallint")?))),
+                    Kind::Date => day(i32::from_be_bytes(fixed(value, "date")?)),
+                    _ => Some(i32::from_be_bytes(fixed(value, "integer")?)),
+                };
+                values.extend(number);
+                (4, number.is_some())
+            }
+            Self::Int64(values) => {
+                let number = i64::from_be_bytes(fixed(value, "bigint")?);
+                let number =
+                    if matches!(kind, Kind::Timestamp { .. }) { instant(number) } else { Some(number) };
+                values.extend(number);
+                (8, number.is_some())
+            }
+            Self::Float(values) => {
+                values.push(f32::from_be_bytes(fixed(value, "real")?));
+                (4, true)
+            }
+            Self::Double(values) => {
+                values.push(f64::from_be_bytes(fixed(value, "double precision")?));
+                (8, true)
+            }
+            Self::Bytes(lot) => {
+                let value = if kind == Kind::Jsonb { versioned(value)? } else { value };
+                lot.push(value);
+                (VALUE + value.len(), true)
+            }
+            Self::Fixed(lot) => {
+                lot.push(&fixed::<16>(value, "uuid")?);
+                (VALUE + 16, true)
+            }
+        })
     }
 }
 
@@ -340,27 +330,23 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_row_is_an_error_and_not_a_panic() {
-        let column = Column {
-            name: "n".to_owned(),
-            text: "t.n".to_owned(),
-            binary: "t.n".to_owned(),
-            kind: Kind::Int32,
-        };
-        let file = || {
+    fn a_value_of_another_kind_is_an_error_and_not_a_panic() {
+        let kinds = [
+            Kind::Bool,
+            Kind::Int16,
+            Kind::Int32,
+            Kind::Int64,
+            Kind::Float,
+            Kind::Double,
+            Kind::Uuid,
+            Kind::Jsonb,
+        ];
+        for kind in kinds {
+            let column = Column { name: "n".to_owned(), expression: "t.n".to_owned(), kind };
             let (chunks, _reader) = mpsc::channel(16);
-            File::new(std::slice::from_ref(&column), chunks).expect("a file")
-        };
-        let head = [SIGNATURE, &[0; 8]].concat();
-        let message = |rest: &[u8]| Bytes::from([&head[..], rest].concat());
-        let mut good = file();
-        good.take(message(&[0, 1, 0, 0, 0, 4, 0, 0, 0, 7])).expect("a row");
-        good.take(Bytes::from_static(&[0, 1, 0xff, 0xff, 0xff, 0xff])).expect("a row of NULL");
-        good.take(Bytes::from_static(&[0xff, 0xff])).expect("the end");
-        assert_eq!(good.rows, 2);
-        for bad in [&[0, 2][..], &[0], &[0, 1, 0, 0, 0, 9, 1], &[0, 1, 0, 0, 0, 2, 1, 1], &[0, 1, 0]] {
-            assert!(file().take(message(bad)).is_err(), "{bad:?}");
+            let mut file = File::new(&[column], chunks).expect("a file");
+            assert!(file.field(0, Some(&[])).is_err(), "{kind:?}");
+            assert!(file.field(0, None).is_ok() && file.field(1, None).is_err(), "{kind:?}");
         }
-        assert!(file().take(Bytes::from_static(b"COPY")).is_err());
     }
 }

@@ -139,24 +139,40 @@ pub async fn get(pool: &PgPool, id: Uuid) -> Result<Option<Export>, sqlx::Error>
     Ok(row.as_ref().map(export))
 }
 
-/// Orders, newest first, of one tenant or of all, at most `limit`, going on after the order `after`.
+/// What an order's status may be.
+pub const STATES: [&str; 4] = ["PENDING", "PROCESSING", "COMPLETED", "FAILED"];
+
+/// Which orders; what is not given selects all.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Of this tenant.
+    pub tenant: Option<String>,
+    /// In this one of [`STATES`].
+    pub status: Option<String>,
+    /// Those that come after this order.
+    pub after: Option<Uuid>,
+    /// So many of them are passed over.
+    pub offset: u32,
+}
+
+/// Orders, newest first, at most `limit`.
 ///
 /// # Errors
 /// The driver's.
-pub async fn list(
-    pool: &PgPool,
-    tenant: Option<&str>,
-    after: Option<Uuid>,
-    limit: u32,
-) -> Result<Vec<Export>, sqlx::Error> {
+pub async fn list(pool: &PgPool, filter: &Filter, limit: u32) -> Result<Vec<Export>, sqlx::Error> {
     let select = format!(
         "SELECT {COLUMNS} FROM ops.export_jobs
-         WHERE ($1::text IS NULL OR tenant_id = $1)
-           AND ($2::uuid IS NULL
-                OR (created_at, id) < (SELECT created_at, id FROM ops.export_jobs WHERE id = $2))
-         ORDER BY created_at DESC, id DESC LIMIT $3"
+         WHERE ($1::text IS NULL OR tenant_id = $1) AND ($2::text IS NULL OR status = $2)
+           AND ($3::uuid IS NULL
+                OR (created_at, id) < (SELECT created_at, id FROM ops.export_jobs WHERE id = $3))
+         ORDER BY created_at DESC, id DESC LIMIT $4 OFFSET $5"
     );
-    let select = sqlx::query(sqlx::AssertSqlSafe(select)).bind(tenant).bind(after).bind(i64::from(limit));
+    let select = sqlx::query(sqlx::AssertSqlSafe(select))
+        .bind(&filter.tenant)
+        .bind(&filter.status)
+        .bind(filter.after)
+        .bind(i64::from(limit))
+        .bind(i64::from(filter.offset));
     Ok(select.fetch_all(pool).await?.iter().map(export).collect())
 }
 
@@ -260,6 +276,32 @@ pub(super) async fn fail(
         .map(|_| ())
 }
 
+/// Ends an order that is open, with `why` as its error; nothing where it is not. Whoever works on it finds its claim lost.
+pub(super) async fn cancel(
+    pool: &PgPool,
+    id: Uuid,
+    why: &str,
+    retention: Duration,
+    first_call: Duration,
+) -> Result<Option<Export>, sqlx::Error> {
+    let update = format!(
+        "WITH ended AS (
+             UPDATE ops.export_jobs
+             SET status = 'FAILED', error = \"left\"($2, 500), lease_until = NULL, completed_at = now(),
+                 expires_at = now() + make_interval(secs => $4),
+                 callback_state = CASE WHEN callback_url IS NOT NULL THEN 'waiting' END
+             WHERE id = $1 AND status IN ('PENDING', 'PROCESSING') RETURNING {COLUMNS}
+         ), call AS ({CALL})
+         SELECT {COLUMNS} FROM ended"
+    );
+    let update = sqlx::query(sqlx::AssertSqlSafe(update))
+        .bind(id)
+        .bind(why)
+        .bind(first_call.as_secs_f64())
+        .bind(retention.as_secs_f64());
+    Ok(update.fetch_optional(pool).await?.as_ref().map(export))
+}
+
 /// What came of a call.
 pub(super) struct Called<'a> {
     pub(super) state: &'static str,
@@ -309,6 +351,6 @@ pub(super) async fn expired(
 
 /// Removes an order whose object is gone; false when it is gone already.
 pub(super) async fn remove(pool: &PgPool, id: Uuid) -> Result<bool, sqlx::Error> {
-    let delete = "DELETE FROM ops.export_jobs WHERE id = $1 AND status IN ('COMPLETED', 'FAILED') AND expires_at < now()";
+    let delete = "DELETE FROM ops.export_jobs WHERE id = $1 AND status IN ('COMPLETED', 'FAILED')";
     sqlx::query(delete).bind(id).execute(pool).await.map(|done| done.rows_affected() == 1)
 }

@@ -9,16 +9,19 @@ use tokio::sync::mpsc;
 use tokio_util::io::StreamReader;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
-use voiceai_aws::{PartSizes, S3ErrorKind};
+use voiceai_aws::{ObjectStore, PartSizes, S3ErrorKind};
+use voiceai_postgres::PgPool;
 use voiceai_postgres::sqlx::{self, PgConnection};
 
-use super::ExportContext;
 use super::columns::{self, Column};
 use super::error::ExportError;
 use super::parquet::File;
 use super::query::{self, Table};
-use super::rows::{Export, Made};
-use super::shape::{Format, Shaper};
+use super::rows::{self, Export, Made};
+use super::shape::Format;
+use super::text::{Layout, Text};
+use super::wire::Wire;
+use super::{ExportContext, ExportSettings};
 
 /// Chunks between the database and the upload.
 const WAITING: usize = 16;
@@ -26,19 +29,37 @@ const WAITING: usize = 16;
 const GATHERED: usize = 64 * 1024;
 
 /// Where the objects of one order begin.
-pub(super) fn stem(ctx: &ExportContext, id: Uuid) -> String {
-    let prefix = &ctx.settings.prefix;
+fn stem(settings: &ExportSettings, id: Uuid) -> String {
+    let prefix = &settings.prefix;
     if prefix.is_empty() { format!("{id}-") } else { format!("{prefix}/{id}-") }
 }
 
 /// Removes every object and half upload of an order.
-pub(super) async fn clear(ctx: &ExportContext, id: Uuid) -> Result<(), ExportError> {
-    let stem = stem(ctx, id);
-    ctx.store.abort_uploads(&stem, |_| true).await?;
-    for object in ctx.store.list(&stem).await? {
-        ctx.store.delete(&object.key).await?;
+pub(super) async fn clear(
+    store: &ObjectStore,
+    settings: &ExportSettings,
+    id: Uuid,
+) -> Result<(), ExportError> {
+    let stem = stem(settings, id);
+    store.abort_uploads(&stem, |_| true).await?;
+    for object in store.list(&stem).await? {
+        store.delete(&object.key).await?;
     }
     Ok(())
+}
+
+/// Removes an order that has ended: first what it has in the bucket, then its row.
+///
+/// # Errors
+/// The store's, with the row still there; the database's.
+pub async fn remove(
+    pool: &PgPool,
+    store: &ObjectStore,
+    settings: &ExportSettings,
+    id: Uuid,
+) -> Result<(), ExportError> {
+    clear(store, settings, id).await?;
+    Ok(rows::remove(pool, id).await.map(drop)?)
 }
 
 /// Streams the rows of a claimed order into an object of this attempt's own.
@@ -50,7 +71,7 @@ pub(super) async fn make(
     let format = Format::of(&claimed.format).ok_or_else(|| {
         ExportError::Order(format!("format {:?} is none of {}", claimed.format, Format::words()))
     })?;
-    let key = format!("{}{}.{}", stem(ctx, claimed.id), claimed.attempt, format.word());
+    let key = format!("{}{}.{}", stem(&ctx.settings, claimed.id), claimed.attempt, format.word());
 
     let (sender, mut receiver) = mpsc::channel(WAITING);
     let reading = tokio::spawn(read(ctx.clone(), claimed.clone(), format, sender));
@@ -96,53 +117,42 @@ async fn copy(
 ) -> Result<u64, ExportError> {
     // A session of its own, closed at the end whatever comes: a COPY that is left in its middle spoils a pooled one.
     let mut session = ctx.pool.acquire().await?.detach();
-    let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL statement_timeout = 0;
-                 SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = ISO;
-                 SET LOCAL IntervalStyle = postgres; SET LOCAL bytea_output = hex; SET LOCAL extra_float_digits = 1";
-    session.execute(sqlx::raw_sql(begin)).await?;
+    session.execute(query::BEGIN).await?;
+    query::set_scope(&mut session, claimed.tenant_id.as_deref()).await?;
     let source = query::source(&claimed.export_type, &ctx.settings.tables)?;
     let table = Table::look_up(&mut session, &source).await?;
     let selection = query::select(&table, source.range, claimed.tenant_id.as_deref(), &claimed.filters)?;
     let telemetry = claimed.export_type == "telemetry";
-    let columns = match format {
-        Format::Csv | Format::Parquet => columns::of(&mut session, &table, &selection, telemetry).await?,
-        Format::Json | Format::Ndjson => Vec::new(),
+    let flat = telemetry && matches!(format, Format::Csv | Format::Parquet);
+    let columns = columns::of(&mut session, &table, &selection, format, flat).await?;
+    let statement = query::statement(&selection, &columns);
+    let layout = match format {
+        Format::Parquet => return copy_parquet(&mut session, &statement, &columns, sender).await,
+        Format::Csv => Layout::Csv,
+        Format::Ndjson => Layout::Lines,
+        Format::Json => Layout::Document(if telemetry { "telemetry" } else { "data" }),
     };
-    let statement = query::statement(&selection, &columns, format);
-    match format {
-        Format::Parquet => copy_parquet(&mut session, &statement, &columns, sender).await,
-        Format::Csv | Format::Ndjson => {
-            copy_text(&mut session, &statement, &columns, Shaper::lines(), sender).await
-        }
-        Format::Json => {
-            let list = if telemetry { "telemetry" } else { "data" };
-            copy_text(&mut session, &statement, &columns, Shaper::document(list), sender).await
-        }
-    }
+    copy_text(&mut session, &statement, &columns, Text::new(layout, &columns), sender).await
 }
 
 async fn copy_text(
     session: &mut PgConnection,
     statement: &str,
     columns: &[Column],
-    mut shaper: Shaper,
+    mut text: Text,
     sender: &Chunks,
 ) -> Result<u64, ExportError> {
-    let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
-    // The server sends a row at a time: gathered, they cost one hand-over for many.
-    let mut gathered = Vec::with_capacity(2 * GATHERED);
-    shaper.begin(&names, &mut gathered);
-    let mut rows = session.copy_out_raw(statement).await?;
+    let mut wire = Wire::new(columns.len());
+    let mut rows = session.copy_out_raw(statement).await.map_err(ExportError::of_rows)?;
     while let Some(row) = rows.next().await {
-        shaper.row(&row?, &mut gathered);
-        if gathered.len() >= GATHERED {
-            let full = std::mem::replace(&mut gathered, Vec::with_capacity(2 * GATHERED));
+        wire.take(&row.map_err(ExportError::of_rows)?, &mut text)?;
+        // The server sends a row at a time: gathered, they cost one hand-over for many.
+        if let Some(full) = text.filled(GATHERED) {
             sender.send(Ok(Bytes::from(full))).await.map_err(|_| ExportError::Cancelled)?;
         }
     }
-    shaper.end(&mut gathered);
-    sender.send(Ok(Bytes::from(gathered))).await.map_err(|_| ExportError::Cancelled)?;
-    Ok(shaper.rows())
+    sender.send(Ok(Bytes::from(text.end()))).await.map_err(|_| ExportError::Cancelled)?;
+    Ok(wire.rows())
 }
 
 async fn copy_parquet(
@@ -151,15 +161,17 @@ async fn copy_parquet(
     columns: &[Column],
     sender: &Chunks,
 ) -> Result<u64, ExportError> {
+    let mut wire = Wire::new(columns.len());
     let mut file = File::new(columns, sender.clone())?;
-    let mut rows = session.copy_out_raw(statement).await?;
+    let mut rows = session.copy_out_raw(statement).await.map_err(ExportError::of_rows)?;
     while let Some(row) = rows.next().await {
-        file.take(row?)?;
+        wire.take(&row.map_err(ExportError::of_rows)?, &mut file)?;
         if file.is_full() {
             file = aside(move || file.write_group().map(|()| file)).await?;
         }
     }
-    aside(move || file.end()).await
+    aside(move || file.end()).await?;
+    Ok(wire.rows())
 }
 
 /// On a thread that may compute and wait.
