@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde::ser::SerializeMap as _;
 
 use crate::failure::Failure;
 
@@ -74,10 +74,7 @@ impl Output {
             let _ = io::stderr().lock().write_all(more.as_bytes());
             return Ok(());
         }
-        let mut document = Map::new();
-        document.insert(plural.to_owned(), to_json(rows)?);
-        document.insert("next".to_owned(), next.into());
-        self.document(&Value::Object(document))
+        self.document(&Page { plural, rows, next })
     }
 
     /// A table made of `rows`, as text: for commands that show several under headings of their own.
@@ -98,8 +95,26 @@ impl Output {
     }
 }
 
-fn to_json<T: Serialize + ?Sized>(data: &T) -> Result<Value, Failure> {
-    serde_json::to_value(data).map_err(|error| {
+/// `{"<plural>":[…],"next":…}`
+struct Page<'p, T> {
+    plural: &'p str,
+    rows: &'p [T],
+    next: Option<&'p str>,
+}
+
+impl<T: Serialize> Serialize for Page<'_, T> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut document = serializer.serialize_map(Some(2))?;
+        document.serialize_entry(self.plural, self.rows)?;
+        document.serialize_entry("next", &self.next)?;
+        document.end()
+    }
+}
+
+/// Written as it is, not by way of [`serde_json::Value`]: a payload or a result is its sender's JSON, which may be nested deeper
+/// or hold greater numbers than a value of ours, and must be shown as it was sent.
+fn to_json<T: Serialize + ?Sized>(data: &T) -> Result<String, Failure> {
+    serde_json::to_string(data).map_err(|error| {
         Failure::failed(
             "output_failed",
             format!("the answer cannot be written as JSON: {error}"),
@@ -195,6 +210,20 @@ mod tests {
         assert_eq!(write(&mut Closed(io::ErrorKind::BrokenPipe), "x"), Ok(()));
         let failure = write(&mut Closed(io::ErrorKind::StorageFull), "x").unwrap_err();
         assert_eq!((failure.code, failure.exit.code()), ("output_failed", 1));
+    }
+
+    #[test]
+    fn json_from_elsewhere_is_shown_as_it_was_sent() {
+        #[derive(Serialize)]
+        struct Row {
+            payload: Box<serde_json::value::RawValue>,
+        }
+        let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
+        for sent in [deep.as_str(), "1e999", "12345678901234567890123", r#"{"b":1.10,"a":1,"a":2}"#] {
+            let rows = [Row { payload: serde_json::from_str(sent).unwrap() }];
+            let text = to_json(&Page { plural: "jobs", rows: &rows, next: None }).unwrap();
+            assert_eq!(text, format!(r#"{{"jobs":[{{"payload":{sent}}}],"next":null}}"#));
+        }
     }
 
     #[test]

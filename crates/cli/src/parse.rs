@@ -33,7 +33,10 @@ fn mistake(error: &clap::Error) -> Option<Failure> {
         return None;
     }
     let text = error.render().to_string();
-    let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+    // What is wrong, and the lines below it that name arguments or values; then come tips and the usage.
+    let lines = text.lines().take_while(|line| !line.trim().is_empty());
+    let message = lines.map(str::trim).collect::<Vec<_>>().join(" ");
+    let message = message.trim_start_matches("error: ");
     Some(Failure::usage("usage", message, "Run the command with --help."))
 }
 
@@ -56,6 +59,10 @@ mod tests {
         assert!(failure.message.contains("'many'") && failure.message.contains("--limit"), "{failure}");
         assert!(mistake(&Tool::try_parse_from(["tool", "--help"]).unwrap_err()).is_none());
         assert!(mistake(&Tool::try_parse_from(["tool", "--version"]).unwrap_err()).is_none());
-        assert!(mistake(&Tool::try_parse_from(["tool"]).unwrap_err()).is_some());
+        let missing = mistake(&Tool::try_parse_from(["tool"]).unwrap_err()).unwrap();
+        assert!(
+            missing.message.contains("required") && missing.message.contains("--limit <LIMIT>"),
+            "{missing}"
+        );
     }
 }

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use voiceai_redis::{Str, Value};
 
 /// What stays readable in lanes and meta values.
 const KEPT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'.').remove(b'_').remove(b'-');
@@ -145,6 +146,11 @@ impl<'a> Envelope<'a> {
         Some(Self { lane, kind, enqueued_ms, meta: found, payload })
     }
 
+    /// False when the payload was no UTF-8: see [`received`].
+    pub(crate) fn is_text(&self) -> bool {
+        self.payload != NOT_UTF8
+    }
+
     pub(crate) fn priority(&self) -> u8 {
         self.lane.split('|').next().and_then(|p| p.parse().ok()).unwrap_or(0)
     }
@@ -160,6 +166,25 @@ impl<'a> Envelope<'a> {
     /// The unique key without its mode.
     pub(crate) fn unique_key(&self) -> Option<String> {
         self.meta.unique.as_deref().and_then(|u| u.split_once(':')).map(|(_, key)| decode(key))
+    }
+}
+
+/// The payload of an envelope that was no UTF-8. No JSON is like it.
+const NOT_UTF8: &str = "\u{fffd}";
+
+/// The envelope in a reply; `None` where there is none. One that is no UTF-8, as only a foreign client writes it, keeps its
+/// header and loses its payload: such a job is parked, and neither run with another payload nor handed out for ever.
+pub(crate) fn received(reply: Value) -> Option<Str> {
+    match reply {
+        Value::String(text) => Some(text),
+        Value::Bytes(bytes) => Some(Str::from_inner(bytes).unwrap_or_else(|error| {
+            let bytes = error.into_inner();
+            let mut lines = bytes.splitn(4, |byte| *byte == b'\n').map(String::from_utf8_lossy);
+            let header: Vec<_> = lines.by_ref().take(3).collect();
+            let payload = lines.next().map_or("", |_| NOT_UTF8);
+            format!("{}\n{payload}", header.join("\n")).into()
+        })),
+        _ => None,
     }
 }
 
@@ -221,6 +246,20 @@ impl FailRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_envelope_that_is_no_utf8_keeps_its_header() {
+        let bytes = |bytes: &'static [u8]| received(Value::Bytes(bytes.into())).unwrap();
+        let text = bytes(b"3|acme|\nk\n1 m=5\n{\"a\":\n\"\xff\"}");
+        let read = Envelope::parse(&text).unwrap();
+        assert_eq!(
+            (read.kind, read.priority(), read.meta.remember_ms, read.is_text()),
+            ("k", 3, Some(5), false)
+        );
+        assert!(Envelope::parse(&bytes(b"0||\nk\xff")).is_none());
+        assert!(Envelope::parse(&bytes("0||\nk\n1\n\"ü\"".as_bytes())).unwrap().is_text());
+        assert!(received(Value::Null).is_none());
+    }
 
     #[test]
     fn envelope_round_trip() {

@@ -9,6 +9,7 @@ use tokio::sync::{Mutex, broadcast};
 use voiceai_redis::{CallOptions, FromValue, Redis, RedisError, RedisErrorKind, Str, Topology, Value};
 use voiceai_runtime::{Backoff, boot_now, random_unit};
 
+use crate::envelope::received;
 use crate::id::JobId;
 
 /// The whole library. Its name carries the wire version, so workers of two versions can run side by side.
@@ -274,9 +275,9 @@ async fn read(
     let mut args: Vec<Value> = Vec::with_capacity(ids.len() + 1);
     args.push(queue.key("jobs").into());
     extend_texts(&mut args, ids.iter().map(JobId::as_str));
-    let found: Vec<Option<Str>> = reader.command("HMGET", args).await?;
+    let found: Vec<Value> = reader.command("HMGET", args).await?;
     if found.len() == ids.len() {
-        return Ok(found);
+        return Ok(found.into_iter().map(received).collect());
     }
     Err(RedisError::new(RedisErrorKind::BadReply, "HMGET", "the answer has another length than the question"))
 }

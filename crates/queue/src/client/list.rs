@@ -8,9 +8,10 @@ use voiceai_redis::{RedisError, Value};
 
 use super::views::{JobView, State, incarnation_of, to_ms};
 use super::{Client, timestamp};
+use crate::envelope::capped;
 use crate::error::QueueError;
 use crate::finished::DeadReason;
-use crate::library::QueueName;
+use crate::library::{QueueName, text_of};
 use crate::new_job::check_queue;
 
 /// Which jobs a list shows.
@@ -88,7 +89,14 @@ impl Client {
         check_queue(queue)?;
         let failed = |e: RedisError| QueueError::from_redis(queue, "list jobs", e);
         let name = QueueName::new(queue);
-        let mut offset: usize = filter.cursor.as_deref().and_then(|c| c.parse().ok()).unwrap_or(0);
+        let mut offset: usize = match filter.cursor.as_deref() {
+            None => 0,
+            Some(text) => text.parse().map_err(|_| QueueError::Invalid {
+                what: "cursor",
+                given: capped(text, 80).to_owned(),
+                expected: "the `next` of the page before",
+            })?,
+        };
         let now = self.redis_now();
         let mut jobs = Vec::new();
         for _ in 0..10 {
@@ -122,11 +130,11 @@ impl Client {
             vec![name.key(key).into(), offset.to_string().into(), last.to_string().into()]
         };
         match state {
-            State::Dead => redis.command("ZRANGE", range("dead")).await,
-            State::Delayed => redis.command("ZRANGE", range("delayed")).await,
-            State::Completed => redis.command("ZREVRANGE", range("results")).await,
+            State::Dead => Ok(texts(redis.command("ZRANGE", range("dead")).await?)),
+            State::Delayed => Ok(texts(redis.command("ZRANGE", range("delayed")).await?)),
+            State::Completed => Ok(texts(redis.command("ZREVRANGE", range("results")).await?)),
             State::Active => {
-                let mut ids: Vec<String> = redis.command("HKEYS", vec![name.key("active")]).await?;
+                let mut ids = texts(redis.command("HKEYS", vec![name.key("active")]).await?);
                 ids.retain(|id| !id.is_empty());
                 ids.sort();
                 Ok(ids.into_iter().skip(offset).take(SCAN_PAGE).collect())
@@ -141,8 +149,7 @@ impl Client {
         let mut skip = offset;
         let mut ids = Vec::new();
         for ring in ["suspect", "ready", "held"] {
-            let lanes: Vec<String> =
-                redis.command("ZRANGE", vec![name.key(ring), "0".into(), "-1".into()]).await?;
+            let lanes = texts(redis.command("ZRANGE", vec![name.key(ring), "0".into(), "-1".into()]).await?);
             for lane in lanes {
                 let key = name.key(&format!("lane:{lane}"));
                 let length: usize = redis.command("LLEN", vec![key.clone()]).await?;
@@ -153,7 +160,7 @@ impl Client {
                 // The tail is served first.
                 let want = (SCAN_PAGE - ids.len()).min(length - skip);
                 let args = vec![key, format!("-{}", skip + want), format!("-{}", skip + 1)];
-                let mut page: Vec<String> = redis.command("LRANGE", args).await?;
+                let mut page = texts(redis.command("LRANGE", args).await?);
                 page.reverse();
                 ids.append(&mut page);
                 skip = 0;
@@ -181,16 +188,20 @@ impl Client {
             args
         };
         let redis = self.redis();
+        // Read as they are: bytes of a foreign client that are no UTF-8 must not hide the others.
+        let fields = async |hash: &str| -> Result<Vec<Option<String>>, RedisError> {
+            let found: Vec<Value> = redis.command("HMGET", many(hash)).await?;
+            Ok(found.iter().map(text_of).collect())
+        };
         // In this order: a job goes from `later` to `jobs` and never back.
-        let later: Vec<Option<String>> = match state {
-            State::Delayed => redis.command("HMGET", many("later")).await?,
+        let later = match state {
+            State::Delayed => fields("later").await?,
             _ => vec![None; ids.len()],
         };
-        let jobs: Vec<Option<String>> = redis.command("HMGET", many("jobs")).await?;
-        let jobs = jobs.into_iter().zip(later).map(|(here, later)| here.or(later));
-        let fails: Vec<Option<String>> = redis.command("HMGET", many("fail")).await?;
-        let tokens: Vec<Option<String>> = match state {
-            State::Active => redis.command("HMGET", many("active")).await?,
+        let jobs = fields("jobs").await?.into_iter().zip(later).map(|(here, later)| here.or(later));
+        let fails = fields("fail").await?;
+        let tokens = match state {
+            State::Active => fields("active").await?,
             _ => vec![None; ids.len()],
         };
         let scores: Vec<Option<f64>> = match state {
@@ -217,4 +228,9 @@ impl Client {
             })
             .collect())
     }
+}
+
+/// The texts of an array reply.
+fn texts(reply: Vec<Value>) -> Vec<String> {
+    reply.iter().filter_map(text_of).collect()
 }

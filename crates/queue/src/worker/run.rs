@@ -100,6 +100,11 @@ pub(super) async fn run(shared: &Arc<Shared>, taken: Taken, begins: Option<Momen
         let text = "the job's envelope is not readable; docs/protocol.md has its form";
         return park_unread(shared, &taken, "", DeadReason::BadPayload, text, None).await;
     };
+    if !envelope.is_text() {
+        let text = "the payload is not UTF-8";
+        return park_unread(shared, &taken, envelope.kind, DeadReason::BadPayload, text, Some(&envelope))
+            .await;
+    }
     let Some(handler) = shared.registry.get(envelope.kind) else {
         let text = format!("no handler is registered for kind `{}`", envelope.kind);
         return park_unread(shared, &taken, envelope.kind, DeadReason::NoHandler, &text, Some(&envelope))

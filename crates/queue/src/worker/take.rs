@@ -7,7 +7,7 @@ use std::time::Duration;
 use voiceai_redis::{Str, Value};
 use voiceai_runtime::{BootTime, boot_now};
 
-use crate::envelope::{FailRecord, to_base36};
+use crate::envelope::{FailRecord, received, to_base36};
 use crate::id::{JobId, random_text};
 use crate::library::{Fields, Unexpected, text_of};
 
@@ -177,7 +177,7 @@ impl Answer {
         let cancelled = f.texts()?;
         let ids =
             f.values()?.into_iter().filter_map(Value::into_bytes_str).map(|id| JobId::trusted(&id)).collect();
-        let envelopes = f.values()?.into_iter().map(Value::into_bytes_str).collect();
+        let envelopes = f.values()?.into_iter().map(received).collect();
         let flat = f.texts()?;
         let fails = flat.chunks_exact(2).map(|p| (p[0].clone(), FailRecord::parse(&p[1]))).collect();
         let concurrency = u32::try_from(f.integer()?).ok();

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use voiceai_cli::{Column, Failure, Mutation, Output, Question, confirm};
 use voiceai_queue::JobView;
@@ -94,8 +95,8 @@ fn text(shown: &Shown) -> String {
     line("error", &note);
     line("cancel asked", &field("cancel_asked"));
     line("progress", &field("progress"));
-    line("payload", &field("payload"));
-    line("result", &field("result"));
+    line("payload", shown.job.payload().map_or("", RawValue::get));
+    line("result", shown.job.result().as_deref().unwrap_or_default());
     line("trace", &field("trace"));
     if let Row::Live(job) = &shown.job {
         for why in &job.why_not {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use voiceai_cli::Failure;
 use voiceai_postgres::PgPool;
 use voiceai_postgres::sqlx::{self, Row as _};
@@ -424,10 +425,36 @@ pub struct Cells {
 }
 
 impl Row {
-    /// As JSON, for text output.
+    /// As JSON, for text output; without payload and result, which are their senders' and may be more than a value can hold.
     #[must_use]
     pub fn value(&self) -> Value {
-        serde_json::to_value(self).unwrap_or_default()
+        let mut row = self.clone();
+        match &mut row {
+            Self::Live(job) => job.payload = None,
+            Self::Past(row) => (row.payload, row.result) = (None, None),
+            Self::Outbox(_) => {}
+        }
+        serde_json::to_value(row).unwrap_or_default()
+    }
+
+    /// Its payload as it was sent.
+    #[must_use]
+    pub fn payload(&self) -> Option<&RawValue> {
+        match self {
+            Self::Live(job) => job.payload.as_deref(),
+            Self::Past(row) => row.payload.as_deref(),
+            Self::Outbox(_) => None,
+        }
+    }
+
+    /// What its handler left, as JSON.
+    #[must_use]
+    pub fn result(&self) -> Option<String> {
+        match self {
+            Self::Live(job) => job.result.as_ref().map(ToString::to_string),
+            Self::Past(row) => row.result.as_ref().map(|result| result.get().to_owned()),
+            Self::Outbox(_) => None,
+        }
     }
 }
 

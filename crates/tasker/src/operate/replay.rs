@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::json;
+use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use voiceai_cli::Failure;
@@ -216,10 +217,15 @@ async fn candidate(
             "error": job.error,
             "replays": job.replays,
             "crashes": job.crashes,
-            "payload": job.payload,
+            "payload": job.payload.as_deref().map(readable),
         }),
         refused,
     })
+}
+
+/// A payload as a value; as its text where it is nested deeper, or holds greater numbers, than a value of ours may.
+fn readable(payload: &RawValue) -> serde_json::Value {
+    serde_json::from_str(payload.get()).unwrap_or_else(|_| payload.get().into())
 }
 
 /// Whether the job's own state allows a replay. Pure.

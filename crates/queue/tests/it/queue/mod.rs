@@ -3,6 +3,7 @@
 mod ends;
 mod enqueue;
 mod faults;
+mod foreign;
 mod invariant;
 mod kill;
 mod languages;
