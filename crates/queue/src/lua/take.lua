@@ -132,7 +132,7 @@ local function fill(P, now, inc, token, want, cfg, may_suspect)
   local ghosts = call('EXISTS', P .. 'ghosts') == 1
 
   -- Pops up to n ids of a lane and keeps its ring entry true. Answers how many started.
-  local function serve(ring, lane, n, alone)
+  local function serve(ring, lane, n, alone, siblings)
     local key = key_of(lane)
     local limited = limit_key(key)
     local entries
@@ -184,7 +184,8 @@ local function fill(P, now, inc, token, want, cfg, may_suspect)
     if #popped < n or call('LLEN', P .. 'lane:' .. lane) == 0 then
       call('ZREM', ring, lane)
     elseif not alone then
-      call('ZINCRBY', ring, #popped, lane)
+      -- A lane among its tenant's k moves on by k turns a job: together they have one tenant's turn.
+      call('ZINCRBY', ring, #popped * siblings, lane)
     end
     return started
   end
@@ -195,7 +196,7 @@ local function fill(P, now, inc, token, want, cfg, may_suspect)
     if not may_suspect then suspect = 1 end
     local lanes = may_suspect and call('ZRANGE', P .. 'suspect', 0, 9) or {}
     for i = 1, #lanes do
-      if serve(P .. 'suspect', lanes[i], 1, false) == 1 then
+      if serve(P .. 'suspect', lanes[i], 1, false, 1) == 1 then
         suspect = ids[#ids]
         call('HSET', P .. 'blame', inc, suspect)
         break
@@ -211,11 +212,26 @@ local function fill(P, now, inc, token, want, cfg, may_suspect)
     local band = math.floor(tonumber(lanes[2]) / BAND)
     local top = 0
     while lanes[2 * top + 2] and math.floor(tonumber(lanes[2 * top + 2]) / BAND) == band do top = top + 1 end
-    local share = math.max(1, math.ceil((want - #ids) / top))
+    -- A tenant has one share, however many lanes its limit keys make.
+    local tenants, of, lanes_of, got = 0, {}, {}, {}
     for i = 1, top do
-      local n = math.min(share, want - #ids)
-      if n <= 0 then break end
-      serve(P .. 'ready', lanes[2 * i - 1], n, top == 1)
+      local tenant = top > 1 and string.match(lanes[2 * i - 1], '|([^|]*)|') or ''
+      if not lanes_of[tenant] then
+        tenants = tenants + 1
+        lanes_of[tenant], got[tenant] = 0, 0
+      end
+      of[i], lanes_of[tenant] = tenant, lanes_of[tenant] + 1
+    end
+    -- Of a tenant that fills much of the window most lanes lie beyond it, as many as its part of the window says.
+    local scale = tenants < top and top == 64 and call('ZCOUNT', P .. 'ready', band * BAND, (band + 1) * BAND - 1) / top or 1
+    local share = math.max(1, math.ceil((want - #ids) / tenants))
+    for i = 1, top do
+      if #ids >= want then break end
+      local tenant = of[i]
+      local siblings = lanes_of[tenant]
+      local turns = siblings < 8 and siblings or math.floor(siblings * scale)
+      local n = math.min(math.ceil(share / siblings), share - got[tenant], want - #ids)
+      if n > 0 then got[tenant] = got[tenant] + serve(P .. 'ready', lanes[2 * i - 1], n, top == 1, turns) end
     end
   end
 

@@ -59,6 +59,25 @@ async fn tenants_of_one_priority_are_served_in_turn() {
 }
 
 #[tokio::test]
+async fn limit_keys_make_no_tenant_more_than_one() {
+    let s = Setup::new().await;
+    let many = (0..400).map(|i| {
+        let work = Work { sleep_ms: 1, ..Work::named("many") };
+        work.job().tenant("many").key(format!("k{}", i % 100))
+    });
+    s.client.enqueue_bulk(many.collect()).await.unwrap();
+    let one = (0..100).map(|_| Work { sleep_ms: 1, ..Work::named("one") }.job().tenant("one"));
+    s.client.enqueue_bulk(one.collect()).await.unwrap();
+    let worker = s.worker(10);
+    until("the tenant with one lane is done", async || s.diary.count("one") == 100).await;
+    let by_then = s.diary.count("many");
+    assert!(by_then < 250, "{by_then} jobs of the tenant with a hundred keys ran before");
+    s.wait_empty(SOON).await;
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
 async fn an_idle_worker_picks_up_at_once() {
     let s = Setup::new().await;
     let worker = s.worker(1);
