@@ -29,6 +29,8 @@ pub(crate) struct Usage {
     pub last_hour: u64,
     /// The last time.
     pub last: Option<Timestamp>,
+    /// Granted to calls of others that are under way: they may yet do it.
+    pub held: u64,
 }
 
 /// Why an action may not be taken now.
@@ -42,6 +44,8 @@ pub(crate) enum Refusal {
     Hour(u64),
     /// Too short a time ago.
     Cooldown(Timestamp),
+    /// What is left is granted to calls that are under way.
+    Held(u64),
 }
 
 impl fmt::Display for Refusal {
@@ -51,6 +55,7 @@ impl fmt::Display for Refusal {
             Self::Day(max) => write!(f, "max_per_day {max} is reached"),
             Self::Hour(max) => write!(f, "max_per_hour {max} is reached"),
             Self::Cooldown(until) => write!(f, "cooldown until {until}"),
+            Self::Held(held) => write!(f, "a call under way was granted it {held} times"),
         }
     }
 }
@@ -73,7 +78,13 @@ pub(crate) fn allowed(limit: &Limit, usage: Usage, now: Timestamp) -> Result<u64
     }
     let until =
         usage.last.and_then(|last| last.checked_add(limit.cooldown).ok()).filter(|until| *until > now);
-    until.map_or(Ok(day.min(hour)), |until| Err(Refusal::Cooldown(until)))
+    if let Some(until) = until {
+        return Err(Refusal::Cooldown(until));
+    }
+    let left = day.min(hour).saturating_sub(usage.held);
+    // Whoever has it may take it at any moment, and then its cooldown begins.
+    let rests_after = usage.held > 0 && limit.cooldown > SignedDuration::ZERO;
+    if left == 0 || rests_after { Err(Refusal::Held(usage.held)) } else { Ok(left) }
 }
 
 /// What one agent may do.
@@ -85,6 +96,8 @@ pub(crate) enum Scope {
     Limited(BTreeMap<String, u64>),
     /// Nothing of what its rows name; the reason of each.
     Nothing(String),
+    /// Nothing at this moment: others were granted what is left, and may leave some of it. The reason of each.
+    Busy(String),
 }
 
 /// Sums up the rows of one agent. Where an action has two rows, of the agent and of every agent, both hold.
@@ -94,7 +107,7 @@ pub(crate) fn scope(rows: &[(Limit, Usage)], now: Timestamp) -> Scope {
         return Scope::Unlimited;
     }
     let mut granted: BTreeMap<String, u64> = BTreeMap::new();
-    let mut refused: BTreeMap<String, String> = BTreeMap::new();
+    let mut refused: BTreeMap<String, Refusal> = BTreeMap::new();
     for (limit, usage) in rows {
         match allowed(limit, *usage, now) {
             Ok(count) => {
@@ -102,14 +115,20 @@ pub(crate) fn scope(rows: &[(Limit, Usage)], now: Timestamp) -> Scope {
                 *most = (*most).min(count);
             }
             Err(refusal) => {
-                refused.entry(limit.action.clone()).or_insert_with(|| refusal.to_string());
+                // Of two reasons the more lasting one counts.
+                let known = refused.entry(limit.action.clone()).or_insert_with(|| refusal.clone());
+                if matches!(known, Refusal::Held(_)) {
+                    *known = refusal;
+                }
             }
         }
     }
     granted.retain(|action, _| !refused.contains_key(action));
     if granted.is_empty() {
         let words: Vec<_> = refused.iter().map(|(action, why)| format!("{action}: {why}")).collect();
-        return Scope::Nothing(words.join("; "));
+        let is_busy = refused.values().any(|why| matches!(why, Refusal::Held(_)));
+        let words = words.join("; ");
+        return if is_busy { Scope::Busy(words) } else { Scope::Nothing(words) };
     }
     Scope::Limited(granted)
 }
@@ -143,13 +162,43 @@ mod tests {
             (1, 1, Some(ago(15)), Ok(2)),
         ] {
             assert_eq!(
-                allowed(&limit("a"), Usage { today, last_hour, last }, now),
+                allowed(&limit("a"), Usage { today, last_hour, last, held: 0 }, now),
                 expected,
                 "{today} {last_hour} {last:?}"
             );
         }
         let off = Limit { is_enabled: false, ..limit("a") };
         assert_eq!(allowed(&off, Usage::default(), now), Err(Refusal::Off));
+    }
+
+    #[test]
+    fn what_others_hold_is_not_granted_twice() {
+        let now: Timestamp = "2026-11-22T10:00:00Z".parse().unwrap();
+        let free = Limit { cooldown: SignedDuration::ZERO, ..limit("a") };
+        let held = |held| Usage { held, ..Usage::default() };
+        assert_eq!(allowed(&free, held(2), now), Ok(1));
+        assert_eq!(allowed(&free, held(3), now), Err(Refusal::Held(3)));
+        assert_eq!(
+            allowed(&limit("a"), held(1), now),
+            Err(Refusal::Held(1)),
+            "its cooldown may begin at any moment"
+        );
+        assert_eq!(
+            allowed(&free, Usage { last_hour: 3, held: 1, ..Usage::default() }, now),
+            Err(Refusal::Hour(3))
+        );
+        let of = |rows: &[(Limit, Usage)]| scope(rows, now);
+        assert!(matches!(of(&[(free.clone(), held(3))]), Scope::Busy(why) if why.contains("3 times")));
+        let off = Limit { is_enabled: false, ..free.clone() };
+        assert_eq!(
+            of(&[(free.clone(), held(3)), (off, Usage::default())]),
+            Scope::Nothing("a: switched off".to_owned())
+        );
+        let other = Limit { action: "b".to_owned(), ..free.clone() };
+        assert_eq!(
+            of(&[(free, held(3)), (other, held(0))]),
+            Scope::Limited(BTreeMap::from([("b".to_owned(), 3)]))
+        );
     }
 
     #[test]

@@ -71,6 +71,11 @@ pub(crate) async fn sweep(
             ACTIONS,
         ),
         (
+            "DELETE FROM ops.orchestration_grants WHERE ctid = ANY (ARRAY(SELECT ctid FROM ops.orchestration_grants \
+             WHERE expires_at < now() - make_interval(secs => $1) LIMIT $2))",
+            ACTIONS,
+        ),
+        (
             "DELETE FROM ops.orchestration_schedule_state WHERE schedule_id IN (SELECT schedule_id \
              FROM ops.orchestration_schedule_state WHERE evaluated_at < now() - make_interval(secs => $1) LIMIT $2)",
             SCHEDULES,

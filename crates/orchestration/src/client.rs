@@ -20,6 +20,9 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// Longest time for telling an agent that its call was cancelled: a cancelled job has 5 s in all.
 const CANCEL: Duration = Duration::from_secs(2);
 
+/// Longest time for asking whether an agent can be reached.
+const PROBE: Duration = Duration::from_secs(5);
+
 /// Where the token of the moment comes from: it may change while the service runs.
 pub type Token = Arc<dyn Fn() -> Option<Secret> + Send + Sync>;
 
@@ -107,23 +110,44 @@ impl Client {
         }
     }
 
+    /// Asks with `HEAD`, which has no effect, whether an agent can be reached. Most agents take nothing but `POST` and say so: that is an
+    /// answer too.
+    ///
+    /// # Errors
+    /// Why a call now would come to nothing, in words.
+    pub async fn probe(&self, agent: &str) -> Result<(), String> {
+        let request = self.authorised(self.http.request(Method::HEAD, address(&self.base, agent)));
+        match request.timeout(PROBE.min(self.timeout)).send().await.map(|answer| answer.status().as_u16()) {
+            Ok(401) => {
+                Err("the agent refuses the caller (HTTP 401): set ORCHESTRATION_AGENTS_TOKEN".to_owned())
+            }
+            // Whoever stands before it says that it is away.
+            Ok(status @ (502..=504)) => Err(format!("HTTP {status}")),
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.words(&error)),
+        }
+    }
+
     fn request(&self, method: Method, call: &Call) -> RequestBuilder {
-        let mut request = self
-            .http
-            .request(method, address(&self.base, &call.agent))
+        let request = self.authorised(self.http.request(method, address(&self.base, &call.agent)));
+        let request = request
             .header(CONTENT_TYPE, "application/json")
             .header(ACCEPT, "application/json")
             .header("Idempotency-Key", &call.key);
-        if let Some(token) = (self.token)()
-            && let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
-        {
-            value.set_sensitive(true);
-            request = request.header(AUTHORIZATION, value);
-        }
         match &call.trace {
             Some(trace) => request.header("traceparent", trace),
             None => request,
         }
+    }
+
+    fn authorised(&self, request: RequestBuilder) -> RequestBuilder {
+        if let Some(token) = (self.token)()
+            && let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
+        {
+            value.set_sensitive(true);
+            return request.header(AUTHORIZATION, value);
+        }
+        request
     }
 
     async fn hear(&self, mut response: Response) -> Heard {
@@ -151,6 +175,10 @@ impl Client {
     }
 
     fn unheard(&self, error: &reqwest::Error) -> Heard {
+        Heard::Failed(Failed { status: None, error: self.words(error), again: Again::Later })
+    }
+
+    fn words(&self, error: &reqwest::Error) -> String {
         let error = if error.is_timeout() && !error.is_connect() {
             format!("no answer within {:?}", self.timeout)
         } else {
@@ -164,7 +192,7 @@ impl Client {
             }
             words
         };
-        Heard::Failed(Failed { status: None, error: crate::answer::shown(&error), again: Again::Later })
+        crate::answer::shown(&error)
     }
 }
 

@@ -21,6 +21,9 @@ mod settings;
 mod show;
 mod store;
 mod tables;
+mod tell;
+mod told;
+mod trail;
 
 pub use answer::retry_after;
 pub use client::{Client, Token};
@@ -29,3 +32,4 @@ pub use run::OrchestrationContext;
 pub use settings::OrchestrationSettings;
 pub use show::{JobLine, jobs as list_jobs, show};
 pub use store::{Summary, reconcile};
+pub use tell::due as tell_platform;

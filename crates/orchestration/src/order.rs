@@ -77,6 +77,14 @@ impl JobType {
         }
     }
 
+    /// The type of a kind's jobs; `None` for a kind that is none of these.
+    #[must_use]
+    pub fn of_kind(kind: &str) -> Option<Self> {
+        [Self::Batch, Self::SingleAgent, Self::GithubAnalysis, Self::Retry]
+            .into_iter()
+            .find(|own| own.kind() == kind)
+    }
+
     /// The kind of its jobs.
     #[must_use]
     pub const fn kind(self) -> &'static str {

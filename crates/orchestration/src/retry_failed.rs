@@ -90,15 +90,17 @@ async fn theirs(
 ) -> Result<Vec<Candidate>, OrchestrationError> {
     let tried = "look for the platform's failed orchestration jobs";
     let needed = ["id", "project_id", "job_type", "status", "attempt_number"];
-    let Some(table) = tables::find(pool, "orchestration_jobs", &needed).await? else { return Ok(Vec::new()) };
-    // Ours has the name and these columns too.
+    let Some(table) = tables::theirs(pool, "orchestration_jobs", &needed).await? else {
+        return Ok(Vec::new());
+    };
     let created = ["date_created", "created_at", "completed_at"].into_iter().find(|column| table.has(column));
-    let (Some(created), false) = (created, table.has("begun")) else { return Ok(Vec::new()) };
+    let Some(created) = created else { return Ok(Vec::new()) };
     let statement = format!(
         "SELECT to_jsonb(j) FROM {} j \
          WHERE j.status::text = 'failed' AND COALESCE(j.attempt_number, 1) < COALESCE((to_jsonb(j) ->> 'max_attempts')::int, 3) \
              AND j.{created} > now() - interval '24 hours' AND j.project_id IS NOT NULL \
              AND NOT EXISTS (SELECT FROM ops.orchestration_jobs r WHERE r.parent_id = j.id::text) \
+             AND NOT EXISTS (SELECT FROM ops.orchestration_jobs r WHERE r.platform_id = j.id::text) \
          ORDER BY j.{created}, j.id LIMIT $1",
         table.name
     );

@@ -14,13 +14,17 @@ use voiceai_queue::{Attempt, JobError, Outcome, Stop};
 
 use crate::OrchestrationSettings;
 use crate::answer::{Again, Failed, Heard, Report};
-use crate::budget::{Scope, scope};
+use crate::budget::Scope;
 use crate::client::{Call, Client};
 use crate::conclude::{AgentEnd, Conclusion, conclude};
 use crate::error::{OrchestrationError, chain};
 use crate::order::{JobType, Order};
-use crate::store::{self, Begin, Begun, Earlier, End, Trail};
-use crate::{limits, metrics};
+use crate::store::{self, Begin, Begun, Earlier, End};
+use crate::trail::Trail;
+use crate::{limits, metrics, tell};
+
+/// After so long it is looked again whether others left something of what an agent may do by itself.
+const BUSY_WAIT: Duration = Duration::from_secs(2);
 
 /// What orchestration jobs work with. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -33,6 +37,25 @@ pub struct OrchestrationContext {
     pub settings: Arc<OrchestrationSettings>,
     /// Longest time of one attempt, as the queue applies it; rows say it.
     pub limit: Duration,
+}
+
+impl OrchestrationContext {
+    /// The agents that a dead job would call if it were put back: those that it means and that have not done their work.
+    ///
+    /// # Errors
+    /// What is wrong with the order, or with reading what was done, in words.
+    pub async fn agents_left(&self, id: &str, kind: &str, order: &Order) -> Result<Vec<String>, String> {
+        let kind = JobType::of_kind(kind).ok_or_else(|| format!("kind {kind:?} calls no agents"))?;
+        let words = |error: OrchestrationError| chain(&error);
+        let parent = match order.parent() {
+            Some(parent) => store::parent(&self.pool, parent).await.map_err(words)?,
+            None => None,
+        };
+        let agents =
+            plan(order, kind, &self.settings, parent.as_ref().map(|parent| parent.agents.as_slice()))?;
+        let done = store::succeeded(&self.pool, id).await.map_err(words)?;
+        Ok(agents.into_iter().filter(|agent| !done.contains(agent)).collect())
+    }
 }
 
 /// Runs one attempt. An agent that succeeded once is never called again; every call of an agent within a line of retries has
@@ -58,9 +81,11 @@ pub(crate) async fn run(
         Begun::Now { root, epoch } => (root, epoch),
         Begun::Done(summary) => return Ok(Outcome::DoneWith(serde_json::to_value(summary)?)),
     };
+    tell::one(&ctx.pool, id).await;
     if let Some(problem) = problem {
         let end = End::Failed { retryable: false };
         store::end(&ctx.pool, id, Some(epoch), end, Some("unusable_order"), Some(&problem)).await?;
+        tell::one(&ctx.pool, id).await;
         return Err(JobError::discard(problem));
     }
     let trail = Trail {
@@ -75,10 +100,12 @@ pub(crate) async fn run(
     let run = Run { order: order.clone(), kind, ctx: ctx.clone(), attempt: attempt.clone(), trail };
     let run = Arc::new(run);
     let ends = run.agents(&agents).await;
-    if let Some(why) = attempt.stopped() {
-        return run.stopped(why).await;
-    }
-    run.complete(&ends?).await
+    let outcome = match attempt.stopped() {
+        Some(why) => run.stopped(why).await,
+        None => run.complete(&ends?).await,
+    };
+    tell::one(&ctx.pool, id).await;
+    outcome
 }
 
 /// The agents that an order means.
@@ -173,6 +200,12 @@ impl Run {
         if self.attempt.stopped().is_some() {
             return Ok(stopping());
         }
+        // Asked first: what is granted to an agent that is not called would be nobody's for a while.
+        if let Some(span) = store::resting(&self.ctx.pool, agent).await? {
+            let words = format!("it asked for time: {} s more", span.as_secs().max(1));
+            self.trail.phase(Some(agent), "decide", "skipped", &words, json!({})).await?;
+            return Ok(AgentEnd::Resting(span));
+        }
         let scope = self.scope(agent).await?;
         if let Scope::Nothing(reasons) = &scope {
             let reason = format!("autonomous_action_config lets it do nothing now: {reasons}");
@@ -180,10 +213,10 @@ impl Run {
             self.tell(agent, &format!("passed over: {reason}")).await;
             return Ok(AgentEnd::Skipped);
         }
-        if let Some(span) = store::resting(&self.ctx.pool, agent).await? {
-            let words = format!("it asked for time: {} s more", span.as_secs().max(1));
+        if let Scope::Busy(reasons) = &scope {
+            let words = format!("others may be doing what autonomous_action_config leaves: {reasons}");
             self.trail.phase(Some(agent), "decide", "skipped", &words, json!({})).await?;
-            return Ok(AgentEnd::Resting(span));
+            return Ok(AgentEnd::Resting(BUSY_WAIT));
         }
         self.trail.phase(Some(agent), "decide", "completed", "", granted(&scope)).await?;
         self.execute(agent, &scope).await
@@ -193,8 +226,14 @@ impl Run {
         if !self.order.triggered_by.is_autonomous() {
             return Ok(Scope::Unlimited);
         }
-        let now = Timestamp::now();
-        Ok(scope(&limits::of(&self.ctx.pool, &self.order.project_id, agent, now).await?, now))
+        let caller = limits::Caller {
+            project: &self.order.project_id,
+            agent,
+            root: &self.trail.root,
+            job: &self.trail.job,
+            limit: self.ctx.limit,
+        };
+        limits::grant(&self.ctx.pool, caller, Timestamp::now()).await
     }
 
     async fn execute(&self, agent: &str, scope: &Scope) -> Result<AgentEnd, JobError> {
@@ -387,7 +426,7 @@ fn stopping() -> AgentEnd {
 fn granted(scope: &Scope) -> Value {
     match scope {
         Scope::Limited(actions) => json!({ "allowed_actions": actions }),
-        Scope::Unlimited | Scope::Nothing(_) => json!({}),
+        Scope::Unlimited | Scope::Nothing(_) | Scope::Busy(_) => json!({}),
     }
 }
 
@@ -408,6 +447,7 @@ mod tests {
     fn settings(agents: &[&str]) -> OrchestrationSettings {
         OrchestrationSettings {
             agents_url: None,
+            token: None,
             agents: agents.iter().map(|&agent| agent.to_owned()).collect(),
             github_agent: "github-analysis".to_owned(),
             timeout: Duration::from_secs(1),

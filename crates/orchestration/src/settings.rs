@@ -3,12 +3,15 @@ use std::time::Duration;
 use url::Url;
 use voiceai_config::Reader;
 use voiceai_config::catalogue::orchestration as names;
+use voiceai_runtime::Secret;
 
 /// The settings of orchestration.
 #[derive(Debug, Clone)]
 pub struct OrchestrationSettings {
     /// `ORCHESTRATION_AGENTS_URL`; absent: no agent is ever called.
     pub agents_url: Option<Url>,
+    /// `ORCHESTRATION_AGENTS_TOKEN` as it was when they were read: it may change since.
+    pub token: Option<Secret>,
     /// `ORCHESTRATION_AGENTS`, in the order in which a batch calls them.
     pub agents: Vec<String>,
     /// `ORCHESTRATION_GITHUB_AGENT`.
@@ -33,6 +36,7 @@ impl OrchestrationSettings {
         let count = |setting| usize::try_from(reader.get(setting)).unwrap_or(usize::MAX);
         Self {
             agents_url: reader.optional(&names::ORCHESTRATION_AGENTS_URL),
+            token: reader.optional(&names::ORCHESTRATION_AGENTS_TOKEN),
             agents: reader.optional(&names::ORCHESTRATION_AGENTS).unwrap_or_default(),
             github_agent: reader.get(&names::ORCHESTRATION_GITHUB_AGENT),
             timeout: reader.get(&names::ORCHESTRATION_AGENT_TIMEOUT),

@@ -1,4 +1,4 @@
-//! The rows of jobs, of what agents were asked, and of phases. Each step is one statement, and may be run again.
+//! The rows of jobs: how they begin and end, and what their agents were asked before. Each step is one statement, and may be run again.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,10 +6,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff_sqlx::{Timestamp as SqlTimestamp, ToSqlx as _};
 use serde::Serialize;
-use serde_json::{Value, json};
 use voiceai_postgres::sqlx::{self, PgPool, Row};
 
-use crate::answer::{Again, Failed, Report};
 use crate::error::OrchestrationError;
 use crate::order::{JobType, Order};
 use crate::tables;
@@ -94,7 +92,7 @@ pub(crate) async fn begin(
          VALUES ($1, $2, $3, $4, $5, $6, $7, 'running', $8, $9, $10, 1, now(), now() + make_interval(secs => $11)) \
          ON CONFLICT (id) DO UPDATE SET status = 'running', agents = $9, begun = j.begun + 1, timeout_at = now() + make_interval(secs => $11), \
              started_at = CASE WHEN j.ended_at IS NULL THEN COALESCE(j.started_at, now()) ELSE now() END, \
-             ended_at = NULL, duration_ms = NULL, error_code = NULL, error_message = NULL \
+             ended_at = NULL, duration_ms = NULL, error_code = NULL, error_message = NULL, tell_from = clock_timestamp() \
          WHERE j.status <> 'completed' RETURNING j.root_id, j.begun",
     )
     .bind(id)
@@ -156,6 +154,20 @@ pub(crate) async fn earlier(
     rows.iter().map(|row| read(row).map_err(OrchestrationError::database(tried))).collect()
 }
 
+/// The agents that have done their work for a job, or for another of its line.
+pub(crate) async fn succeeded(pool: &PgPool, job: &str) -> Result<Vec<String>, OrchestrationError> {
+    let tried = "read which agents have done their work";
+    let rows = sqlx::query(
+        "SELECT r.agent FROM ops.orchestration_agent_runs r JOIN ops.orchestration_jobs j ON j.root_id = r.root_id \
+         WHERE j.id = $1 AND r.state = 'succeeded'",
+    )
+    .bind(job)
+    .fetch_all(pool)
+    .await
+    .map_err(OrchestrationError::database(tried))?;
+    rows.iter().map(|row| row.try_get(0).map_err(OrchestrationError::database(tried))).collect()
+}
+
 /// How much longer an agent wants to be left alone; `None`: it may be called.
 pub(crate) async fn resting(pool: &PgPool, agent: &str) -> Result<Option<Duration>, OrchestrationError> {
     let tried = "read whether an agent rests";
@@ -191,192 +203,6 @@ pub(crate) async fn rest(
     .await
     .map(drop)
     .map_err(OrchestrationError::database("note that an agent rests"))
-}
-
-/// A job on its way, as its phases are told.
-#[derive(Debug, Clone)]
-pub(crate) struct Trail {
-    pub(crate) pool: PgPool,
-    pub(crate) job: String,
-    pub(crate) root: String,
-    pub(crate) project: String,
-    pub(crate) attempt: i32,
-    pub(crate) replays: i32,
-    /// How often an attempt began, this one included.
-    pub(crate) epoch: i32,
-}
-
-impl Trail {
-    /// Writes a phase that is over.
-    pub(crate) async fn phase(
-        &self,
-        agent: Option<&str>,
-        phase: &'static str,
-        status: &'static str,
-        message: &str,
-        detail: Value,
-    ) -> Result<(), OrchestrationError> {
-        sqlx::query(
-            "INSERT INTO ops.orchestration_execution_logs \
-                 (job_id, project_id, agent, attempt, phase, status, message, detail, completed_at, duration_ms) \
-             VALUES ($1, $2, $3, $4, $5, $6, NULLIF($7, ''), $8, now(), 0)",
-        )
-        .bind(&self.job)
-        .bind(&self.project)
-        .bind(agent)
-        .bind(self.attempt)
-        .bind(phase)
-        .bind(status)
-        .bind(message)
-        .bind(detail)
-        .execute(&self.pool)
-        .await
-        .map(drop)
-        .map_err(OrchestrationError::database("write a phase of an orchestration job"))
-    }
-
-    /// Ends the phases that an earlier attempt left open: its process ended before it could.
-    pub(crate) async fn close_open(&self) -> Result<(), OrchestrationError> {
-        sqlx::query(
-            "UPDATE ops.orchestration_execution_logs SET status = 'failed', completed_at = now(), \
-                 message = 'the process ended before it could say what came of it', \
-                 duration_ms = (extract(epoch FROM now() - started_at) * 1000)::bigint \
-             WHERE job_id = $1 AND status = 'running'",
-        )
-        .bind(&self.job)
-        .execute(&self.pool)
-        .await
-        .map(drop)
-        .map_err(OrchestrationError::database("close the phases of an earlier attempt"))
-    }
-
-    /// Notes that an agent is called. Answers how often it now is within the line, and the phase's number; `None`: it succeeded meanwhile.
-    pub(crate) async fn begin_call(&self, agent: &str) -> Result<Option<(i32, i64)>, OrchestrationError> {
-        let tried = "note that an agent is called";
-        let row = sqlx::query(
-            "WITH called AS ( \
-                 INSERT INTO ops.orchestration_agent_runs AS r (root_id, agent, state, job_id, replays) \
-                 VALUES ($1, $2, 'running', $3, $4) \
-                 ON CONFLICT (root_id, agent) DO UPDATE SET state = 'running', job_id = $3, replays = $4, \
-                     calls = r.calls + 1, final = false, error = NULL, http_status = NULL, started_at = now(), ended_at = NULL \
-                 WHERE r.state <> 'succeeded' RETURNING r.calls), \
-             log AS ( \
-                 INSERT INTO ops.orchestration_execution_logs (job_id, project_id, agent, attempt, phase, status) \
-                 SELECT $3, $5, $2, $6, 'execute', 'running' FROM called RETURNING id) \
-             SELECT called.calls, log.id FROM called, log",
-        )
-        .bind(&self.root)
-        .bind(agent)
-        .bind(&self.job)
-        .bind(self.replays)
-        .bind(&self.project)
-        .bind(self.attempt)
-        .fetch_optional(&self.pool)
-        .await
-        .map_err(OrchestrationError::database(tried))?;
-        let Some(row) = row else { return Ok(None) };
-        let read = || Ok((row.try_get(0)?, row.try_get(1)?));
-        read().map(Some).map_err(OrchestrationError::database(tried))
-    }
-
-    /// Notes what an agent did, with the actions it took.
-    pub(crate) async fn done(
-        &self,
-        agent: &str,
-        phase: i64,
-        report: &Report,
-        took: Duration,
-    ) -> Result<(), OrchestrationError> {
-        let (actions, counts): (Vec<String>, Vec<i64>) =
-            report.actions.iter().map(|(key, count)| (key.clone(), signed(*count))).unzip();
-        sqlx::query(
-            "WITH run AS ( \
-                 UPDATE ops.orchestration_agent_runs SET state = 'succeeded', ended_at = now(), tasks_created = $5, \
-                     suggestions_created = $6, did_nothing = $7, error = NULL, http_status = NULL \
-                 WHERE root_id = $1 AND agent = $2 AND state <> 'succeeded' RETURNING 1), \
-             log AS ( \
-                 UPDATE ops.orchestration_execution_logs SET status = CASE WHEN $7 THEN 'do_nothing' ELSE 'completed' END, \
-                     message = $8, completed_at = now(), duration_ms = $9, detail = $10 \
-                 WHERE id = $4 RETURNING 1) \
-             INSERT INTO ops.orchestration_actions (project_id, agent, action_key, count, job_id) \
-             SELECT $11, $2, a.key, a.count, $3 FROM run, unnest($12::text[], $13::bigint[]) AS a (key, count)",
-        )
-        .bind(&self.root)
-        .bind(agent)
-        .bind(&self.job)
-        .bind(phase)
-        .bind(signed(report.tasks))
-        .bind(signed(report.suggestions))
-        .bind(report.did_nothing)
-        .bind(report.words.as_deref())
-        .bind(millis(took))
-        .bind(json!({ "actions": report.actions }))
-        .bind(&self.project)
-        .bind(actions)
-        .bind(counts)
-        .execute(&self.pool)
-        .await
-        .map(drop)
-        .map_err(OrchestrationError::database("note what an agent did"))
-    }
-
-    /// Notes that a call failed: nothing where another call was begun since.
-    pub(crate) async fn failed(
-        &self,
-        agent: &str,
-        (calls, phase): (i32, i64),
-        failed: &Failed,
-        took: Duration,
-    ) -> Result<(), OrchestrationError> {
-        sqlx::query(
-            "WITH run AS ( \
-                 UPDATE ops.orchestration_agent_runs SET state = 'failed', ended_at = now(), final = $4, error = $5, \
-                     http_status = $6 \
-                 WHERE root_id = $1 AND agent = $2 AND state <> 'succeeded' AND calls = $9 RETURNING 1) \
-             UPDATE ops.orchestration_execution_logs SET status = 'failed', message = $5, completed_at = now(), \
-                 duration_ms = $7, detail = $8 \
-             WHERE id = $3",
-        )
-        .bind(&self.root)
-        .bind(agent)
-        .bind(phase)
-        .bind(failed.again == Again::Never)
-        .bind(&failed.error)
-        .bind(failed.status.map(i32::from))
-        .bind(millis(took))
-        .bind(json!({ "http_status": failed.status }))
-        .bind(calls)
-        .execute(&self.pool)
-        .await
-        .map(drop)
-        .map_err(OrchestrationError::database("note that a call of an agent failed"))
-    }
-
-    /// Notes that an agent is passed over.
-    pub(crate) async fn skip(&self, agent: &str, reason: &str) -> Result<(), OrchestrationError> {
-        sqlx::query(
-            "WITH run AS ( \
-                 INSERT INTO ops.orchestration_agent_runs AS r (root_id, agent, state, job_id, replays, calls, error, ended_at) \
-                 VALUES ($1, $2, 'skipped', $3, $4, 0, $7, now()) \
-                 ON CONFLICT (root_id, agent) DO UPDATE SET state = 'skipped', job_id = $3, replays = $4, error = $7, \
-                     ended_at = now() \
-                 WHERE r.state <> 'succeeded' RETURNING 1) \
-             INSERT INTO ops.orchestration_execution_logs (job_id, project_id, agent, attempt, phase, status, message, \
-                 completed_at, duration_ms) \
-             SELECT $3, $5, $2, $6, 'decide', 'skipped', $7, now(), 0 FROM run",
-        )
-        .bind(&self.root)
-        .bind(agent)
-        .bind(&self.job)
-        .bind(self.replays)
-        .bind(&self.project)
-        .bind(self.attempt)
-        .bind(reason)
-        .execute(&self.pool)
-        .await
-        .map(drop)
-        .map_err(OrchestrationError::database("note that an agent is passed over"))
-    }
 }
 
 /// How a job, or an attempt of it, ended.
@@ -444,7 +270,7 @@ pub(crate) async fn end(
          ended AS ( \
              UPDATE ops.orchestration_jobs j SET status = $2, retryable = $3, error_code = $4, error_message = $5, \
                  agents_executed = sums.executed, agents_succeeded = sums.succeeded, agents_failed = sums.failed, \
-                 tasks_created = sums.tasks, suggestions_created = sums.suggestions, timeout_at = NULL, \
+                 tasks_created = sums.tasks, suggestions_created = sums.suggestions, timeout_at = NULL, tell_from = clock_timestamp(), \
                  ended_at = CASE WHEN $6 THEN clock_timestamp() END, \
                  duration_ms = CASE WHEN $6 THEN (extract(epoch FROM clock_timestamp() - COALESCE(j.started_at, j.created_at)) * 1000)::bigint END \
              FROM sums WHERE j.id = $1 AND j.ended_at IS NULL AND j.begun = COALESCE($7, j.begun) \
@@ -539,14 +365,6 @@ pub async fn reconcile(pool: &PgPool) -> Result<u64, OrchestrationError> {
         ended += 1;
     }
     Ok(ended)
-}
-
-fn signed(count: u64) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
-}
-
-pub(crate) fn millis(span: Duration) -> i64 {
-    i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
 }
 
 pub(crate) fn instant(row: &sqlx::postgres::PgRow, column: &str) -> Result<Option<Timestamp>, sqlx::Error> {

@@ -46,6 +46,7 @@ pub const TASKER: Component = component!(
         "0080_recordings",
         "0085_orchestration",
         "0093_export_scope",
+        "0096_orchestration_told",
     ]
 );
 

@@ -13,8 +13,8 @@ use super::decide::{Decision, Reason, Standing, day_begins, decide};
 use super::row::{Malformed, Schedule, slot_job_id};
 use super::store::{self, Fired, Note, State};
 use crate::error::{OrchestrationError, chain};
-use crate::metrics;
 use crate::store::reconcile;
+use crate::{metrics, tell};
 
 /// An unchanged reason is written anew after so long, so that its age tells whether somebody looks.
 const NOTE_AGAIN: SignedDuration = SignedDuration::from_mins(1);
@@ -181,6 +181,19 @@ impl Evaluator {
         if !notes.is_empty() {
             let term = tenure.check().map_err(|_| Halt::NotLeading)?;
             store::note(&self.pool, term, &notes).await?;
+        }
+        pulse.beat();
+        match tell::due(&self.pool).await {
+            Ok(0) => {}
+            Ok(jobs) => tracing::debug!(jobs, "the platform's tables are told of orchestration jobs"),
+            Err(error) if error.is_unavailable() => return Err(Halt::Failed(error)),
+            // Schedules fire whatever the platform's tables are like.
+            Err(error) => {
+                tracing::warn!(
+                    error = chain(&error),
+                    "the platform's tables cannot be told of orchestration jobs"
+                );
+            }
         }
         let passed = SignedDuration::try_from(boot_now().duration_since(asked)).unwrap_or_default();
         let until = next.map(|next| next.duration_since(now).saturating_sub(passed));

@@ -12,6 +12,8 @@ use tokio::net::{TcpListener, TcpStream};
 pub(crate) enum Act {
     /// A status, headers, a body.
     Answer(u16, &'static [(&'static str, &'static str)], String),
+    /// The same after a while.
+    Later(Duration, Box<Self>),
     /// Nothing, until the caller has had enough.
     Hang,
     /// A byte of the body now and then, for ever.
@@ -116,8 +118,13 @@ impl Agents {
     }
 }
 
-async fn perform(stream: &mut BufReader<TcpStream>, act: Act) -> bool {
+async fn perform(stream: &mut BufReader<TcpStream>, mut act: Act) -> bool {
+    while let Act::Later(span, then) = act {
+        tokio::time::sleep(span).await;
+        act = *then;
+    }
     match act {
+        Act::Later(..) => false,
         Act::Answer(status, headers, body) => {
             let mut text = format!("HTTP/1.1 {status} Told\r\ncontent-length: {}\r\n", body.len());
             for (name, value) in headers {

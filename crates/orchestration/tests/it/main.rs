@@ -7,6 +7,7 @@
 )]
 
 mod agents;
+mod platform;
 mod run;
 mod schedules;
 mod stage;
