@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use voiceai_cli::Failure;
 use voiceai_listener::axum::Router;
+use voiceai_orchestration::OrchestrationContext;
 use voiceai_platform::Stripe;
 use voiceai_postgres::{PgPool, Tenure};
 use voiceai_queue::Client;
@@ -32,9 +33,20 @@ pub struct Admin {
     desk: Desk,
     store: Store,
     kinds: Kinds,
-    backup: Option<BackupContext>,
-    calls: CallContexts,
-    stripe: Option<Stripe>,
+    contexts: CheckContexts,
+}
+
+/// What a replay's checks ask.
+#[derive(Clone, Debug)]
+pub struct CheckContexts {
+    /// The backups' bucket; absent where none is set.
+    pub backup: Option<BackupContext>,
+    /// Calls and recordings.
+    pub calls: CallContexts,
+    /// The agents; absent where no address of theirs is set.
+    pub agents: Option<OrchestrationContext>,
+    /// The way to Stripe; absent where no key is set.
+    pub stripe: Option<Stripe>,
 }
 
 impl Admin {
@@ -46,9 +58,7 @@ impl Admin {
         redis: &Redis,
         pool: &PgPool,
         kinds: Kinds,
-        backup: Option<BackupContext>,
-        calls: CallContexts,
-        stripe: Option<Stripe>,
+        contexts: CheckContexts,
     ) -> Result<Arc<Self>, Failure> {
         // Without a writer behind it: operators' acts are written at once, never batched.
         let (history, _) = History::new(pool.clone(), HistorySettings::default());
@@ -57,14 +67,13 @@ impl Admin {
             Client::with_history(redis, Arc::new(history)).await.map_err(|error| queue_failure(&error))?;
         let desk = Desk { client, pool: pool.clone() };
         let store = Store::new(pool.clone(), trail::SERVICE);
-        Ok(Arc::new(Self { desk, store, kinds, backup, calls, stripe }))
+        Ok(Arc::new(Self { desk, store, kinds, contexts }))
     }
 
     /// The checks of one plan: what they have learnt is true for its moment.
     fn checks(&self) -> Checks {
-        Checks::new(self.kinds.clone(), self.backup.clone())
-            .with_calls(self.calls.clone())
-            .with_stripe(self.stripe.clone())
+        let CheckContexts { backup, calls, agents, stripe } = self.contexts.clone();
+        Checks::new(self.kinds.clone(), backup).with_calls(calls).with_stripe(stripe).with_agents(agents)
     }
 
     /// The queues' routes.

@@ -19,6 +19,7 @@ use voiceai_leader::{RedisTerm, TermMirror};
 use voiceai_listener::axum::Router;
 use voiceai_mail::intake::Intake;
 use voiceai_mail::rest::Rest;
+use voiceai_orchestration::OrchestrationContext;
 use voiceai_postgres::Tenure;
 use voiceai_queue::Client;
 use voiceai_queue::cron::{self, Scheduler, SchedulerSettings};
@@ -28,7 +29,7 @@ use voiceai_redis::Redis;
 use voiceai_runtime::Vitals;
 use voiceai_service::{Context, Secrets};
 
-use crate::admin::Admin;
+use crate::admin::{Admin, CheckContexts};
 use crate::jobs::backup::{self, BackupContext};
 use crate::jobs::duty::DutyContexts;
 use crate::jobs::housekeeping;
@@ -75,6 +76,8 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
         // What a killed process has left; what others are working on stays.
         voiceai_recording::clear_work_folder(&settings.recording.work_dir).await;
     }
+    let token = crate::jobs::orchestration::rotating_token(context.secrets.clone());
+    let agents = crate::jobs::orchestration::context(&settings, context.pool.clone(), token)?;
     let contexts = Contexts {
         redis: context.redis.clone(),
         backup: backup.clone(),
@@ -88,11 +91,7 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
         webhook,
         mail: mail.clone(),
         notices: notices(&context, &mail)?,
-        orchestration: crate::jobs::orchestration::context(
-            &settings,
-            context.pool.clone(),
-            context.secrets.clone(),
-        )?,
+        orchestration: agents.clone(),
         calls: calls.clone(),
         upkeep: housekeeping::upkeep(&settings, context.pool.clone())?,
         duties: DutyContexts::new(&settings, &context.pool, posts, &context.shared.general.environment)?,
@@ -111,7 +110,7 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
     if backup.is_some() {
         start_backup_watch(&context, tenure.clone(), &stopping);
     }
-    let internal = internal_routes(&context, &http, (backup, calls), mail, tenure).await?;
+    let internal = internal_routes(&context, &http, (backup, calls, agents), mail, tenure).await?;
     http.serve(&context, internal, crate::mail::public_routes(&context.pool, &context.settings)?);
     Ok(context)
 }
@@ -131,7 +130,7 @@ fn keep_keys_fresh(settings: &mut TaskerSettings, secrets: &Secrets) {
 async fn internal_routes(
     context: &Context<TaskerSettings>,
     http: &Http,
-    (backup, calls): (Option<BackupContext>, CallContexts),
+    (backup, calls, agents): (Option<BackupContext>, CallContexts, Option<OrchestrationContext>),
     intake: Intake,
     tenure: watch::Receiver<Option<Tenure>>,
 ) -> Result<Router, Failure> {
@@ -139,8 +138,8 @@ async fn internal_routes(
         return Ok(Router::new());
     }
     let kinds = Kinds::of(&context.settings);
-    let stripe = housekeeping::stripe(&context.settings)?;
-    let admin = Admin::new(&context.redis, &context.pool, kinds, backup, calls, stripe).await?;
+    let checks = CheckContexts { backup, calls, agents, stripe: housekeeping::stripe(&context.settings)? };
+    let admin = Admin::new(&context.redis, &context.pool, kinds, checks).await?;
     let metrics = if context.settings.http.metrics { admin.metrics(tenure) } else { Router::new() };
     let catalogue = Arc::new(crate::mail::catalogue(&context.settings.mail)?);
     let mail = Rest::new(intake, catalogue, trail::SERVICE).routes();
@@ -179,19 +178,18 @@ fn term_mirrors(redis: &Redis, settings: &TaskerSettings) -> Vec<Arc<dyn TermMir
 /// of the start is waited for as long as one that was away before it.
 async fn declare_schedules(context: &Context<TaskerSettings>) -> Result<(), Failure> {
     let deadline = tokio::time::Instant::now() + context.shared.start_timeout;
-    for schedule in registry::schedules(&context.settings) {
-        let created = loop {
-            match cron::declare(&context.pool, &schedule).await {
-                Err(error) if error.is_unavailable() && tokio::time::Instant::now() < deadline => {
-                    tracing::warn!(error = %schedule_failure(&error).message, "the start waits for PostgreSQL");
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                }
-                created => break created.map_err(|error| schedule_failure(&error))?,
+    let schedules = registry::schedules(&context.settings);
+    let created = loop {
+        match cron::declare(&context.pool, &schedules).await {
+            Err(error) if error.is_unavailable() && tokio::time::Instant::now() < deadline => {
+                tracing::warn!(error = %schedule_failure(&error).message, "the start waits for PostgreSQL");
+                tokio::time::sleep(Duration::from_millis(500)).await;
             }
-        };
-        if created {
-            tracing::info!(schedule = schedule.name, enabled = schedule.enabled, "schedule created");
+            created => break created.map_err(|error| schedule_failure(&error))?,
         }
+    };
+    for schedule in schedules.iter().filter(|schedule| created.contains(&schedule.name)) {
+        tracing::info!(schedule = schedule.name, enabled = schedule.enabled, "schedule created");
     }
     Ok(())
 }

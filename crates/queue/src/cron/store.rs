@@ -179,25 +179,24 @@ fn not_found(name: &str, names: &[String]) -> ScheduleError {
 /// # Errors
 /// [`ScheduleError::Definition`] before anything is written; as the database says.
 pub async fn set(executor: impl PgExecutor<'_>, definition: &Definition) -> Result<bool, ScheduleError> {
-    upsert(executor, definition, true).await
+    Ok(!upsert(executor, std::slice::from_ref(definition), true).await?.is_empty())
 }
 
-/// Creates the schedule that a release brings along, or brings it up to date unless an operator has [`set`] it.
-/// Answers whether it was created.
+/// Creates the schedules that a release brings along, or brings them up to date unless an operator has [`set`] them: all of them in
+/// one statement, or none. No name may stand twice. Answers the names of those that were created, in order.
 ///
 /// # Errors
-/// [`ScheduleError::Definition`] before anything is written; as the database says.
-pub async fn declare(executor: impl PgExecutor<'_>, definition: &Definition) -> Result<bool, ScheduleError> {
-    upsert(executor, definition, false).await
+/// [`ScheduleError::Definition`] for the first that does not stand, before anything is written; as the database says.
+pub async fn declare(
+    executor: impl PgExecutor<'_>,
+    definitions: &[Definition],
+) -> Result<Vec<String>, ScheduleError> {
+    upsert(executor, definitions, false).await
 }
 
-async fn upsert(
-    executor: impl PgExecutor<'_>,
-    definition: &Definition,
-    operator: bool,
-) -> Result<bool, ScheduleError> {
-    let calendar = definition.check()?;
-    let (missed, count) = match definition.missed {
+/// A definition's missed-run policy as its columns have it.
+fn missed_columns(definition: &Definition) -> Result<(&'static str, Option<i16>), DefinitionError> {
+    Ok(match definition.missed {
         MissedRuns::Skip => ("skip", None),
         MissedRuns::Once => ("once", None),
         MissedRuns::CatchUp(count) => {
@@ -207,35 +206,59 @@ async fn upsert(
             checked.map_err(|source| DefinitionError::Missed { name, source }).map(|_: MissedRuns| ())?;
             ("catch_up", Some(i16::try_from(count).unwrap_or(i16::MAX)))
         }
-    };
-    let row = sqlx::query(
+    })
+}
+
+/// Answers the names of those that were created.
+async fn upsert(
+    executor: impl PgExecutor<'_>,
+    definitions: &[Definition],
+    operator: bool,
+) -> Result<Vec<String>, ScheduleError> {
+    let calendars = definitions.iter().map(Definition::check).collect::<Result<Vec<_>, _>>()?;
+    let missed = definitions.iter().map(missed_columns).collect::<Result<Vec<_>, _>>()?;
+    let column = |of: fn(&Definition) -> String| definitions.iter().map(of).collect::<Vec<_>>();
+    let rows = sqlx::query(
         "INSERT INTO ops.schedules AS s (name, kind, queue, payload, priority, expression, zone, missed, \
              catch_up_max, overlap, enabled, overridden, last_slot) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, \
-             COALESCE(CASE WHEN abs(extract(epoch FROM $13 - now())) > 12 * 3600 THEN $13 END, now())) \
-         ON CONFLICT (name) DO UPDATE SET kind = $2, queue = $3, payload = $4, priority = $5, expression = $6, \
-             zone = $7, missed = $8, catch_up_max = $9, overlap = $10, enabled = $11, overridden = $12 \
+         SELECT d.*, $12, COALESCE(CASE WHEN abs(extract(epoch FROM $13 - now())) > 12 * 3600 THEN $13 END, now()) \
+         FROM unnest($1::text[], $2::text[], $3::text[], $4::jsonb[], $5::smallint[], $6::text[], $7::text[], $8::text[], \
+             $9::smallint[], $10::text[], $11::boolean[]) AS d (name) ORDER BY d.name \
+         ON CONFLICT (name) DO UPDATE SET kind = EXCLUDED.kind, queue = EXCLUDED.queue, payload = EXCLUDED.payload, \
+             priority = EXCLUDED.priority, expression = EXCLUDED.expression, zone = EXCLUDED.zone, missed = EXCLUDED.missed, \
+             catch_up_max = EXCLUDED.catch_up_max, overlap = EXCLUDED.overlap, enabled = EXCLUDED.enabled, overridden = $12 \
          WHERE $12 OR (NOT s.overridden AND (s.kind, s.queue, s.payload, s.priority, s.expression, s.zone, s.missed, \
-                   s.catch_up_max, s.overlap, s.enabled) IS DISTINCT FROM ($2, $3, $4, $5, $6, $7, $8, $9, $10, $11)) \
-         RETURNING (xmax = 0)",
+                   s.catch_up_max, s.overlap, s.enabled) \
+               IS DISTINCT FROM (EXCLUDED.kind, EXCLUDED.queue, EXCLUDED.payload, EXCLUDED.priority, EXCLUDED.expression, \
+                   EXCLUDED.zone, EXCLUDED.missed, EXCLUDED.catch_up_max, EXCLUDED.overlap, EXCLUDED.enabled)) \
+         RETURNING s.name, (xmax = 0)",
     )
-    .bind(&definition.name)
-    .bind(&definition.kind)
-    .bind(&definition.queue)
-    .bind(&definition.payload)
-    .bind(i16::from(definition.priority))
-    .bind(calendar.expression())
-    .bind(calendar.zone_name())
-    .bind(missed)
-    .bind(count)
-    .bind(definition.overlap.to_string())
-    .bind(definition.enabled)
+    .bind(column(|definition| definition.name.clone()))
+    .bind(column(|definition| definition.kind.clone()))
+    .bind(column(|definition| definition.queue.clone()))
+    .bind(definitions.iter().map(|definition| definition.payload.clone()).collect::<Vec<_>>())
+    .bind(definitions.iter().map(|definition| i16::from(definition.priority)).collect::<Vec<_>>())
+    .bind(calendars.iter().map(|calendar| calendar.expression().to_owned()).collect::<Vec<_>>())
+    .bind(calendars.iter().map(|calendar| calendar.zone_name().to_owned()).collect::<Vec<_>>())
+    .bind(missed.iter().map(|(word, _)| (*word).to_owned()).collect::<Vec<_>>())
+    .bind(missed.iter().map(|(_, count)| *count).collect::<Vec<_>>())
+    .bind(column(|definition| definition.overlap.to_string()))
+    .bind(definitions.iter().map(|definition| definition.enabled).collect::<Vec<_>>())
     .bind(operator)
     .bind(clock::faked().map(Timestamp::to_sqlx))
-    .fetch_optional(executor)
+    .fetch_all(executor)
     .await
-    .map_err(ScheduleError::database("write the schedule"))?;
-    row.map_or(Ok(false), |row| row.try_get(0)).map_err(ScheduleError::database("write the schedule"))
+    .map_err(ScheduleError::database("write the schedules"))?;
+    let mut created = Vec::new();
+    for row in rows {
+        let read = || -> Result<(String, bool), sqlx::Error> { Ok((row.try_get(0)?, row.try_get(1)?)) };
+        let (name, is_new) = read().map_err(ScheduleError::database("write the schedules"))?;
+        if is_new {
+            created.push(name);
+        }
+    }
+    created.sort_by_key(|name| definitions.iter().position(|definition| definition.name == *name));
+    Ok(created)
 }
 
 /// Fires nothing of `name` for a while; `None`: until it is resumed, which is kept as the year 9999. What falls into the pause is never made up for.

@@ -354,17 +354,26 @@ async fn pause_and_resume_bound_what_fires() {
 async fn definitions_are_kept_apart_from_what_operators_set() {
     let pool = database().await.pool().await;
     let declared = Definition::new("backup.nightly", "backup.database", "30 2 * * *");
-    assert!(cron::declare(&pool, &declared).await.unwrap());
-    assert!(!cron::declare(&pool, &declared).await.unwrap());
+    let other = Definition::new("another", "k", "0 5 * * *");
+    let both = [declared.clone(), other.clone()];
+    assert_eq!(cron::declare(&pool, &both).await.unwrap(), ["backup.nightly", "another"]);
+    assert!(cron::declare(&pool, &both).await.unwrap().is_empty());
+    assert_eq!(cron::get(&pool, "another").await.unwrap().definition, other);
+    // All or nothing, and the one that does not stand is named.
+    let broken = [Definition::new("third", "k", "* * * * *"), Definition::new("fourth", "k", "61 * * * *")];
+    let error = cron::declare(&pool, &broken).await.unwrap_err();
+    assert!(error.to_string().contains("fourth"), "{error}");
+    assert!(matches!(cron::get(&pool, "third").await, Err(ScheduleError::NotFound { .. })));
+    cron::delete(&pool, "another").await.unwrap();
     // A release moves it; an operator moves it; the next release does not.
     let moved = Definition { expression: "30 3 * * *".into(), ..declared.clone() };
-    cron::declare(&pool, &moved).await.unwrap();
+    cron::declare(&pool, std::slice::from_ref(&moved)).await.unwrap();
     let row = cron::get(&pool, "backup.nightly").await.unwrap();
     assert_eq!((row.definition, row.revision), (moved.clone(), 2));
     let set =
         Definition { expression: "0 4 * * *".into(), missed: MissedRuns::CatchUp(7), ..declared.clone() };
     assert!(!cron::set(&pool, &set).await.unwrap());
-    cron::declare(&pool, &declared).await.unwrap();
+    cron::declare(&pool, std::slice::from_ref(&declared)).await.unwrap();
     assert_eq!(cron::get(&pool, "backup.nightly").await.unwrap().definition, set);
 
     // A new time of day that has passed today is not due.

@@ -1,10 +1,12 @@
 //! `cron …`
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 use voiceai_cli::{Column, Failure, Mutation, Output, Question, confirm};
 use voiceai_queue::cron::{self as schedule, Line, MissedRuns};
 
-use super::{Service, act, warn};
+use super::{Service, act, client, warn};
 use crate::cli::{Cron, CronSet, Missed, Overlap};
 use crate::jobs::registry::Kinds;
 use crate::operate::Act;
@@ -57,12 +59,24 @@ async fn list(service: &Service, output: Output) -> Result<(), Failure> {
 async fn run_now(name: &str, mutation: &Mutation, service: &Service, output: Output) -> Result<(), Failure> {
     let act = act(mutation)?;
     let pool = service.pool().await?;
+    let definition = schedules::get(&pool, name).await?;
+    let kinds = Kinds::of(&service.settings);
+    // Asked only where it makes a difference: a schedule runs while Redis is away, too.
+    let mut served = BTreeSet::new();
+    if kinds.get(&definition.kind).is_none()
+        && let Ok(client) = client(service).await
+    {
+        served = schedules::served(&client, &definition.queue).await;
+    }
+    if let Some(warning) = schedules::runnable(&definition, &kinds, &served)? {
+        warn(&warning);
+    }
     if mutation.dry_run {
-        let schedule = schedules::get(&pool, name).await?;
         let document =
-            json!({ "name": name, "kind": schedule.kind, "queue": schedule.queue, "dry_run": true });
-        return output
-            .one(&document, |_| format!("would enqueue a {} job into {}\n", schedule.kind, schedule.queue));
+            json!({ "name": name, "kind": definition.kind, "queue": definition.queue, "dry_run": true });
+        return output.one(&document, |_| {
+            format!("would enqueue a {} job into {}\n", definition.kind, definition.queue)
+        });
     }
     let ran = schedules::run_now(&pool, name, &act).await?;
     output.one(&ran, |ran| format!("{}\n", ran.id))

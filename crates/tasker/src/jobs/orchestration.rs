@@ -8,7 +8,7 @@ use voiceai_orchestration::jobs::{
     ATTEMPT_TIMEOUT, Batch, Cleanup, GithubAnalysis, QUEUE, Retry, RetryFailed, SingleAgent,
 };
 use voiceai_orchestration::order::{Order, new_job_id};
-use voiceai_orchestration::{Client, OrchestrationContext};
+use voiceai_orchestration::{Client, OrchestrationContext, Token};
 use voiceai_postgres::PgPool;
 use voiceai_queue::cron::Definition;
 use voiceai_queue::{Job as _, Registry};
@@ -21,6 +21,12 @@ use crate::settings::TaskerSettings;
 pub const RETRY_SCHEDULE: &str = "orchestration-retry-failed";
 /// Name of the schedule that deletes old rows.
 pub const CLEANUP_SCHEDULE: &str = "orchestration-cleanup";
+
+/// The kinds that call agents.
+pub const ORDERS: [&str; 4] = [Batch::KIND, SingleAgent::KIND, GithubAnalysis::KIND, Retry::KIND];
+/// The kinds that `ORCHESTRATION_AGENTS_URL` switches on.
+pub const KINDS: [&str; 6] =
+    [Batch::KIND, SingleAgent::KIND, GithubAnalysis::KIND, Retry::KIND, RetryFailed::KIND, Cleanup::KIND];
 
 /// The kinds of the family: none where no address of agents is set.
 #[must_use]
@@ -72,17 +78,29 @@ pub fn schedules(settings: &TaskerSettings) -> Vec<Definition> {
     ]
 }
 
-/// What the family works with; `None` where no address of agents is set. The token is read anew for each call: it may rotate.
+/// The token as the settings had it, for a command that ends soon.
+#[must_use]
+pub fn fixed_token(settings: &TaskerSettings) -> Token {
+    let token = settings.orchestration.token.clone();
+    Arc::new(move || token.clone())
+}
+
+/// The token of the moment: it may rotate while the service runs.
+#[must_use]
+pub fn rotating_token(secrets: Secrets) -> Token {
+    Arc::new(move || secrets.current().get(&ORCHESTRATION_AGENTS_TOKEN))
+}
+
+/// What the family works with; `None` where no address of agents is set. The token is read anew for each call.
 ///
 /// # Errors
 /// Refused (4) when TLS cannot be set up.
 pub fn context(
     settings: &TaskerSettings,
     pool: PgPool,
-    secrets: Secrets,
+    token: Token,
 ) -> Result<Option<OrchestrationContext>, Failure> {
     let own = &settings.orchestration;
-    let token = Arc::new(move || secrets.current().get(&ORCHESTRATION_AGENTS_TOKEN));
     let client = Client::new(own, &settings.egress, token).map_err(|error| {
         let remedy = "Look at the system's certificate authorities.";
         Failure::refused("orchestration_client", error.to_string(), remedy)

@@ -5,7 +5,9 @@ use voiceai_mail::intake::Intake;
 use voiceai_orchestration::OrchestrationContext;
 use voiceai_platform::Upkeep;
 use voiceai_queue::cron::Definition;
+use voiceai_queue::probe::Probe;
 use voiceai_queue::{Job, Registry};
+use voiceai_recording::RecordingProcess;
 use voiceai_redis::Redis;
 
 use super::backup::BackupContext;
@@ -107,6 +109,19 @@ impl Kind {
 
 fn parses<J: Job>(payload: &str) -> Result<(), String> {
     serde_json::from_str::<J>(payload).map(drop).map_err(|error| error.to_string())
+}
+
+/// The setting that switches a kind of this version on; `None` for a kind that is always on, or that this version does not know.
+#[must_use]
+pub fn switch(kind: &str) -> Option<&'static str> {
+    match kind {
+        _ if storage::BACKUPS.contains(&kind) => Some("S3_BUCKET"),
+        _ if storage::EXPORTS.contains(&kind) => Some("EXPORTS_S3_BUCKET or S3_BUCKET"),
+        _ if orchestration::KINDS.contains(&kind) => Some("ORCHESTRATION_AGENTS_URL"),
+        RecordingProcess::KIND => Some("RECORDING_ENABLED"),
+        Probe::KIND => Some("DIAGNOSTIC_JOBS"),
+        _ => None,
+    }
 }
 
 /// The kinds that this version handles with these settings.

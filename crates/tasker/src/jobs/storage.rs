@@ -24,6 +24,11 @@ pub const VERIFY_SCHEDULE: &str = "backup-verify";
 /// Name of the schedule that removes exports whose time is over.
 pub const EXPORT_SCHEDULE: &str = "export-cleanup";
 
+/// The kinds that `S3_BUCKET` switches on.
+pub const BACKUPS: [&str; 2] = [BackupDatabase::KIND, BackupVerify::KIND];
+/// The kinds that `EXPORTS_S3_BUCKET` or `S3_BUCKET` switches on.
+pub const EXPORTS: [&str; 3] = [ExportRun::KIND, ExportCleanup::KIND, ExportCallback::KIND];
+
 /// The kinds of the family: none where no bucket is set.
 #[must_use]
 pub fn kinds(settings: &TaskerSettings) -> Vec<Kind> {

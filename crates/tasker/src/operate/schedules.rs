@@ -1,5 +1,6 @@
 //! Schedules: list, run now, pause, resume, set.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -7,10 +8,11 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use voiceai_cli::Failure;
 use voiceai_postgres::PgPool;
+use voiceai_queue::Client;
 use voiceai_queue::cron::{self, Definition, Line, MissedRuns, Overlap, ScheduleError};
 
 use super::{Act, database_failure, trail};
-use crate::jobs::registry::Kinds;
+use crate::jobs::registry::{self, Kinds};
 
 /// What a failed look at, or change of, a schedule means to an operator.
 #[must_use]
@@ -48,6 +50,41 @@ pub struct Ran {
     pub kind: String,
     /// Its queue.
     pub queue: String,
+}
+
+/// What is to be said before a schedule is run out of turn, since nobody here takes its job: `None` where this version does with these
+/// settings, or a live worker (`served`) does. A kind that no version of ours has is accepted with a warning, as `jobs enqueue` does.
+///
+/// # Errors
+/// Refused (4) where a setting switches the kind on and is not set: the job would be parked as `no_handler`.
+pub fn runnable(
+    schedule: &Definition,
+    kinds: &Kinds,
+    served: &BTreeSet<String>,
+) -> Result<Option<String>, Failure> {
+    let kind = schedule.kind.as_str();
+    if kinds.get(kind).is_some() || served.contains(kind) {
+        return Ok(None);
+    }
+    let nobody = format!("schedule {:?}: nobody handles jobs of kind `{kind}`", schedule.name);
+    match registry::switch(kind) {
+        Some(setting) => Err(Failure::refused(
+            "not_configured",
+            format!("{nobody}: {setting} is not set here, and no live worker has it"),
+            format!("Set {setting} for voiceai-tasker, then run the schedule."),
+        )),
+        None => Ok(Some(format!(
+            "{nobody} in this version; a worker without a handler parks the job as no_handler"
+        ))),
+    }
+}
+
+/// The kinds that live workers of a queue handle; none where Redis cannot say.
+pub async fn served(client: &Client, queue: &str) -> BTreeSet<String> {
+    match client.stats(queue).await {
+        Ok(stats) => stats.workers.into_iter().flat_map(|worker| worker.kinds).collect(),
+        Err(_) => BTreeSet::new(),
+    }
 }
 
 /// Enqueues a schedule's job now. It goes through the outbox, so that it survives a Redis that is away.
@@ -246,8 +283,9 @@ pub async fn set(pool: &PgPool, definition: &Definition, kinds: &Kinds, act: &Ac
 fn oddity(definition: &Definition, kinds: &Kinds) -> Option<String> {
     match kinds.get(&definition.kind) {
         None => Some(format!(
-            "no handler for kind `{}` in this version with these settings; its jobs will be parked as no_handler",
-            definition.kind
+            "no handler for kind `{}` in this version with these settings{}; its jobs will be parked as no_handler",
+            definition.kind,
+            unset(&definition.kind)
         )),
         Some(kind) => kind.check_payload(&definition.payload.to_string()).err().map(|problem| {
             format!(
@@ -256,4 +294,9 @@ fn oddity(definition: &Definition, kinds: &Kinds) -> Option<String> {
             )
         }),
     }
+}
+
+/// What would switch a kind on, as a part of a sentence.
+pub(super) fn unset(kind: &str) -> String {
+    registry::switch(kind).map_or_else(String::new, |setting| format!(": {setting} is not set"))
 }

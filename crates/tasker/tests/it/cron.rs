@@ -122,3 +122,36 @@ async fn the_leader_fires_a_due_slot_once_though_two_taskers_run() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_schedule_whose_part_is_not_set_up_is_refused_and_the_setting_named() {
+    let stage = Stage::new().await;
+    // Has agents, and no bucket; the commands have neither.
+    let tasker = stage.program().env("ORCHESTRATION_AGENTS_URL", "http://127.0.0.1:1").arg("run").start();
+    tasker.wait_for_line(PATIENCE, "service ready").await;
+    for (name, setting) in [
+        ("database-backup", "S3_BUCKET"),
+        ("backup-verify", "S3_BUCKET"),
+        ("export-cleanup", "EXPORTS_S3_BUCKET"),
+    ] {
+        for more in ["", " --dry-run"] {
+            let refused = stage.ask(&format!("cron run {name} --json{more}")).await.failure(4);
+            assert_eq!(refused["code"], "not_configured", "{refused}");
+            let text = refused.to_string();
+            assert!(text.contains(setting) && text.contains(name), "{refused}");
+        }
+    }
+    let enqueued = stage.value("SELECT count(*)::text FROM ops.outbox WHERE id LIKE 'cron:%:manual-%'").await;
+    assert_eq!(enqueued, 0, "nothing waits for a handler that nobody has");
+    // The running worker takes this one, whatever the command's own settings are.
+    let ran = stage.ask("cron run orchestration-cleanup --json").await.json(0);
+    stage.wait_for_state(ran["id"].as_str().unwrap(), "completed").await;
+    // A kind that this version does not know may be another version's.
+    set(&stage, &["--kind", "of.tomorrow", "--cron", "0 3 * * *", "--yes"]).await.json(0);
+    let ran = stage.ask("cron run probe --json").await;
+    assert!(ran.stderr.contains("of.tomorrow") && ran.stderr.contains("no_handler"), "{ran:?}");
+    ran.json(0);
+    let enqueue = ["jobs", "enqueue", "backup.verify", "--payload", "{}", "--json"];
+    let warned = stage.ask_all(&enqueue).await.json(0);
+    assert!(warned["warning"].as_str().unwrap().contains("S3_BUCKET is not set"), "{warned}");
+}

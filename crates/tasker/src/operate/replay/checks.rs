@@ -7,6 +7,8 @@ use jiff::Timestamp;
 use serde_json::json;
 use tokio::sync::{Mutex, OnceCell};
 use voiceai_cli::Failure;
+use voiceai_orchestration::OrchestrationContext;
+use voiceai_orchestration::order::Order;
 use voiceai_platform::{BillingPause, Stripe, SubscriptionsMaintain};
 use voiceai_queue::{Job as _, JobId, JobView};
 use voiceai_recording::{PostCall, RecordingProcess};
@@ -14,6 +16,7 @@ use voiceai_replay::{Candidate, Refusal};
 
 use super::{Wanted, calls};
 use crate::jobs::backup::{self, BackupContext, BackupDatabase, BackupError};
+use crate::jobs::orchestration::ORDERS;
 use crate::jobs::recording::CallContexts;
 use crate::jobs::registry::Kinds;
 use crate::operate::Desk;
@@ -31,8 +34,10 @@ pub struct Checks {
     backup: Option<BackupContext>,
     calls: Option<CallContexts>,
     stripe: Option<Stripe>,
+    agents: Option<OrchestrationContext>,
     bucket: OnceCell<Result<(), String>>,
     billing: OnceCell<Result<(), String>>,
+    reached: Mutex<BTreeMap<String, Result<(), String>>>,
     served: Mutex<BTreeMap<String, BTreeSet<String>>>,
 }
 
@@ -45,8 +50,10 @@ impl Checks {
             backup,
             calls: None,
             stripe: None,
+            agents: None,
             bucket: OnceCell::new(),
             billing: OnceCell::new(),
+            reached: Mutex::default(),
             served: Mutex::default(),
         }
     }
@@ -61,6 +68,12 @@ impl Checks {
     #[must_use]
     pub fn with_stripe(self, stripe: Option<Stripe>) -> Self {
         Self { stripe, ..self }
+    }
+
+    /// With the agents, each of which is asked whether it can be reached before a job that calls it is put back.
+    #[must_use]
+    pub fn with_agents(self, agents: Option<OrchestrationContext>) -> Self {
+        Self { agents, ..self }
     }
 
     /// Checks one dead job.
@@ -84,23 +97,24 @@ impl Checks {
             let message = format!("a newer job holds its unique key: {holder}");
             return Err(Refusal::new("unique_key_held", message));
         }
-        self.precondition(&job.kind, payload).await
+        self.precondition(job, payload).await
     }
 
     async fn is_served(&self, desk: &Desk, job: &JobView) -> bool {
         let mut served = self.served.lock().await;
         if !served.contains_key(&job.queue) {
-            let kinds = match desk.client.stats(&job.queue).await {
-                Ok(stats) => stats.workers.into_iter().flat_map(|worker| worker.kinds).collect(),
-                Err(_) => BTreeSet::new(),
-            };
+            let kinds = crate::operate::schedules::served(&desk.client, &job.queue).await;
             served.insert(job.queue.clone(), kinds);
         }
         served.get(&job.queue).is_some_and(|kinds| kinds.contains(&job.kind))
     }
 
     /// The kind's own precondition.
-    async fn precondition(&self, kind: &str, payload: &str) -> Result<(), Refusal> {
+    async fn precondition(&self, job: &JobView, payload: &str) -> Result<(), Refusal> {
+        let kind = job.kind.as_str();
+        if ORDERS.contains(&kind) {
+            return self.agents_answer(job, payload).await;
+        }
         if kind == PostCall::KIND || kind == RecordingProcess::KIND {
             return calls::precondition(self.calls.as_ref(), kind, payload).await;
         }
@@ -123,6 +137,31 @@ impl Checks {
             }
         });
         looked.await.clone().map_err(|problem| Refusal::new("bucket_unreachable", problem))
+    }
+
+    /// Whether each agent that the job would call can be reached; without an agent's work nothing would come of it but another death.
+    async fn agents_answer(&self, job: &JobView, payload: &str) -> Result<(), Refusal> {
+        let unreachable = |problem: String| Refusal::new("agents_unreachable", problem);
+        let Some(context) = &self.agents else {
+            return Err(unreachable("ORCHESTRATION_AGENTS_URL is not set".to_owned()));
+        };
+        let order: Order = serde_json::from_str(payload)
+            .map_err(|error| Refusal::new("bad_payload", format!("its payload does not parse: {error}")))?;
+        let left = context.agents_left(job.id.as_str(), &job.kind, &order).await;
+        let agents = left.map_err(|problem| Refusal::new("unusable_order", problem))?;
+        let mut reached = self.reached.lock().await;
+        for agent in agents {
+            let answer = match reached.get(&agent) {
+                Some(answer) => answer.clone(),
+                None => {
+                    let answer = context.client.probe(&agent).await;
+                    reached.insert(agent.clone(), answer.clone());
+                    answer
+                }
+            };
+            answer.map_err(|problem| unreachable(format!("agent {agent}: {problem}")))?;
+        }
+        Ok(())
     }
 
     /// Work of a kind that was never enqueued, by the kind's finder.
