@@ -147,7 +147,7 @@ impl Client {
         }
         job.check()?;
         let batcher = self.batcher(&job.queue).await;
-        let encoded = self.encode_plain(&job);
+        let encoded = self.here_and_now().encode(&job);
         let ids = batcher.send(vec![encoded]).await?;
         let id = ids.into_iter().next().ok_or_else(|| QueueError::BadReply {
             queue: job.queue.to_string(),
@@ -180,7 +180,8 @@ impl Client {
             }
             if plain {
                 let batcher = self.batcher(&queue).await;
-                let encoded = part.iter().map(|job| self.encode_plain(job)).collect();
+                let origin = self.here_and_now();
+                let encoded = part.iter().map(|job| origin.encode(job)).collect();
                 let ids = batcher.send(encoded).await?;
                 added.extend(ids.into_iter().map(|id| Added { id, outcome: AddOutcome::Accepted }));
             } else {
@@ -227,6 +228,7 @@ impl Client {
             args.push(term.number.into());
         }
         args.push(i64::try_from(jobs.len()).unwrap_or(i64::MAX).into());
+        let origin = self.here_and_now();
         for job in &jobs {
             job.check()?;
             let lane = envelope::lane(job.priority, &job.tenant, &job.key);
@@ -238,7 +240,7 @@ impl Client {
                 Due::After(span) => format!("+{}", span.as_millis()).into(),
                 Due::At(at) => at.as_millisecond().max(0).into(),
             });
-            args.push(self.envelope(job, &lane).into());
+            args.push(origin.envelope(job, &lane).into());
         }
         let function = if term.is_some() { "voiceai_v1_add_fenced" } else { "voiceai_v1_add" };
         let reply: Result<Value, _> = self.inner.library.call_apart(&name, function, args).await;
@@ -301,15 +303,8 @@ impl Client {
         Ok(names)
     }
 
-    fn envelope(&self, job: &NewJob, lane: &str) -> String {
-        let trace = job.trace.clone().or_else(crate::trace::current);
-        envelope::write(lane, &job.kind, self.inner.time.now_ms(), &job.meta(trace), job.payload.get())
-    }
-
-    fn encode_plain(&self, job: &NewJob) -> Encoded {
-        let lane = envelope::lane(job.priority, &job.tenant, &job.key);
-        let envelope = self.envelope(job, &lane);
-        Encoded { lane, envelope }
+    fn here_and_now(&self) -> Origin {
+        Origin { at_ms: self.inner.time.now_ms(), trace: crate::trace::current() }
     }
 
     async fn batcher(&self, queue: &str) -> Arc<Batcher> {
@@ -395,4 +390,23 @@ fn read_added(reply: Value) -> Result<Vec<(Added, Vec<i64>)>, Unexpected> {
             Ok((Added { id: JobId::trusted(&id), outcome }, replaced))
         })
         .collect()
+}
+
+/// Where and when jobs are enqueued: the same for all of one call.
+struct Origin {
+    at_ms: u64,
+    trace: Option<String>,
+}
+
+impl Origin {
+    fn envelope(&self, job: &NewJob, lane: &str) -> String {
+        let trace = job.trace.as_ref().or(self.trace.as_ref()).cloned();
+        envelope::write(lane, &job.kind, self.at_ms, &job.meta(trace), job.payload.get())
+    }
+
+    fn encode(&self, job: &NewJob) -> Encoded {
+        let lane = envelope::lane(job.priority, &job.tenant, &job.key);
+        let envelope = self.envelope(job, &lane);
+        Encoded { lane, envelope }
+    }
 }

@@ -57,9 +57,9 @@ local function now_ms()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
--- unpack() fails above about 7,999 values, so every variadic call goes through here.
-local function chunked(list, f)
-  local n, i = #list, 1
+-- unpack() fails above about 7,999 values, so every variadic call goes through here: for the whole list, or from..to of it.
+local function chunked(list, f, from, to)
+  local n, i = to or #list, from or 1
   while i <= n do
     local j = i + CHUNK - 1
     if j > n then j = n end

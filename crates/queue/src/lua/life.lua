@@ -117,15 +117,15 @@ conclude = function(P, now, id, envelope, outcome, result)
   end
 end
 
--- Removes what only jobs with a past have. One EXISTS keeps the ordinary job cheap.
-local function forget_past(P, ids)
+-- Removes what only jobs with a past have, of all `ids` or of ids[from..to]. One EXISTS keeps the ordinary job cheap.
+local function forget_past(P, ids, from, to)
   if call('EXISTS', P .. 'fail', P .. 'crashes', P .. 'cancel', P .. 'progress') == 0 then return end
   chunked(ids, function(i, j)
     call('HDEL', P .. 'fail', unpack(ids, i, j))
     call('HDEL', P .. 'crashes', unpack(ids, i, j))
     call('HDEL', P .. 'cancel', unpack(ids, i, j))
     call('HDEL', P .. 'progress', unpack(ids, i, j))
-  end)
+  end, from, to)
 end
 
 -- Takes a job out of `active` when `token` still owns it. Answers the lane it ran in ('' for a plain one), or nil.

@@ -3,23 +3,31 @@
 -- Settles plain completions of one token: args[i..j] are ids. Appends the refused ones to `stale`.
 local function complete(P, token, args, i, j, stale)
   local values = call('HMGET', P .. 'active', unpack(args, i, j))
-  local mine = {}
-  for k = 1, #values do
+  local mine, n = nil, 0
+  for k = 1, j - i + 1 do
     local value, id = values[k], args[i + k - 1]
-    if value == token then
-      mine[#mine + 1] = id
-    elseif value and string.sub(value, 1, #token + 1) == token .. '\n' then
-      leave_active(P, id, token, string.sub(value, #token + 2))
-      mine[#mine + 1] = id
-    else
-      stale[#stale + 1] = id
+    local own = value == token
+    if not own then
+      -- Up to here all were ours as they stand in `args`, which is what a whole lot ends as.
+      mine = mine or { unpack(args, i, i + k - 2) }
+      if value and string.sub(value, 1, #token + 1) == token .. '\n' then
+        leave_active(P, id, token, string.sub(value, #token + 2))
+        own = true
+      else
+        stale[#stale + 1] = id
+      end
+    end
+    if own then
+      n = n + 1
+      if mine then mine[n] = id end
     end
   end
-  if #mine == 0 then return 0 end
-  call('HDEL', P .. 'active', unpack(mine))
-  call('HDEL', P .. 'jobs', unpack(mine))
-  forget_past(P, mine)
-  return #mine
+  if n == 0 then return 0 end
+  if mine then args, i, j = mine, 1, n end
+  call('HDEL', P .. 'active', unpack(args, i, j))
+  call('HDEL', P .. 'jobs', unpack(args, i, j))
+  forget_past(P, args, i, j)
+  return n
 end
 
 local function acknowledge(P, args, i)
@@ -165,20 +173,20 @@ local function fill(P, now, inc, token, want, cfg, may_suspect)
     local value = key == '' and token or (token .. '\n' .. lane)
     -- A limited job is written at once: the next look at its key's slots asks what runs.
     local into = limited == '' and fields or {}
-    local started = 0
+    local before, field = #ids, #into
+    local last = before
     for i = 1, #popped do
       local id = popped[i]
       if marks and marks[i] == 1 then
         call('SREM', P .. 'ghosts', id)
         call('HDEL', P .. 'jobs', id)
       else
-        ids[#ids + 1] = id
-        into[#into + 1] = id
-        into[#into + 1] = value
+        last, field = last + 1, field + 2
+        ids[last], into[field - 1], into[field] = id, id, value
         if limited ~= '' then call('SADD', P .. 'slot:' .. limited, id) end
-        started = started + 1
       end
     end
+    local started = last - before
     if limited ~= '' and started > 0 then call('HSET', P .. 'active', unpack(into)) end
     if entries and started > 0 then rate_spend(P, limited, now, entries, started, key_rate, key_period) end
     if #popped < n or call('LLEN', P .. 'lane:' .. lane) == 0 then

@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 use voiceai_redis::{RedisError, Value};
 use voiceai_runtime::{Backoff, Pulse, random_unit};
 
-use pace::Pace;
-use start::start;
+use pace::{LOT, Pace};
+use start::{chunk, start};
 
 use super::WorkerSettings;
 use super::calls::{self, Called, Read};
@@ -31,13 +31,8 @@ use crate::client::rate_text;
 use crate::id::JobId;
 use crate::metrics::{self, Meter};
 
-/// Most jobs asked for beyond the free slots by one take: two lots of this size keep the server and this process busy
-/// at the same time.
-const LOT: usize = 512;
 /// With work at hand, completions wait until there are this many: a call costs the server as much as several of them.
-const ACKS_AT_ONCE: usize = 256;
-/// Most jobs that one task starts.
-const CHUNK_MAX: usize = 64;
+const ACKS_AT_ONCE: usize = 400;
 /// A prefetched job that did not begin within this goes back.
 const PREFETCH_PATIENCE: Duration = Duration::from_millis(25);
 /// Most settlements in one call.
@@ -253,11 +248,8 @@ impl Desk {
     fn start_buffered(&mut self) {
         while !self.stopping && !self.buffer.is_empty() && self.running < self.slots() {
             let free = self.slots() - self.running;
-            let size = if self.pace.is_instant() {
-                (self.buffer.len().min(free) / 2).clamp(1, CHUNK_MAX)
-            } else {
-                1
-            };
+            let size =
+                if self.pace.is_instant() { chunk(self.buffer.len().min(free), self.slots()) } else { 1 };
             self.running += size;
             self.moved = Instant::now();
             let chunk: Vec<Taken> = self.buffer.drain(..size).collect();

@@ -11,6 +11,17 @@ use super::super::pool::Shared;
 use super::super::run::{self, Ended, Moment, Settle};
 use super::super::take::Taken;
 
+/// Most jobs that one task starts.
+const CHUNK_MAX: usize = 64;
+/// With room for it, a task starts no less than this share of the slots: what few jobs take is less than what a task costs.
+const CHUNK_SHARE: usize = 8;
+
+/// How many of `ready` jobs, for each of which a slot is free, the next task starts: half of them, so that other threads find
+/// work, too.
+pub(super) fn chunk(ready: usize, slots: usize) -> usize {
+    (ready / 2).max(slots / CHUNK_SHARE).min(ready).clamp(1, CHUNK_MAX)
+}
+
 /// How long the handlers of a chunk may compute before the rest are started apart.
 const COMPUTING_MAX: Duration = Duration::from_millis(1);
 
@@ -64,4 +75,24 @@ async fn run_guarded(shared: Arc<Shared>, taken: Taken, begins: Option<Moment>) 
         took: None,
         waited: None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_leave_work_for_others_but_are_not_tiny() {
+        let cases = [
+            ((100, 100), 50),
+            ((50, 100), 25),
+            ((20, 100), 12),
+            ((5, 100), 5),
+            ((1, 1), 1),
+            ((500, 500), 64),
+        ];
+        for ((ready, slots), size) in cases {
+            assert_eq!(chunk(ready, slots), size, "{ready} of {slots}");
+        }
+    }
 }
