@@ -241,10 +241,12 @@ impl Client {
                     let (looked, picked) = self.pick(queue, args).await?;
                     let found = u64::try_from(picked.len()).unwrap_or(0);
                     removed += self.remove(queue, picked, ending, reason).await?;
-                    // What was picked is gone from the state; what was passed over stands before the next page.
-                    offset += looked.saturating_sub(found);
+                    // What was picked is gone from the state; what was passed over stands before the next page: jobs, or
+                    // lanes of waiting ones.
+                    let passed = looked.saturating_sub(found);
+                    offset += passed;
                     // A lane that has cancelled jobs among its first gives less than a whole page.
-                    let done = if *state == State::Waiting { found == 0 } else { looked < PURGE_STEP };
+                    let done = if *state == State::Waiting { looked == 0 } else { looked < PURGE_STEP };
                     if done {
                         return Ok(removed);
                     }

@@ -118,11 +118,19 @@ local function born_of(envelope)
   return tonumber(string.match(meta or '', '^%w+') or '0', 36) or 0
 end
 
--- Up to n jobs that wait, from the heads of their lanes. Cancelled ids at a head are cleared away on the way.
-local function pick_waiting(P, n, before, reply)
+-- Lanes that one call of `pick` looks at: a queue may have one for each of a great many tenants.
+local PICK_LANES = 1000
+
+-- Up to n jobs that wait, from the heads of their lanes, beginning with the lane after the first `skip`. Cancelled ids at a
+-- head are cleared away on the way. Answers how many lanes were looked at in vain when nothing was found and more follow.
+local function pick_waiting(P, n, before, skip, reply)
+  local looked = 0
   for _, ring in ipairs({ 'ready', 'held', 'suspect' }) do
-    local lanes = call('ZRANGE', P .. ring, 0, -1)
+    local size = call('ZCARD', P .. ring)
+    local lanes = skip < size and call('ZRANGE', P .. ring, skip, skip + PICK_LANES - looked - 1) or {}
+    skip = math.max(0, skip - size)
     for l = 1, #lanes do
+      looked = looked + 1
       local list = P .. 'lane:' .. lanes[l]
       local id = call('LINDEX', list, -1)
       while id and (call('HGET', P .. 'jobs', id) or '') == '' do
@@ -141,13 +149,15 @@ local function pick_waiting(P, n, before, reply)
           reply[#reply + 1] = envelope
         end
       end
-      if #reply >= 2 * n then return end
+      if #reply >= 2 * n then return 0 end
     end
+    if looked >= PICK_LANES then break end
   end
+  return (#reply == 0 and looked >= PICK_LANES) and looked or 0
 end
 
 --[[ pick: what a purge would remove, for it to be written down first. ARGV state, n, older than (enqueued or parked before
-  this Unix ms; 0 = any), offset, ids ... With ids only those, whatever of the three states they are in.
+  this Unix ms; 0 = any), offset (of waiting ones: in lanes), ids ... With ids only those, whatever of the three states they are in.
   Returns {how many were looked at, (id, envelope) ...}. ]]
 register('pick', { 'allow-oom' }, function(keys, args)
   local P, state, n, before = keys[1], args[1], tonumber(args[2]), tonumber(args[3])
@@ -164,8 +174,8 @@ register('pick', { 'allow-oom' }, function(keys, args)
       end
     end
   elseif state == 'waiting' then
-    pick_waiting(P, n, before, reply)
-    looked = #reply / 2
+    local vain = pick_waiting(P, n, before, tonumber(args[4]), reply)
+    looked = #reply / 2 + vain
   else
     for i = 5, #args do
       local envelope = envelope_of(P, args[i])

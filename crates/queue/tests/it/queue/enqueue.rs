@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use voiceai_postgres::Term;
-use voiceai_queue::{AddOutcome, Client, JobId, NewJob, QueueError, State};
+use voiceai_queue::{AddOutcome, Client, JobId, NewJob, QueueError, State, UniqueMode};
 use voiceai_redis::{Redis, RedisSettings, Value};
 use voiceai_testkit::{RedisOptions, RedisServer};
 
@@ -332,4 +332,33 @@ async fn a_batch_that_is_in_is_answered_so_also_when_producers_are_paused_since(
     s.client.pause_producers(&s.queue).await.unwrap();
     assert_eq!(send("1").await.unwrap()[0], 0, "it came before");
     assert!(send("2").await.unwrap_err().detail().contains("QPAUSED"));
+}
+
+#[tokio::test]
+async fn a_batch_of_all_sorts_is_taken_in_order_and_each_id_once() {
+    let s = Setup::new().await;
+    let job = |name: &str| Work::named(name).job().id(JobId::chosen(name).unwrap());
+    s.client.enqueue(job("known")).await.unwrap();
+    let batch = vec![
+        job("a"),
+        job("known"),
+        job("tied").unique("u", UniqueMode::Reject),
+        job("later").delay(Duration::from_secs(600)),
+        job("a"),
+        job("held").unique("u", UniqueMode::Reject),
+        job("b"),
+        job("later"),
+        job("other").tenant("acme"),
+    ];
+    let added = s.client.add_many(&s.queue, batch, None).await.unwrap();
+    use AddOutcome::{Accepted as A, Duplicate as D, Known as K};
+    let outcomes: Vec<_> = added.iter().map(|added| added.outcome).collect();
+    assert_eq!(outcomes, [A, K, A, A, K, D, A, K, A]);
+    check(&s.client, &s.queue).await;
+    let worker = s.worker(1);
+    until("they ran", async || s.diary.runs().len() == 5).await;
+    let plain: Vec<_> = s.diary.names().into_iter().filter(|name| name != "other").collect();
+    assert_eq!(plain, ["known", "a", "tied", "b"], "first in, first out, whatever is tied");
+    check(&s.client, &s.queue).await;
+    worker.stop().await;
 }

@@ -92,6 +92,22 @@ async fn replay_starts_attempts_anew_and_keeps_the_lineage() {
 }
 
 #[tokio::test]
+async fn a_clean_up_finds_old_jobs_behind_a_great_many_lanes() {
+    let s = Setup::new().await;
+    let young = (0..2_300).map(|i| Work::named("young").job().tenant(format!("a{i}")));
+    s.client.enqueue_bulk(young.collect()).await.unwrap();
+    let envelope = "0|zz|\nwork\n1 m=0\n{}";
+    let args = ["1", "old", "0|zz|", "0", envelope].iter().map(|arg| Value::from(*arg)).collect();
+    let _: Value = s.client.redis().fcall("voiceai_v1_add", vec![s.key("").into()], args).await.unwrap();
+    let old = Selection::State { state: State::Waiting, older_than: Some(Duration::from_secs(3_600)) };
+    assert_eq!(s.client.purge(&s.queue, &old, Ending::Removed, "clean").await.unwrap(), 1);
+    assert_eq!(s.records.of("old"), ["removed"]);
+    let all = Selection::State { state: State::Waiting, older_than: None };
+    assert_eq!(s.client.purge(&s.queue, &all, Ending::Discarded, "purge").await.unwrap(), 2_300);
+    check(&s.client, &s.queue).await;
+}
+
+#[tokio::test]
 async fn discard_purge_and_clean_remove_with_a_record() {
     let s = Setup::new().await;
     let kept = s.client.enqueue(Work::named("kept").job().delay(SOON)).await.unwrap().id.to_string();
