@@ -77,7 +77,7 @@ pub struct Clean {
     /// Jobs in this state: completed, dead, waiting or delayed
     #[arg(long, value_enum)]
     pub state: State,
-    /// Only jobs that entered their state longer ago than this
+    /// Only jobs older than this: dead ones since they died, completed ones since their end, others since they were enqueued
     #[arg(long, value_name = "D", value_parser = duration_arg)]
     pub older_than: Duration,
     /// Whether, why and by whom.

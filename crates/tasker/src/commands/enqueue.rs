@@ -48,21 +48,12 @@ async fn one(command: Enqueue, kinds: &Kinds, service: &Service, output: Output)
         return output
             .one(&would, |_| format!("would enqueue a {} job into {}\n", job.kind(), job.queue_name()));
     }
-    let (client, pool) = tokio::join!(queues(service), service.pool());
-    if let (Err(failure), Err(_)) = (&client, &pool) {
-        return Err(failure.clone());
-    }
-    if let Err(failure) = &client
-        && failure.exit != voiceai_cli::ExitCode::Unreachable
-    {
-        return Err(failure.clone());
-    }
-    let enqueued = enqueue::one(client.as_ref().ok(), pool.as_ref().ok(), job).await?;
+    let (client, pool) = stores(service).await?;
+    let enqueued = enqueue::one(client.as_ref(), pool.as_ref(), job).await?;
     if enqueued.route == "outbox" {
         warn("the queue did not take the job; it waits in the outbox and comes to the queue by itself");
     }
-    keep(pool.as_ref().ok(), &act, &enqueued.id, json!({ "kind": enqueued.kind, "queue": enqueued.queue }))
-        .await;
+    keep(pool.as_ref(), &act, &enqueued.id, json!({ "kind": enqueued.kind, "queue": enqueued.queue })).await;
     let mut document = json!(enqueued);
     if let Some(warning) = warning {
         document["warning"] = warning.into();
@@ -70,8 +61,13 @@ async fn one(command: Enqueue, kinds: &Kinds, service: &Service, output: Output)
     output.one(&document, |_| format!("{}\n", enqueued.id))
 }
 
-async fn queues(service: &Service) -> Result<Client, Failure> {
-    super::client(service).await
+/// The queues and the outbox behind them: one of the two is enough, where the other is only away.
+async fn stores(service: &Service) -> Result<(Option<Client>, Option<PgPool>), Failure> {
+    let (client, pool) = tokio::join!(super::client(service), service.pool());
+    match client {
+        Err(failure) if pool.is_err() || failure.exit != voiceai_cli::ExitCode::Unreachable => Err(failure),
+        client => Ok((client.ok(), pool.ok())),
+    }
 }
 
 /// An enqueued job is enqueued: an audit row that cannot be written is said, not failed for.
@@ -139,11 +135,11 @@ async fn many(
         return output.one(&would, |_| format!("would enqueue {} jobs\n", checked.jobs));
     }
     file.rewind().map_err(|error| enqueue::unreadable(&error))?;
-    let (client, pool) = tokio::join!(queues(service), service.pool());
-    let client = client?;
+    let (client, pool) = stores(service).await?;
     let mut jobs: Vec<Enqueued> = Vec::new();
-    let mut stdout = std::io::stdout();
+    let (mut stdout, mut waiting) = (std::io::stdout(), 0_u64);
     let done = |job: Enqueued| {
+        waiting += u64::from(job.route == "outbox");
         if output.is_json() {
             jobs.push(job);
         } else {
@@ -151,12 +147,17 @@ async fn many(
             let _ = writeln!(stdout, "{}", job.id);
         }
     };
-    let result = enqueue::all_lines(&client, BufReader::new(&file), kinds, done).await;
+    let result = enqueue::all_lines(client.as_ref(), pool.as_ref(), BufReader::new(&file), kinds, done).await;
+    if waiting > 0 {
+        warn(&format!(
+            "{waiting} jobs wait in the outbox, as their queue did not take them, and come to it by themselves"
+        ));
+    }
     let count = match &result {
         Ok(count) => *count,
         Err(interrupted) => interrupted.done,
     };
-    keep(pool.as_ref().ok(), &act, &path.display().to_string(), json!({ "jobs": count, "of": checked.jobs }))
+    keep(pool.as_ref(), &act, &path.display().to_string(), json!({ "jobs": count, "of": checked.jobs }))
         .await;
     if output.is_json() {
         let known = jobs.iter().filter(|job| job.known).count();

@@ -118,8 +118,9 @@ fn oddity(kind: &str, payload: &str, kinds: &Kinds) -> Option<String> {
             let known: Vec<_> = kinds.names().collect();
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
             Some(format!(
-                "no handler for kind `{kind}` in this version with these settings; a worker without one parks the job as \
-                 no_handler (known: {known})"
+                "no handler for kind `{kind}` in this version with these settings{}; a worker without one parks the job as \
+                 no_handler (known: {known})",
+                super::schedules::unset(kind)
             ))
         }
         Some(known) => known.check_payload(payload).err().map(|problem| {
@@ -144,11 +145,7 @@ pub async fn one(client: Option<&Client>, pool: Option<&PgPool>, job: NewJob) ->
             Err(error) if goes_to_outbox(&error) => queue_failure(&error),
             Err(error) => return Err(queue_failure(&error)),
         },
-        None => Failure::unreachable(
-            "redis_unreachable",
-            "Redis cannot be reached",
-            "Check REDIS_URL and the server.",
-        ),
+        None => away(),
     };
     let Some(pool) = pool else { return Err(refused) };
     let row = OutboxJob::from_job(job.clone(), false)
@@ -290,42 +287,88 @@ pub struct Interrupted {
     pub failure: Failure,
 }
 
-/// Enqueues every line, in calls of 1,000, and hands each answer to `done`. The lines were checked before.
+/// Enqueues every line, in calls of 1,000, and hands each answer to `done`. The lines were checked before. What Redis does not
+/// take, as it is away or the queue's producers are paused, becomes rows of the outbox, as with [`one`].
 ///
 /// # Errors
 /// Says how far it came.
 pub async fn all_lines(
-    client: &Client,
+    client: Option<&Client>,
+    pool: Option<&PgPool>,
     mut reader: impl BufRead,
     kinds: &Kinds,
     mut done: impl FnMut(Enqueued),
 ) -> Result<u64, Interrupted> {
     let (mut count, mut line) = (0, 1);
     loop {
-        let (jobs, next_line) = match next_bulk(&mut reader, line, kinds) {
+        let (mut jobs, next_line) = match next_bulk(&mut reader, line, kinds) {
             Ok(bulk) => bulk,
             Err(failure) => return Err(Interrupted { done: count, from_line: line, failure }),
         };
         if jobs.is_empty() {
             return Ok(count);
         }
-        let heads: Vec<_> =
-            jobs.iter().map(|job| (job.kind().to_owned(), job.queue_name().to_owned())).collect();
-        let added = client.enqueue_bulk(jobs).await.map_err(|error| Interrupted {
-            done: count,
-            from_line: line,
-            failure: queue_failure(&error),
-        })?;
-        for ((kind, queue), added) in heads.into_iter().zip(added) {
-            count += 1;
-            let (known, duplicate) = (added.is_known(), added.outcome == AddOutcome::Duplicate);
-            done(Enqueued { id: added.id.to_string(), kind, queue, known, duplicate, route: "queue" });
+        // Queue by queue, as one may refuse what another takes.
+        while let Some((first, _)) = jobs.first() {
+            let queue = first.queue_name().to_owned();
+            let end = jobs.iter().position(|(job, _)| job.queue_name() != queue).unwrap_or(jobs.len());
+            let rest = jobs.split_off(end);
+            let (part, lines): (Vec<_>, Vec<_>) = std::mem::replace(&mut jobs, rest).into_iter().unzip();
+            let from_line = lines.first().copied().unwrap_or(line);
+            let answers = many(client, pool, part).await;
+            for answer in answers.map_err(|failure| Interrupted { done: count, from_line, failure })? {
+                count += 1;
+                done(answer);
+            }
         }
         line = next_line;
     }
 }
 
-fn next_bulk(reader: &mut impl BufRead, first: u64, kinds: &Kinds) -> Result<(Vec<NewJob>, u64), Failure> {
+/// Enqueues jobs of one queue.
+async fn many(
+    client: Option<&Client>,
+    pool: Option<&PgPool>,
+    jobs: Vec<NewJob>,
+) -> Result<Vec<Enqueued>, Failure> {
+    let refused = match client {
+        Some(client) => match client.enqueue_bulk(jobs.clone()).await {
+            Ok(added) => {
+                return Ok(jobs.iter().zip(added).map(|(job, added)| Enqueued::of(job, added)).collect());
+            }
+            // Nothing was taken. Where that is not known the jobs, most of them without an id, might come twice.
+            Err(error @ QueueError::ProducersPaused { .. }) => queue_failure(&error),
+            Err(error) => return Err(queue_failure(&error)),
+        },
+        None => away(),
+    };
+    let Some(pool) = pool else { return Err(refused) };
+    let rows = jobs.into_iter().map(|job| OutboxJob::from_job(job, false)).collect::<Result<Vec<_>, _>>();
+    let rows = rows.map_err(|error| Failure::usage("invalid_job", error.to_string(), "Correct the job."))?;
+    let inserted = outbox::insert_many(pool, &rows).await;
+    let inserted = inserted.map_err(|error| refused.and(database_failure(&error)))?;
+    Ok(rows
+        .into_iter()
+        .zip(inserted)
+        .map(|(row, inserted)| Enqueued {
+            id: row.id,
+            kind: row.kind,
+            queue: row.queue,
+            known: inserted == Inserted::Known,
+            duplicate: false,
+            route: "outbox",
+        })
+        .collect())
+}
+
+fn away() -> Failure {
+    Failure::unreachable("redis_unreachable", "Redis cannot be reached", "Check REDIS_URL and the server.")
+}
+
+/// Jobs with their lines, and the line after.
+type Bulk = (Vec<(NewJob, u64)>, u64);
+
+fn next_bulk(reader: &mut impl BufRead, first: u64, kinds: &Kinds) -> Result<Bulk, Failure> {
     let (mut jobs, mut line, mut text) = (Vec::new(), first, String::new());
     while jobs.len() < BULK {
         text.clear();
@@ -339,7 +382,7 @@ fn next_bulk(reader: &mut impl BufRead, first: u64, kinds: &Kinds) -> Result<(Ve
                 let message = format!("line {line}: {problem}; the file has changed since it was checked");
                 Failure::refused("invalid_lines", message, "Leave the file alone while it is read.")
             })?;
-            jobs.push(job.0);
+            jobs.push((job.0, line));
         }
         line += 1;
     }

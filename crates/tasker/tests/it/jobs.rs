@@ -1,8 +1,9 @@
 //! `jobs list|show|stats|cancel|discard`, `audit list`
 
 use serde_json::{Value, json};
+use voiceai_testkit::wait_until;
 
-use crate::stage::Stage;
+use crate::stage::{PATIENCE, Stage};
 
 fn ids(list: &Value) -> Vec<String> {
     let jobs = list["jobs"].as_array().unwrap();
@@ -292,4 +293,27 @@ async fn show_names_a_used_up_queue_a_used_up_key_and_a_job_that_lost_its_worker
     let _next = stage.tasker("two").await;
     stage.wait_for_state("running", "waiting").await;
     has(&why_not(&stage, "running").await, "suspect");
+}
+
+#[tokio::test]
+async fn a_payload_that_no_value_can_hold_is_shown_as_it_was_sent() {
+    let stage = Stage::new().await;
+    let deep = format!("{}{}", "[".repeat(300), "]".repeat(300));
+    for (id, payload) in [("deep", deep.as_str()), ("great", r#"{"n":1e999,"m":12345678901234567890123}"#)] {
+        stage.ask_all(&["jobs", "enqueue", "nobody", "--id", id, "--payload", payload]).await.text(0);
+        let listed = stage.ask("jobs list --json").await;
+        assert!(listed.text(0).contains(&format!("\"payload\":{payload}")), "{listed:?}");
+        let shown = stage.ask_all(&["jobs", "show", id]).await;
+        assert!(shown.text(0).contains(payload), "{shown:?}");
+    }
+    let _tasker = stage.tasker("one").await;
+    for id in ["deep", "great"] {
+        wait_until(PATIENCE, "the job is dead", async || {
+            stage.ask_all(&["jobs", "show", id]).await.text(0).contains(": dead")
+        })
+        .await;
+    }
+    let plan = stage.ask("jobs replay --queue default --json").await.json(0);
+    assert_eq!(plan["matched"], 2, "{plan}");
+    assert_eq!(plan["candidates"][0]["payload"], deep, "as text: no value can hold it");
 }

@@ -42,11 +42,21 @@ async fn paused_producers_write_to_the_outbox() {
     stage.ask("queue pause default --enqueue --yes").await.text(0);
     let answer = stage.ask("jobs enqueue diagnostic.probe --id e --json").await;
     assert_eq!(answer.json(0)["route"], "outbox");
+    let line = |id: &str, queue: &str| {
+        format!("{{\"kind\":\"diagnostic.probe\",\"payload\":{{}},\"id\":\"{id}\",\"queue\":\"{queue}\"}}\n")
+    };
+    let lines = [line("f1", "default"), line("g", "email-queue"), line("f2", "default")].concat();
+    let file = stage.file("many.ndjson", &lines);
+    let many = stage.ask_all(&["jobs", "enqueue", "--file", &file, "--json"]).await.json(0);
+    let routes: Vec<_> = many["jobs"].as_array().unwrap().iter().map(|job| &job["route"]).collect();
+    assert_eq!(routes, ["outbox", "queue", "outbox"], "{many}");
     let _tasker = stage.tasker("one").await;
     let status = stage.ask("status --json").await.json(0);
-    assert_eq!(status["outbox"][0]["waiting"], 1, "{status}");
+    assert_eq!(status["outbox"][0]["waiting"], 3, "{status}");
     stage.ask("queue resume default --yes").await.text(0);
-    stage.wait_for_state("e", "completed").await;
+    for id in ["e", "f1", "f2"] {
+        stage.wait_for_state(id, "completed").await;
+    }
 }
 
 #[tokio::test]
