@@ -58,6 +58,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/log/apt /var/log/dpkg.log \
     && groupadd --gid 10001 voiceai \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin voiceai \
+    && install --directory --owner=10001 --group=10001 --mode=0700 /var/lib/voiceai-recordings \
     && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 
 COPY --from=postgresql /out/bin /usr/lib/postgresql/${PG_MAJOR}/bin
@@ -73,9 +74,10 @@ COPY --from=binaries /out/voiceai-tasker /usr/local/bin/voiceai-tasker
 
 # Numbers, so that an orchestrator can tell that it is not root.
 USER 10001:10001
-# The one place that is written: give a read-only container a tmpfs on /tmp.
+# What is written: give a read-only container a tmpfs on /tmp, and where recordings are processed a volume on the work folder.
 ENV RUNTIME_DIR=/tmp \
-    HOME=/tmp
+    HOME=/tmp \
+    RECORDING_WORK_DIR=/var/lib/voiceai-recordings
 STOPSIGNAL SIGTERM
 # Live, not ready: a container is not restarted because Redis is away. Stop it with `stop --time 35`:
 # SHUTDOWN_TIMEOUT is 30 s.

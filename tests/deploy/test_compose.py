@@ -52,6 +52,18 @@ class Compose(unittest.TestCase):
             self.assertIn("/tmp", about["tmpfs"])
             self.assertEqual(list(about["networks"]), ["inside"], "only the proxy leads out")
 
+    def test_recordings_under_work_lie_on_disk(self):
+        for whole, about, service in self.each():
+            folder = about["environment"].get("RECORDING_WORK_DIR")
+            if service == "tasker":
+                image = (DEPLOY / "containers/voiceai-tasker.Dockerfile").read_text()
+                self.assertIn(f"--mode=0700 {folder}", image, "a new volume takes its owner from the image")
+                names = [mount.split(":")[0] for mount in about["volumes"] if mount.split(":")[1] == folder]
+                self.assertEqual(len(names), 1)
+                self.assertIn(names[0], whole["volumes"])
+            else:
+                self.assertIsNone(folder)
+
     def test_a_stop_waits_for_the_drain(self):
         for _, about, _ in self.each():
             self.assertGreater(seconds(about["stop_grace_period"]), seconds(about["environment"]["SHUTDOWN_TIMEOUT"]))

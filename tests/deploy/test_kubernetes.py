@@ -112,6 +112,15 @@ class Kubernetes(unittest.TestCase):
             limits = pod["containers"][0]["securityContext"]
             self.assertEqual((limits["readOnlyRootFilesystem"], limits["allowPrivilegeEscalation"], limits["capabilities"]), (True, False, {"drop": ["ALL"]}))
 
+    def test_recordings_under_work_lie_on_disk(self):
+        pod = named(self.all, "Deployment", "voiceai-tasker")["spec"]["template"]["spec"]
+        about = pod["containers"][0]
+        folder = next(pair["value"] for pair in about["env"] if pair["name"] == "RECORDING_WORK_DIR")
+        mount = next(mount for mount in about["volumeMounts"] if mount["mountPath"] == folder)
+        volume = next(volume for volume in pod["volumes"] if volume["name"] == mount["name"])
+        self.assertEqual(list(volume["emptyDir"]), ["sizeLimit"], "disk, not memory")
+        self.assertFalse(any(volume["name"] == mount["name"] for volume in named(self.all, "Deployment", "voiceai-scaler")["spec"]["template"]["spec"]["volumes"]))
+
     def test_probes_run_the_binary_itself(self):
         for service in SERVICES:
             about = container(self.all, service)

@@ -47,6 +47,7 @@ pub const TASKER: Component = component!(
         "0085_orchestration",
         "0093_export_scope",
         "0096_orchestration_told",
+        "0097_revocation_list_placed",
     ]
 );
 

@@ -294,6 +294,10 @@ pub(crate) fn check_key(key: &str) -> Result<(), RecordingError> {
     if key.starts_with('/') || key.contains("://") {
         return refused("is an address; give the object's name in the bucket");
     }
+    // Stores take these for a path, and refuse it or lead elsewhere.
+    if key.split('/').any(|part| part == "." || part == "..") {
+        return refused("has `.` or `..` as a part; give the object's name in the bucket");
+    }
     if key.contains(MARK) {
         return refused("is that of a processed copy; give the original's");
     }
@@ -320,7 +324,8 @@ mod tests {
     #[test]
     fn keys_that_lead_elsewhere_are_refused() {
         assert!(check_key("calls/2026/a b.wav").is_ok());
-        for bad in ["", "/a", "http://x/y", "a\nb", "a.wav.processed.opus"] {
+        assert!(check_key("a..b/.c/d..").is_ok());
+        for bad in ["../x", "a/./b", "a/..", "", "/a", "http://x/y", "a\nb", "a.wav.processed.opus"] {
             assert!(check_key(bad).is_err(), "{bad}");
         }
         assert!(check_key(&"x".repeat(961)).is_err());

@@ -25,7 +25,7 @@ pub use call::{CALL_RECORDS_KEPT, MissingCall, PostCall, PostCallContext, missin
 pub use error::RecordingError;
 pub use job::{RECORDING_QUEUE, RecordingContext, RecordingProcess};
 pub use process::look;
-pub use rows::{MissingRecording, job_id, missing_recordings};
+pub use rows::{MissingRecording, Standing, job_id, missing_recordings, standing};
 pub use settings::RecordingSettings;
 pub use sweep::{RecordingSweep, SweepContext};
 pub use tool::PROGRAMS;

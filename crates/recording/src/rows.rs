@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use jiff_sqlx::{Timestamp as SqlTimestamp, ToSqlx as _};
+use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 use voiceai_postgres::sqlx::{self, PgConnection, PgPool, Row};
@@ -329,4 +330,37 @@ pub async fn missing_recordings(
 
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// How recordings stand as a whole.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Standing {
+    /// Known and not yet processed.
+    pub waiting: u64,
+    /// How long the oldest of them has been known, in seconds.
+    pub oldest_seconds: u64,
+    /// Given up for good within a day.
+    pub given_up: u64,
+}
+
+/// Looks how recordings in this bucket stand.
+///
+/// # Errors
+/// As the database says.
+pub async fn standing(pool: &PgPool, bucket: &str) -> Result<Standing, RecordingError> {
+    let tried = "count recordings";
+    let row = sqlx::query(
+        "SELECT count(*), COALESCE(floor(max(extract(epoch FROM now() - created_at))), 0)::bigint, \
+             (SELECT count(*) FROM ops.recordings WHERE bucket = $1 AND state = 'failed' AND updated_at > now() - interval '1 day') \
+         FROM ops.recordings WHERE bucket = $1 AND state = 'queued'",
+    )
+    .bind(bucket)
+    .fetch_one(pool)
+    .await
+    .map_err(RecordingError::database(tried))?;
+    let number = |at: usize| -> Result<u64, RecordingError> {
+        let number: i64 = row.try_get(at).map_err(RecordingError::database(tried))?;
+        Ok(u64::try_from(number).unwrap_or(0))
+    };
+    Ok(Standing { waiting: number(0)?, oldest_seconds: number(1)?, given_up: number(2)? })
 }

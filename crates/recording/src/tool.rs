@@ -29,6 +29,8 @@ const SHOWN_MAX: usize = 600;
 const FILES: u32 = 64;
 /// How many times its processor time a program may take on the clock: other work is on the host, too.
 const WALL: u32 = 10;
+/// It may take so long in any case: where many wait for the processor, little processor time says nothing about the clock.
+const WALL_MIN: Duration = Duration::from_secs(120);
 /// Grace between the signal that its processor time is over and the kill.
 const CPU_GRACE: u64 = 5;
 
@@ -37,7 +39,7 @@ const CPU_GRACE: u64 = 5;
 pub(crate) struct Limits {
     /// Address space in bytes.
     pub(crate) memory: u64,
-    /// Processor time; [`WALL`] times as much on the clock.
+    /// Processor time; on the clock [`WALL`] times as much, and at least [`WALL_MIN`].
     pub(crate) cpu: Duration,
     /// Largest file it may write, in bytes.
     pub(crate) file: u64,
@@ -105,7 +107,7 @@ pub(crate) async fn run(
         let (stdout, stderr) = tokio::join!(tail(stdout), tail(stderr));
         (child.wait().await, stdout, stderr)
     };
-    let wall = limits.cpu * WALL;
+    let wall = wall(limits.cpu);
     let ended = tokio::select! {
         biased;
         () = cancel.cancelled() => Err(RecordingError::Cancelled),
@@ -133,12 +135,19 @@ pub(crate) async fn run(
     if status.success() { Ok(ran) } else { Err(judge(tool, status, &ran.said, folder, limits)) }
 }
 
+/// How long a program may take on the clock.
+fn wall(cpu: Duration) -> Duration {
+    cpu.saturating_mul(WALL).max(WALL_MIN)
+}
+
 /// What the end of a program means.
 fn judge(tool: &'static str, status: ExitStatus, said: &str, folder: &Path, limits: Limits) -> Stopped {
     let signal = status.signal().and_then(|signal| Signal::try_from(signal).ok());
     let last = shown(said);
-    // ffmpeg catches the first of these and ends in order.
-    if signal == Some(Signal::SIGXCPU) || said.contains("received signal 24") {
+    // ffmpeg catches these, one a second, and ends in order; after the third it ends at once.
+    let is_told_to_end =
+        said.contains("received signal 24") || said.contains("system signals, terminating immediately");
+    if signal == Some(Signal::SIGXCPU) || is_told_to_end {
         let why = format!("{tool} used up {} s of processor time", limits.cpu.as_secs());
         return Stopped::Limit { setting: "RECORDING_TIMEOUT", why };
     }
@@ -246,6 +255,8 @@ mod tests {
         assert!(matches!(judged(24, ""), Stopped::Limit { setting: "RECORDING_TIMEOUT", .. }));
         let in_order = judged(255 << 8, "Exiting normally, received signal 24.");
         assert!(matches!(in_order, Stopped::Limit { setting: "RECORDING_TIMEOUT", .. }));
+        let at_once = judged(123 << 8, "Received > 3 system signals, terminating immediately");
+        assert!(matches!(at_once, Stopped::Limit { setting: "RECORDING_TIMEOUT", .. }));
         assert!(matches!(judged(25, ""), Stopped::Limit { setting: "RECORDING_OUTPUT_BYTES_MAX", .. }));
         assert!(matches!(
             judged(1 << 8, "x: Cannot allocate memory"),
@@ -260,6 +271,12 @@ mod tests {
         assert!(matches!(none, Stopped::Other(RecordingError::NoTool { .. })));
         let loaded = judged(127 << 8, "ffmpeg: error while loading shared libraries: failed to map segment");
         assert!(matches!(loaded, Stopped::Other(RecordingError::Tool { .. })), "not the recording's fault");
+    }
+
+    #[test]
+    fn a_busy_host_is_no_reason_to_give_a_recording_up() {
+        assert_eq!(wall(Duration::from_secs(1)), WALL_MIN);
+        assert_eq!(wall(Duration::from_secs(1_800)), Duration::from_secs(18_000));
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod audit;
 mod backup;
 mod cron;
 mod doctor;
+mod doctor_certificates;
 mod doctor_queues;
 mod doctor_recording;
 mod doctor_webhooks;

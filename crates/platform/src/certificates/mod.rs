@@ -7,6 +7,7 @@ mod endpoint;
 mod publish;
 mod rows;
 mod settings;
+mod standing;
 
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ pub use crl::{Revoked, build, serial};
 pub use endpoint::{LookError, Shown, look};
 pub use publish::{PublishError, publish};
 pub use settings::CertificateSettings;
+pub use standing::{RevocationList, Standing, file_good_until, look as standing};
 
 use crate::{Needs, PlatformError, missing};
 use rows::Ending;
@@ -184,7 +186,8 @@ async fn revocation_list(context: &CertificateContext, now: Timestamp) -> Result
         let (certificate, key) = (certificate.clone(), key.clone());
         tokio::task::spawn_blocking(move || Authority::read(&certificate, &key)).await??
     };
-    let number = rows::next_number(&context.pool, &authority.subject().to_string()).await?;
+    let issuer = authority.subject().to_string();
+    let number = rows::next_number(&context.pool, &issuer).await?;
     let lifetime = SignedDuration::try_from(settings.crl_lifetime).unwrap_or(SignedDuration::from_hours(2));
     let (path, count) = (settings.crl_path.clone(), list.len());
     tokio::task::spawn_blocking(move || -> Result<(), ListError> {
@@ -192,6 +195,7 @@ async fn revocation_list(context: &CertificateContext, now: Timestamp) -> Result
         Ok(publish(&path, &text)?)
     })
     .await??;
+    rows::placed(&context.pool, &issuer, number, now + lifetime, count).await?;
     let reloaded = match &settings.crl_reload {
         None => Value::Null,
         Some(url) => json!(reload(&context.rule, url).await),

@@ -6,6 +6,7 @@ use serde_json::json;
 use voiceai_postgres::sqlx::{self, PgPool, Row as _};
 
 use super::crl::{Revoked, serial};
+use super::standing::RevocationList;
 use crate::PlatformError;
 
 /// Rows of one statement.
@@ -90,6 +91,65 @@ pub(super) async fn next_number(pool: &PgPool, issuer: &str) -> Result<u64, Plat
     .await
     .map_err(PlatformError::database("number the revocation list"))?;
     Ok(number.unsigned_abs())
+}
+
+/// Notes that the list with this number is in place.
+pub(super) async fn placed(
+    pool: &PgPool,
+    issuer: &str,
+    number: u64,
+    next_update: Timestamp,
+    revoked: usize,
+) -> Result<(), PlatformError> {
+    // Of two that are put in place at the same moment the newer one counts.
+    sqlx::query(
+        "UPDATE ops.revocation_lists SET placed_at = clock_timestamp(), next_update = $3, revoked = $4 \
+         WHERE issuer = $1 AND number <= $2",
+    )
+    .bind(issuer)
+    .bind(i64::try_from(number).unwrap_or(i64::MAX))
+    .bind(next_update.to_sqlx())
+    .bind(i64::try_from(revoked).unwrap_or(i64::MAX))
+    .execute(pool)
+    .await
+    .map(drop)
+    .map_err(PlatformError::database("note that the revocation list is in place"))
+}
+
+/// The list that was begun last.
+pub(super) async fn newest_list(pool: &PgPool) -> Result<Option<RevocationList>, PlatformError> {
+    let tried = || PlatformError::database("read how the revocation list stands");
+    let row = sqlx::query(
+        "SELECT issuer, published_at, placed_at, next_update FROM ops.revocation_lists ORDER BY published_at DESC LIMIT 1",
+    )
+    .fetch_optional(pool)
+    .await
+    .map_err(tried())?;
+    let Some(row) = row else { return Ok(None) };
+    let at = |column| -> Result<Option<Timestamp>, PlatformError> {
+        let at: Option<jiff_sqlx::Timestamp> = row.try_get(column).map_err(tried())?;
+        Ok(at.map(jiff_sqlx::Timestamp::to_jiff))
+    };
+    let begun = at("published_at")?.unwrap_or(Timestamp::UNIX_EPOCH);
+    Ok(Some(RevocationList {
+        issuer: row.try_get("issuer").map_err(tried())?,
+        placed_at: at("placed_at")?,
+        // Begun and never put in place: there is none that is good.
+        next_update: at("next_update")?.unwrap_or(begun),
+    }))
+}
+
+/// How many device certificates are good and end within `days`.
+pub(super) async fn count_ending(pool: &PgPool, days: u32) -> Result<u64, PlatformError> {
+    let count: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM device_certificates \
+         WHERE status = 'ACTIVE' AND not_after > now() AND not_after <= now() + make_interval(days => $1)",
+    )
+    .bind(i32::try_from(days).unwrap_or(i32::MAX))
+    .fetch_one(pool)
+    .await
+    .map_err(PlatformError::database("count the certificates that end soon"))?;
+    Ok(count.unsigned_abs())
 }
 
 /// Device certificates that end within `days`, of which nobody was told yet.

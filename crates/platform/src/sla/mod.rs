@@ -100,7 +100,19 @@ impl SlaReport {
         let pool = &context.pool;
         let has_registry = missing(pool, REGISTRY).await?.is_none();
         let (mut made, mut known, mut failed) = (0, 0, Vec::new());
-        for tenant in tenants(pool, self.tenant.as_deref()).await? {
+        if self
+            .tenant
+            .as_deref()
+            .is_some_and(|tenant| tenant.is_empty() || tenant.chars().any(char::is_control))
+        {
+            let problem = "the id of a tenant is wanted, not empty and without control characters";
+            return Err(PlatformError::invalid("tenant", problem));
+        }
+        let tenants = tenants(pool, self.tenant.as_deref()).await?;
+        if let (Some(named), true) = (&self.tenant, tenants.is_empty()) {
+            return Err(PlatformError::invalid("tenant", format!("`{named}` is no active tenant")));
+        }
+        for tenant in tenants {
             match one(context, &tenant, day, has_registry).await {
                 Ok(true) => made += 1,
                 Ok(false) => known += 1,

@@ -6,7 +6,8 @@ use std::process::Command;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 use voiceai_platform::certificates::{
-    Authority, CertificateContext, CertificateSettings, CertificateUpkeep, Revoked, build, look,
+    Authority, CertificateContext, CertificateSettings, CertificateUpkeep, Revoked, build, file_good_until,
+    look, standing,
 };
 use voiceai_postgres::PgPool;
 use voiceai_postgres::sqlx::{query, query_scalar};
@@ -169,6 +170,37 @@ fn keys_of_older_forms_are_read_and_wrong_files_are_named() {
     openssl(folder.path(), "ecparam -name prime256v1 -genkey -noout -out sec1.key");
     openssl(folder.path(), "req -x509 -key sec1.key -out sec1.pem -days 3 -subj /CN=x");
     assert!(Authority::read(&at("sec1.pem"), &at("sec1.key")).is_ok());
+}
+
+#[tokio::test]
+async fn how_the_list_stands_is_known_and_a_list_that_was_not_put_in_place_is_none() {
+    let pool = stage::platform().await.pool().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    authority(folder.path(), "-algorithm EC -pkeyopt ec_paramgen_curve:P-256");
+    row(&pool, "soon", "2", "", "ACTIVE", "10 days").await;
+    row(&pool, "later", "3", "", "ACTIVE", "31 days").await;
+    let own = settings(folder.path());
+    let none = standing(&pool, &own).await.expect("a look");
+    assert_eq!((none.list, none.ending), (None, Some(1)));
+    // Numbered, and then the folder is gone.
+    let mut nowhere = own.clone();
+    nowhere.crl_path = folder.path().join("no/such/folder.pem");
+    upkeep(&pool, nowhere).await.expect_err("it cannot be put in place");
+    let list = standing(&pool, &own).await.expect("a look").list.expect("it was begun");
+    assert!(list.placed_at.is_none() && list.next_update <= Timestamp::now(), "{list:?}");
+    upkeep(&pool, own.clone()).await.expect("a round");
+    let list = standing(&pool, &own).await.expect("a look").list.expect("a list");
+    let left = list.next_update.duration_since(Timestamp::now()).as_secs();
+    assert!(list.placed_at.is_some() && (7_000..=7_200).contains(&left), "{list:?}");
+    let until = file_good_until(&own.crl_path).expect("a list in its file");
+    assert!(until.duration_since(list.next_update).abs() <= SignedDuration::from_secs(1), "{until} {list:?}");
+    assert!(
+        file_good_until(&folder.path().join("ca.pem")).expect_err("no list").contains("no revocation list")
+    );
+    assert!(file_good_until(&folder.path().join("absent")).is_err());
+    // Without an authority there is no list to look after.
+    let off = CertificateSettings { ca_key: None, ..own };
+    assert_eq!(standing(&pool, &off).await.expect("a look").list, None);
 }
 
 #[tokio::test]

@@ -97,3 +97,14 @@ async fn without_the_tables_it_is_skipped() {
     let result = run(&SlaReport::default(), &context(&pool, &[])).await.unwrap();
     assert_eq!((&result["skipped"], &result["table"]), (&json!(true), &json!("tenants")));
 }
+
+#[tokio::test]
+async fn a_tenant_that_is_none_is_named() {
+    let pool = stage::platform().await.pool().await;
+    let context = SlaContext { pool, settings: SlaSettings { days: 30, recipients: Vec::new() } };
+    for tenant in ["nobody", "", "a\0b"] {
+        let job = SlaReport { tenant: Some(tenant.to_owned()) };
+        let error = run(&job, &context).await.expect_err("there is no such tenant");
+        assert!(error.contains("tenant") && !error.contains("database"), "{tenant:?}: {error}");
+    }
+}

@@ -31,6 +31,7 @@ pub(crate) struct Stage {
 
 pub(crate) fn store_settings(s3: &S3, endpoint: &str, bucket: &str) -> S3Settings {
     S3Settings {
+        renewed: None,
         bucket: bucket.to_owned(),
         prefix: String::new(),
         endpoint: Some(endpoint.to_owned()),

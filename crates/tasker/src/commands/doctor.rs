@@ -8,7 +8,7 @@ use voiceai_monitor::{Service, State};
 use voiceai_postgres::sqlx::{self, Row};
 use voiceai_queue::{Client, QueueStats, outbox};
 
-use super::{doctor_queues, doctor_recording, doctor_webhooks};
+use super::{doctor_certificates, doctor_queues, doctor_recording, doctor_webhooks};
 use crate::IDENTITY;
 use crate::jobs::backup;
 use crate::operate::queues;
@@ -43,6 +43,13 @@ fn add(doctor: &mut Doctor, stores: &Stores, settings: &TaskerSettings) {
     doctor.check("services.watched", BOUND, check_services(settings.clone()));
     doctor.check("recording.tools", BOUND, doctor_recording::tools(settings.recording.is_enabled()));
     doctor.check("recording.bucket", BOUND, doctor_recording::bucket(settings.recording.clone()));
+    doctor.check(
+        "recording.backlog",
+        BOUND,
+        doctor_recording::backlog(stores.clone(), settings.recording.clone()),
+    );
+    let certificates = settings.duties.certificates.clone();
+    doctor.check("certificates", BOUND, doctor_certificates::check(stores.clone(), certificates));
     doctor.check("backup.age", BOUND, check_age(stores.clone(), settings.store.is_some()));
 }
 

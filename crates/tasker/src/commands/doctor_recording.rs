@@ -1,9 +1,46 @@
 //! `doctor` on what follows a call.
 
+use std::time::Duration;
+
 use voiceai_aws::{ObjectStore, S3ErrorKind};
 use voiceai_cli::doctor::Finding;
-use voiceai_recording::PROGRAMS;
-use voiceai_recording::RecordingSettings;
+use voiceai_cli::human_duration;
+use voiceai_doctor::Stores;
+use voiceai_recording::{PROGRAMS, RecordingSettings, Standing};
+
+/// A recording that waits for longer has used up the attempts that its job has, or has none.
+const OLD: Duration = Duration::from_secs(6 * 60 * 60);
+
+/// Whether recordings are processed as they come.
+pub(super) async fn backlog(stores: Stores, settings: RecordingSettings) -> Finding {
+    let Some(store) = &settings.store else { return Finding::skipped("RECORDING_ENABLED is false") };
+    let pool = match stores.pool().await {
+        Ok(pool) => pool,
+        Err(finding) => return finding,
+    };
+    match voiceai_recording::standing(&pool, &store.bucket).await {
+        Ok(standing) => judge(standing),
+        Err(error) => Finding::failed(format!("recordings cannot be read: {error}"), "Run `migrate` once."),
+    }
+}
+
+fn judge(standing: Standing) -> Finding {
+    let Standing { waiting, oldest_seconds, given_up } = standing;
+    let oldest = Duration::from_secs(oldest_seconds);
+    if oldest > OLD {
+        return Finding::warning(
+            format!("{waiting} recordings wait, the oldest for {}", human_duration(oldest)),
+            "See `jobs list --kind recording.process --state dead`, and `jobs replay --missing --kind recording.process --since 30d`.",
+        );
+    }
+    if given_up > 0 {
+        return Finding::warning(
+            format!("{given_up} recordings were given up within a day, {waiting} wait"),
+            "See `jobs list --kind recording.process --state dead`; docs/recordings.md says what is refused.",
+        );
+    }
+    Finding::ok(format!("{waiting} recordings wait, none was given up within a day"))
+}
 
 /// Whether the programs are there that recordings are processed with.
 pub(super) async fn tools(enabled: bool) -> Finding {
@@ -76,4 +113,21 @@ pub(super) async fn bucket(settings: RecordingSettings) -> Finding {
         );
     }
     Finding::ok(format!("s3://{} can be read; files under work lie in {folder}", store.bucket()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_too_long_and_what_was_given_up_is_told() {
+        let shown = |waiting, oldest_seconds, given_up| {
+            format!("{:?}", judge(Standing { waiting, oldest_seconds, given_up }))
+        };
+        assert!(shown(3, 21_600, 0).contains("none was given up"));
+        assert!(
+            shown(3, 21_601, 1).contains("the oldest for 6 h") || shown(3, 21_601, 1).contains("--missing")
+        );
+        assert!(shown(3, 60, 2).contains("2 recordings were given up"));
+    }
 }

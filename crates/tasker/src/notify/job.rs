@@ -85,6 +85,11 @@ impl Job for Notice {
     type Context = NotificationService;
 
     async fn run(&self, service: &NotificationService, attempt: &Attempt) -> Result<Outcome, JobError> {
+        for (field, text) in [("event", &self.event), ("reason", &self.reason)] {
+            if text.trim().is_empty() {
+                return Err(JobError::discard(format!("{field}: it is empty, so there is nothing to tell")));
+            }
+        }
         match service.tell(attempt.id().as_str(), self, attempt.enqueued_at()).await {
             Ok(Told::Mailed { delivery_id, notices }) => {
                 Ok(Outcome::DoneWith(json!({ "told": true, "deliveryId": delivery_id, "notices": notices })))

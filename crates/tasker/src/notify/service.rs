@@ -18,6 +18,9 @@ use super::mail::{self, Line};
 use super::store::{self, Entry, Turn};
 use crate::settings::NoticeSettings;
 
+/// Longest rest that a notice itself may ask for: one sender's mistake must not silence its event for ever.
+const THROTTLE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// The template of every notice.
 const TEMPLATE: &str = "ops.notice";
 /// The template of a webhook that was switched off, told to its owner.
@@ -176,8 +179,11 @@ impl NotificationService {
             return Ok(Told::Nobody);
         }
         let entry = entry(id, notice, &audience, enqueued_at);
-        let throttle =
-            notice.throttle_ms.map(Duration::from_millis).or(own_throttle).unwrap_or(inner.settings.throttle);
+        let throttle = notice
+            .throttle_ms
+            .map(|wish| Duration::from_millis(wish).min(THROTTLE_MAX))
+            .or(own_throttle)
+            .unwrap_or(inner.settings.throttle);
         let delivery_id = match store::take(pool, &entry, throttle).await? {
             Turn::Told(delivery_id) => return Ok(Told::Before { delivery_id }),
             Turn::Wait(wait) => return Ok(Told::Held(wait)),

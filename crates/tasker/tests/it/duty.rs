@@ -39,7 +39,8 @@ impl Watch {
                 let _ = stream.write_all(b"HTTP/1.1 204 Taken\r\nconnection: close\r\n\r\n").await;
             }
         });
-        let watch = Self { stage: Stage::new().await, sink: SmtpSink::start().await, url, posts };
+        let watch =
+            Self { stage: Stage::new().await.quiet().await, sink: SmtpSink::start().await, url, posts };
         watch.sql(PLATFORM).await;
         watch
     }

@@ -13,7 +13,7 @@ struct Watch {
 
 impl Watch {
     async fn new(throttle: &'static str) -> Self {
-        Self { stage: Stage::new().await, sink: SmtpSink::start().await, throttle }
+        Self { stage: Stage::new().await.quiet().await, sink: SmtpSink::start().await, throttle }
     }
 
     fn program(&self) -> Program {
@@ -47,6 +47,15 @@ impl Watch {
         .unwrap();
     }
 
+    /// Waits until so many notices are kept back until their mail's rest is over.
+    async fn until_held(&self, count: u64) {
+        wait_for(PATIENCE, format!("{count} notices are held back"), async || {
+            let held = self.stage.value("SELECT count(*)::text FROM ops.notices WHERE mail_id IS NULL").await;
+            if held == count { Ok(()) } else { Err(held) }
+        })
+        .await;
+    }
+
     async fn until_received(&self, count: usize) {
         wait_for(PATIENCE, format!("{count} mails arrive"), async || {
             let have = self.sink.count();
@@ -66,7 +75,8 @@ fn failed(server: &str, reason: &str) -> Value {
 
 #[tokio::test]
 async fn a_notice_of_the_scaler_is_mailed_once_and_what_follows_comes_in_one_mail() {
-    let watch = Watch::new("4s").await;
+    // Long enough for four notices to be taken by a busy machine.
+    let watch = Watch::new("15s").await;
     let tasker = watch.tasker().await;
     tasker.wait_for_line(PATIENCE, "NotificationService: notices leave by mail").await;
     watch.enqueue("scaler:failed:1", &failed("voice-1", "no stock in fsn1")).await;
@@ -74,6 +84,7 @@ async fn a_notice_of_the_scaler_is_mailed_once_and_what_follows_comes_in_one_mai
     for n in 2..=5 {
         watch.enqueue(&format!("scaler:failed:{n}"), &failed("voice-2", "boot took too long")).await;
     }
+    watch.until_held(4).await;
     let other = json!({ "event": "backup_overdue", "subject": "main", "reason": "none since Monday" });
     watch.enqueue("tasker:backup_overdue:main", &other).await;
     // Each mail has two recipients, an envelope each.
@@ -121,18 +132,16 @@ async fn a_notice_of_the_scaler_is_mailed_once_and_what_follows_comes_in_one_mai
 
 #[tokio::test]
 async fn notices_that_a_killed_tasker_held_back_are_told_by_the_next_one() {
-    let watch = Watch::new("3s").await;
+    let watch = Watch::new("1h").await;
     let tasker = watch.tasker().await;
     watch.enqueue("first", &failed("voice-1", "one")).await;
     watch.until_received(2).await;
     watch.enqueue("second", &failed("voice-2", "two")).await;
-    wait_for(PATIENCE, "the second is held back", async || {
-        let held = watch.stage.value("SELECT count(*)::text FROM ops.notices WHERE mail_id IS NULL").await;
-        if held == 1 { Ok(()) } else { Err(held) }
-    })
-    .await;
+    watch.until_held(1).await;
     tasker.kill9();
     watch.stage.redis.cli(&["FLUSHDB"]).await;
+    // The hour is over.
+    watch.stage.database.execute("UPDATE ops.notice_throttles SET open_at = now()").await;
     let _tasker = watch.tasker().await;
     watch.enqueue("third", &failed("voice-3", "three")).await;
     watch.until_received(4).await;
@@ -173,4 +182,18 @@ async fn without_recipients_nobody_is_told_and_a_wrong_one_stops_the_start() {
     drop(tasker);
     let refused = answer(stage.program().env("ALERT_RECIPIENTS", "ops@example.com,a@b@c").arg("run")).await;
     assert!(refused.exit == 4 && refused.stderr.contains("ALERT_RECIPIENTS"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_notice_that_says_nothing_is_refused_and_none_silences_its_event_for_ever() {
+    let watch = Watch::new("0s").await;
+    let _tasker = watch.tasker().await;
+    watch.enqueue("blank", &json!({ "event": " ", "reason": "r" })).await;
+    let shown = watch.stage.wait_for_state("blank", "dead").await;
+    assert_eq!(shown["dead_reason"], "discarded_by_handler", "{shown}");
+    assert!(shown["error"].as_str().unwrap().starts_with("event: "), "{shown}");
+    watch.enqueue("loud", &json!({ "event": "e", "reason": "r", "throttle_ms": u64::MAX })).await;
+    watch.stage.wait_for_state("loud", "completed").await;
+    let bounded = "SELECT bool_and(open_at < now() + interval '25 hours')::text FROM ops.notice_throttles";
+    assert_eq!(watch.stage.value(bounded).await, true);
 }

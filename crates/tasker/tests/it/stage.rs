@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
+use voiceai_queue::cron::{self, Definition};
 use voiceai_testkit::{Database, Exit, Process, Program, RedisDb, wait_for};
 
 /// Longest wait for anything: a loaded machine, not an expectation.
@@ -58,6 +59,18 @@ impl Stage {
     pub(crate) async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         Self { redis: voiceai_testkit::redis().await, database: voiceai_testkit::database().await, folder }
+    }
+
+    /// No schedule that comes by itself fires, whatever minute begins while the test runs; `cron run` still does.
+    pub(crate) async fn quiet(self) -> Self {
+        let pool = self.database.pool().await;
+        let off =
+            crate::kinds::built_in().into_iter().map(|schedule| Definition { enabled: false, ..schedule });
+        cron::declare(&pool, &off.collect::<Vec<_>>()).await.unwrap();
+        // As if an operator had switched them off: a start leaves them as they are.
+        let kept = voiceai_postgres::sqlx::query("UPDATE ops.schedules SET overridden = true");
+        kept.execute(&pool).await.unwrap();
+        self
     }
 
     /// The binary with this stage's settings.

@@ -104,9 +104,16 @@ spec:
           volumeMounts:
             - {name: tmp, mountPath: /tmp}
             - {name: secrets, mountPath: /etc/voiceai/secrets, readOnly: true}
+            {{- if .own.recordingsWork }}
+            - {name: recordings, mountPath: /var/lib/voiceai-recordings}
+            {{- end }}
       volumes:
         - name: tmp
           emptyDir: {medium: Memory, sizeLimit: 64Mi}
+        {{- with .own.recordingsWork }}
+        - name: recordings
+          emptyDir: {sizeLimit: {{ .sizeLimit }}}
+        {{- end }}
         - name: secrets
           secret: {secretName: {{ .root.Values.secret.name }}, defaultMode: 0440}
 ---
