@@ -9,13 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use voiceai_cli::Failure;
 use voiceai_listener::axum::Router;
 use voiceai_orchestration::OrchestrationContext;
 use voiceai_platform::Stripe;
 use voiceai_postgres::{PgPool, Tenure};
 use voiceai_queue::Client;
-use voiceai_queue::history::{History, HistorySettings};
 use voiceai_redis::{CallOptions, Redis};
 use voiceai_replay::Store;
 
@@ -23,7 +21,7 @@ use crate::jobs::backup::BackupContext;
 use crate::jobs::recording::CallContexts;
 use crate::jobs::registry::Kinds;
 use crate::operate::replay::Checks;
-use crate::operate::{Desk, queue_failure, trail};
+use crate::operate::{Desk, trail};
 
 /// Longest time for one call to Redis: a person waits, and may ask again.
 const CALL_MAX: Duration = Duration::from_secs(2);
@@ -50,24 +48,16 @@ pub struct CheckContexts {
 }
 
 impl Admin {
-    /// Calls to Redis fail at once while it is away, instead of waiting for it.
-    ///
-    /// # Errors
-    /// As Redis says.
-    pub async fn new(
-        redis: &Redis,
-        pool: &PgPool,
-        kinds: Kinds,
-        contexts: CheckContexts,
-    ) -> Result<Arc<Self>, Failure> {
-        // Without a writer behind it: operators' acts are written at once, never batched.
-        let (history, _) = History::new(pool.clone(), HistorySettings::default());
-        let redis = redis.with(CallOptions { attempts: Some(1), timeout: Some(CALL_MAX), fail_fast: true });
-        let client =
-            Client::with_history(redis, Arc::new(history)).await.map_err(|error| queue_failure(&error))?;
+    /// Works on `client`, whose history writes at once.
+    pub fn new(client: Client, pool: &PgPool, kinds: Kinds, contexts: CheckContexts) -> Arc<Self> {
         let desk = Desk { client, pool: pool.clone() };
         let store = Store::new(pool.clone(), trail::SERVICE);
-        Ok(Arc::new(Self { desk, store, kinds, contexts }))
+        Arc::new(Self { desk, store, kinds, contexts })
+    }
+
+    /// The connection for it: calls to Redis fail at once while it is away, instead of waiting for it.
+    pub fn connection(redis: &Redis) -> Redis {
+        redis.with(CallOptions { attempts: Some(1), timeout: Some(CALL_MAX), fail_fast: true })
     }
 
     /// The checks of one plan: what they have learnt is true for its moment.

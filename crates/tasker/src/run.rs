@@ -5,8 +5,8 @@ mod http;
 mod mail;
 pub mod monitor;
 mod orchestration;
+mod patience;
 mod pools;
-mod standing;
 mod webhook;
 
 use std::sync::Arc;
@@ -22,10 +22,10 @@ use voiceai_mail::intake::Intake;
 use voiceai_mail::rest::Rest;
 use voiceai_orchestration::OrchestrationContext;
 use voiceai_postgres::Tenure;
-use voiceai_queue::Client;
-use voiceai_queue::cron::{self, Scheduler, SchedulerSettings};
+use voiceai_queue::cron::{self, ScheduleError, Scheduler, SchedulerSettings};
 use voiceai_queue::history::{History, HistorySettings, Retention, RetentionSettings, Writer};
 use voiceai_queue::outbox::{self, Relay, RelaySettings, Wakeups};
+use voiceai_queue::{Client, QueueError};
 use voiceai_redis::Redis;
 use voiceai_runtime::Vitals;
 use voiceai_service::{Context, Secrets};
@@ -46,6 +46,7 @@ use crate::operate::trail;
 use crate::settings::TaskerSettings;
 use chores::Chores;
 use http::Http;
+use patience::patiently;
 use pools::Pools;
 
 /// Longest time for which a loop that talks to a store may be silent, beside its own interval: several calls at their limit.
@@ -59,8 +60,7 @@ const STORE_BOUND: Duration = Duration::from_secs(120);
 pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<TaskerSettings>, Failure> {
     let (http, stopping) = http::open(&context, &context.settings.http)?;
     let (history, writer) = History::new(context.pool.clone(), HistorySettings::default());
-    let client = Client::with_history(context.redis.clone(), Arc::new(history));
-    let client = client.await.map_err(|error| queue_failure(&error))?;
+    let client = queues(&context, &context.redis, history).await?;
     keep_keys_fresh(&mut context.settings, &context.secrets);
     let settings = context.settings.clone();
     let backup = Box::pin(backup_context(&context)).await?;
@@ -108,7 +108,6 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
     start_workers(&context, pools, writer, &stopping);
     monitor::start(&context, &client, &tenure, &stopping)?;
     start_leader_chores(&context, client, tenure.clone(), &stopping);
-    standing::start(&context, &tenure, &stopping);
     if backup.is_some() {
         start_backup_watch(&context, tenure.clone(), &stopping);
     }
@@ -141,12 +140,27 @@ async fn internal_routes(
     }
     let kinds = Kinds::of(&context.settings);
     let checks = CheckContexts { backup, calls, agents, stripe: housekeeping::stripe(&context.settings)? };
-    let admin = Admin::new(&context.redis, &context.pool, kinds, checks).await?;
+    // Without a writer behind it: operators' acts are written at once, never batched.
+    let (history, _) = History::new(context.pool.clone(), HistorySettings::default());
+    let client = queues(context, &Admin::connection(&context.redis), history).await?;
+    let admin = Admin::new(client, &context.pool, kinds, checks);
     let metrics = if context.settings.http.metrics { admin.metrics(tenure) } else { Router::new() };
     let catalogue = Arc::new(crate::mail::catalogue(&context.settings.mail)?);
     let mail = Rest::new(intake, catalogue, trail::SERVICE).routes();
     let exports = storage::exports(&context.settings, context.pool.clone()).await;
     Ok(admin.routes().merge(metrics).merge(mail).merge(crate::admin::export::routes(exports)))
+}
+
+/// The queues on `redis`, whose ends are told to `history`.
+async fn queues(
+    context: &Context<TaskerSettings>,
+    redis: &Redis,
+    history: History,
+) -> Result<Client, Failure> {
+    let history = Arc::new(history);
+    let connect = async || Client::with_history(redis.clone(), Arc::clone(&history) as _).await;
+    let client = patiently(context.shared.start_timeout, "Redis", QueueError::is_unavailable, connect).await;
+    client.map_err(|error| queue_failure(&error))
 }
 
 async fn backup_context(context: &Context<TaskerSettings>) -> Result<Option<BackupContext>, Failure> {
@@ -176,20 +190,13 @@ fn term_mirrors(redis: &Redis, settings: &TaskerSettings) -> Vec<Arc<dyn TermMir
     mirrors
 }
 
-/// The schedules that come with the kinds. One that is there is left as the operators have it. A database that goes away in the middle
-/// of the start is waited for as long as one that was away before it.
+/// The schedules that come with the kinds. One that is there is left as the operators have it.
 async fn declare_schedules(context: &Context<TaskerSettings>) -> Result<(), Failure> {
-    let deadline = tokio::time::Instant::now() + context.shared.start_timeout;
     let schedules = registry::schedules(&context.settings);
-    let created = loop {
-        match cron::declare(&context.pool, &schedules).await {
-            Err(error) if error.is_unavailable() && tokio::time::Instant::now() < deadline => {
-                tracing::warn!(error = %schedule_failure(&error).message, "the start waits for PostgreSQL");
-                tokio::time::sleep(Duration::from_millis(500)).await;
-            }
-            created => break created.map_err(|error| schedule_failure(&error))?,
-        }
-    };
+    let declare = async || cron::declare(&context.pool, &schedules).await;
+    let within = context.shared.start_timeout;
+    let created = patiently(within, "PostgreSQL", ScheduleError::is_unavailable, declare).await;
+    let created = created.map_err(|error| schedule_failure(&error))?;
     for schedule in schedules.iter().filter(|schedule| created.contains(&schedule.name)) {
         tracing::info!(schedule = schedule.name, enabled = schedule.enabled, "schedule created");
     }
