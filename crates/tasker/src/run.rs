@@ -7,6 +7,7 @@ pub mod monitor;
 mod orchestration;
 mod patience;
 mod pools;
+mod standing;
 mod webhook;
 
 use std::sync::Arc;
@@ -108,6 +109,7 @@ pub async fn start(mut context: Context<TaskerSettings>) -> Result<Context<Taske
     start_workers(&context, pools, writer, &stopping);
     monitor::start(&context, &client, &tenure, &stopping)?;
     start_leader_chores(&context, client, tenure.clone(), &stopping);
+    standing::start(&context, &tenure, &stopping);
     if backup.is_some() {
         start_backup_watch(&context, tenure.clone(), &stopping);
     }
