@@ -79,6 +79,30 @@ pub async fn connect(settings: &PostgresSettings) -> Result<PgPool, ConnectError
     }
 }
 
+/// A standby answers every read, and so does a primary that was demoted while its address still led there.
+const TAKES_NO_WRITES: &str = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'";
+
+/// Asks the server whether it takes writes. One that does not may be the wrong one of two by now: the pool's connections to it
+/// are given up, so that new ones are made to whoever has the address.
+///
+/// # Errors
+/// As the server says, or that none is reached.
+pub async fn takes_writes(pool: &PgPool) -> Result<bool, sqlx::Error> {
+    let mut connection = pool.acquire().await?;
+    if !sqlx::query_scalar(TAKES_NO_WRITES).fetch_one(&mut *connection).await? {
+        return Ok(true);
+    }
+    let mut given_up = vec![connection];
+    for _ in 0..pool.options().get_max_connections() {
+        given_up.extend(pool.try_acquire());
+    }
+    for connection in given_up {
+        // Whether or not the server hears of it.
+        let _ = connection.close().await;
+    }
+    Ok(false)
+}
+
 /// A second, small pool to the database of `pool`, made of connections that are opened when needed. Waiting for a
 /// connection, a lock and a statement each end after `limit`. For what must not wait behind ordinary work: leadership.
 #[must_use]
@@ -91,6 +115,13 @@ pub fn reserved(pool: &PgPool, connections: u32, limit: Duration) -> PgPool {
         .after_connect(move |connection, _| {
             let session = session.clone();
             Box::pin(async move { connection.execute(AssertSqlSafe(session)).await.map(|_| ()) })
+        })
+        // A term is written: a connection to what is a standby by now would keep the next leader from being elected.
+        .before_acquire(|connection, _| {
+            Box::pin(async move {
+                let refuses: bool = sqlx::query_scalar(TAKES_NO_WRITES).fetch_one(connection).await?;
+                Ok(!refuses)
+            })
         })
         .connect_lazy_with(pool.connect_options().as_ref().clone())
 }

@@ -15,7 +15,7 @@ mod migrations;
 mod settings;
 pub mod term;
 
-pub use connect::{ConnectError, connect, reserved};
+pub use connect::{ConnectError, connect, reserved, takes_writes};
 pub use listen::listen;
 pub use migrate::{Component, MigrateError, Migrated, migrate, unapplied};
 pub use migrations::{ALL, COMMON, MAIL, SCALER, TASKER};

@@ -4,9 +4,9 @@
 //! task of its own walks the key space with SCAN, a bounded number of steps at a time, and remembers what it found, so that
 //! no evaluation ever waits for a walk over a key space that it shares with queues.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
@@ -20,6 +20,12 @@ const SCAN_COUNT: i64 = 2_000;
 const STEPS_PER_TURN: usize = 200;
 /// Most names of others that are remembered.
 const NAMES_MAX: usize = 100_000;
+/// How long a name that has stopped beating is still asked for: in a Redis that was emptied, its server beats again before the
+/// next walk finds it.
+const ASKED_ON: Duration = Duration::from_secs(60);
+/// For how long the last heartbeat of a server of others counts on that is gone from Redis: nothing is bought in its place
+/// before it could beat again. Its age is judged as ever.
+const COUNTED_ON: Duration = Duration::from_secs(15);
 
 /// The heartbeats of one moment.
 #[derive(Debug, Clone, Default)]
@@ -83,12 +89,21 @@ fn of_group(reading: Reading, group: &str) -> Reading {
     }
 }
 
+/// A name of others.
+#[derive(Debug)]
+struct Found {
+    /// When it was last seen in Redis.
+    seen: Instant,
+    /// What it said then, once that was read.
+    beat: Option<Beat>,
+}
+
 /// Reads heartbeats. Cheap to clone; clones share what the walk has found.
 #[derive(Clone, Debug)]
 pub struct HeartbeatReader {
     redis: Redis,
     prefix: Arc<str>,
-    found: Arc<Mutex<BTreeSet<String>>>,
+    found: Arc<Mutex<BTreeMap<String, Found>>>,
     /// The names that were last read as known: the walk passes over them, so that however large our own fleet is, others are
     /// found.
     known: Arc<Mutex<Arc<HashSet<String>>>>,
@@ -120,9 +135,8 @@ impl HeartbeatReader {
     pub async fn read(&self, known: impl IntoIterator<Item = String>) -> Result<Heartbeats, RedisError> {
         let mut names: Vec<String> = known.into_iter().collect();
         names.extend(self.others(&names));
-        let read = self.beats(names).await?;
-        // What has stopped beating is forgotten; the walk finds it again if it comes back.
-        self.found().retain(|name| read.beats.contains_key(name));
+        let mut read = self.beats(names).await?;
+        self.count_on(&mut read);
         Ok(read)
     }
 
@@ -144,9 +158,25 @@ impl HeartbeatReader {
         let others = self.others(&known);
         if !others.is_empty() {
             all.beats.extend(self.beats(others).await?.beats);
-            self.found().retain(|name| all.beats.contains_key(name));
+            self.count_on(&mut all);
         }
         Ok(all)
+    }
+
+    /// Adds the last heartbeats of names of others that are gone only a moment. What stopped beating a while ago is forgotten;
+    /// the walk finds it again if it comes back.
+    fn count_on(&self, read: &mut Heartbeats) {
+        let now = Instant::now();
+        self.found().retain(|name, found| {
+            if let Some(beat) = read.beats.get(name) {
+                *found = Found { seen: now, beat: beat.as_ref().ok().cloned() };
+                return true;
+            }
+            if let Some(beat) = found.beat.clone().filter(|_| found.seen.elapsed() < COUNTED_ON) {
+                read.beats.insert(name.clone(), Ok(beat));
+            }
+            found.seen.elapsed() < ASKED_ON
+        });
     }
 
     async fn beats(&self, names: Vec<String>) -> Result<Heartbeats, RedisError> {
@@ -237,8 +267,8 @@ impl HeartbeatReader {
         }
         let ours: HashSet<&str> = names.iter().map(String::as_str).collect();
         let known = Arc::clone(&lock(&self.known));
-        found.retain(|name| !known.contains(name));
-        found.iter().filter(|name| !ours.contains(name.as_str())).cloned().collect()
+        found.retain(|name, _| !known.contains(name));
+        found.keys().filter(|name| !ours.contains(name.as_str())).cloned().collect()
     }
 
     fn remember(&self, keys: Vec<String>) {
@@ -250,12 +280,12 @@ impl HeartbeatReader {
                 && found.len() < NAMES_MAX
                 && !known.contains(name)
             {
-                found.insert(name.to_owned());
+                found.entry(name.to_owned()).or_insert(Found { seen: Instant::now(), beat: None });
             }
         }
     }
 
-    fn found(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+    fn found(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Found>> {
         lock(&self.found)
     }
 }

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use voiceai_postgres::{PgPool, sqlx};
+use voiceai_postgres::{PgPool, takes_writes};
 use voiceai_redis::{CallOptions, Redis, Value};
 use voiceai_runtime::Vitals;
 
@@ -33,8 +33,12 @@ async fn ping_redis(redis: &Redis) -> Result<(), String> {
 
 async fn ping_postgres(pool: &PgPool) -> Result<(), String> {
     // A plain statement, so that cancelling it leaves no transaction open in the pool.
-    match tokio::time::timeout(LIMIT, sqlx::query("SELECT 1").execute(pool)).await {
-        Ok(Ok(_)) => Ok(()),
+    match tokio::time::timeout(LIMIT, takes_writes(pool)).await {
+        Ok(Ok(true)) => Ok(()),
+        Ok(Ok(false)) => {
+            Err("the server takes no writes: it is a standby, or the primary of before; see DATABASE_URL"
+                .to_owned())
+        }
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err(format!("no answer within {LIMIT:?}")),
     }

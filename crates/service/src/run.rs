@@ -7,14 +7,14 @@ use tokio_util::sync::CancellationToken;
 use voiceai_cli::{ExitCode, Failure};
 use voiceai_config::catalogue::http;
 use voiceai_config::{Reader, Report};
-use voiceai_leader::{Election, TermMirror};
-use voiceai_postgres::{PgPool, Tenure, migrate};
+use voiceai_leader::{Election, InstallationError, TermMirror, check_installation};
+use voiceai_postgres::{MigrateError, PgPool, Tenure, migrate};
 use voiceai_redis::Redis;
 use voiceai_runtime::{Shutdown, Vitals, vitals};
 use voiceai_telemetry::{REVISION, Telemetry, TelemetrySettings};
 
 use crate::notify::Supervisor;
-use crate::{Backends, Identity, Secrets, Shared, connect, failures, readiness, resolve};
+use crate::{Backends, Identity, Secrets, Shared, connect, failures, patiently, readiness, resolve};
 
 /// Kept back from SHUTDOWN_TIMEOUT for resigning and flushing.
 const RESERVE: Duration = Duration::from_secs(3);
@@ -192,13 +192,17 @@ async fn watch_readiness(vitals: Vitals, redis: Redis, pool: PgPool, stopping: C
 
 async fn ready_backends(identity: Identity, shared: &Shared) -> Result<Backends, Failure> {
     let backends = connect(shared, shared.start_timeout).await?;
-    let migrated = migrate(&backends.pool, identity.components).await.map_err(|e| failures::migration(&e))?;
+    let within = shared.start_timeout;
+    let migration = async || migrate(&backends.pool, identity.components).await;
+    let migrated = patiently(within, "PostgreSQL", MigrateError::is_unavailable, migration).await;
+    let migrated = migrated.map_err(|e| failures::migration(&e))?;
     if !migrated.applied.is_empty() {
         tracing::info!(applied = ?migrated.applied, "database migrated");
     }
-    voiceai_leader::check_installation(&backends.redis, &backends.pool, &shared.general.environment)
-        .await
-        .map_err(|e| failures::installation(&e))?;
+    let environment = &shared.general.environment;
+    let check = async || check_installation(&backends.redis, &backends.pool, environment).await;
+    let checked = patiently(within, "both stores", InstallationError::is_unavailable, check).await;
+    checked.map_err(|e| failures::installation(&e))?;
     Ok(backends)
 }
 

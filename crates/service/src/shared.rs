@@ -100,6 +100,17 @@ fn read_leader(reader: &Reader<'_>, general: &General) -> LeaderSettings {
         Binary::Scaler => reader.get(&leader::LEADER_ELECTION_KEY),
         Binary::Tasker => reader.get(&leader::TASKER_LEADER_ELECTION_KEY),
     };
+    let (scaler, tasker): (String, String) =
+        (reader.get(&leader::LEADER_ELECTION_KEY), reader.get(&leader::TASKER_LEADER_ELECTION_KEY));
+    // The term stands beside the lease, under the key with `:term`.
+    let meet = |one: &str, other: &str| one == other || one.strip_suffix(":term") == Some(other);
+    if meet(&scaler, &tasker) || meet(&tasker, &scaler) {
+        reader.violation(
+            &leader::TASKER_LEADER_ELECTION_KEY,
+            "another key than LEADER_ELECTION_KEY, with or without `:term` behind it: one lease would let only one of the services lead",
+            "Give each service a key of its own.",
+        );
+    }
     let heartbeat: Duration = reader.get(&leader::LEADER_HEARTBEAT_INTERVAL_MS);
     let lock_ttl: Duration = reader.get(&leader::LEADER_LOCK_TTL_MS);
     if lock_ttl < heartbeat * 2 {

@@ -48,6 +48,25 @@ async fn without_postgresql_a_process_is_live_and_not_ready_and_recovers() {
     ready_again(&platform, &both).await;
 }
 
+#[tokio::test]
+async fn on_a_server_that_takes_no_writes_a_process_is_not_ready_and_leaves_it_by_itself() {
+    let server = PostgresServer::start().await;
+    let redis = voiceai_testkit::redis().await;
+    let mut platform = platform_on(&redis.url, &server.url()).await;
+    let both = start_both(&mut platform).await;
+    // A primary that was demoted: its sessions end, and whoever comes again finds it read-only, as a standby is.
+    let pool = platform.pool().await.unwrap();
+    let mut session = pool.acquire().await.unwrap();
+    let mut run =
+        async |sql: &'static str| sqlx::raw_sql(sql).execute(&mut *session).await.map(|_| ()).unwrap();
+    run("DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$").await;
+    run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()").await;
+    unready_then(&platform, &both).await;
+    // The address leads to a primary again; nothing ends the sessions that were opened meanwhile.
+    run("DO $$ BEGIN EXECUTE format('ALTER DATABASE %I RESET default_transaction_read_only', current_database()); END $$").await;
+    ready_again(&platform, &both).await;
+}
+
 async fn unready_then(platform: &Platform, both: &[(&'static str, Process)]) {
     for (binary, process) in both {
         process

@@ -25,6 +25,22 @@ async fn every_wrong_setting_is_named_in_one_report_and_nothing_is_touched() {
 }
 
 #[tokio::test]
+async fn one_lease_for_both_services_is_refused() {
+    let mut platform = platform().await;
+    platform.set("LEADER_ELECTION_KEY", "voiceai:leader");
+    for other in ["voiceai:leader", "voiceai:leader:term"] {
+        platform.set("TASKER_LEADER_ELECTION_KEY", other);
+        for binary in BINARIES {
+            let check = platform.command(binary, &["config", "check"]).await.unwrap();
+            assert_eq!(check.code, 4, "{other}: {check:?}");
+            let process = platform.start(binary, "a");
+            assert_eq!(process.wait_exit(SOON).await, Exit::Code(4), "{binary}: {other}");
+            assert!(process.stderr().contains("TASKER_LEADER_ELECTION_KEY"), "{}", process.stderr());
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_backend_that_is_away_ends_the_start_with_5_within_its_time() {
     for (name, form) in
         [("REDIS_URL", "redis://127.0.0.1:PORT/0"), ("DATABASE_URL", "postgres://u@127.0.0.1:PORT/d")]

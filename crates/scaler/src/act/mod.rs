@@ -35,6 +35,9 @@ pub use provider::{Providers, ScriptKind};
 /// From the decision to a server that runs; then it is given up.
 pub const BOOT_CAP: SignedDuration = SignedDuration::from_mins(15);
 
+/// Longest pause after a step that a store did not let happen.
+const STORE_RETRY_MAX: Duration = Duration::from_secs(5);
+
 /// How long a provider may take to delete a server before people are told, and after that before they are told again.
 pub(crate) const DELETED_WITHIN: SignedDuration = SignedDuration::from_mins(30);
 const TOLD_AGAIN: SignedDuration = SignedDuration::from_hours(6);
@@ -128,6 +131,8 @@ struct Memory {
     written: bool,
     /// The last script of this task has ended, so nothing is still at work for us.
     ended: bool,
+    /// The provider said that it made nothing, and the wait it asked for is over at the next look.
+    nothing_made: bool,
     /// Answers `absent` in a row after a call whose outcome is unknown.
     absent: u32,
     /// What the last call's exit code meant, when only its output was unreadable.
@@ -215,7 +220,8 @@ impl Engine {
                 Err(error) => {
                     tracing::warn!(operation = %id, error = %chain(&error), "step not made; trying again");
                     memory.failures = memory.failures.saturating_add(1);
-                    backoff(memory.failures)
+                    // A store that is back is not kept waiting for: asking it costs next to nothing.
+                    backoff(memory.failures).min(STORE_RETRY_MAX)
                 }
             };
             tokio::select! {

@@ -349,10 +349,14 @@ impl Providers {
         })
     }
 
-    /// The hold on a candidate that is out of stock; `None` when there is no such candidate.
+    /// The hold on a candidate that is out of stock; `None` when there is no such candidate, or when it names neither machine
+    /// type nor location: what it then buys stands in the group's own configuration, and says nothing of other groups.
     #[must_use]
     pub fn out_of_stock(&self, server: &ServerRow, index: usize, now: Timestamp) -> Option<ProviderHold> {
         let candidate = server.spec.candidates.get(index)?;
+        if candidate.machine().is_empty() && candidate.location().is_empty() {
+            return None;
+        }
         Some(ProviderHold {
             kind: HoldKind::OutOfStock,
             provider: server.provider.clone(),

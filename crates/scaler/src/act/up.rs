@@ -211,8 +211,7 @@ impl Engine {
                 }
                 let next = self.try_later(look, memory, class.as_str(), words(answer), after).await?;
                 // Nothing was made and nothing is at work: after the wait the provider may be asked at once.
-                memory.ended = true;
-                memory.absent = ABSENT_BELIEVED;
+                memory.nothing_made = true;
                 Ok(next)
             }
             Class::Done | Class::NotFound | Class::Refused => {
@@ -223,7 +222,7 @@ impl Engine {
 
     /// Looks for the server by its name before anything is asked for again.
     async fn inquire(&self, look: &Look<'_>, memory: &mut Memory) -> Result<Next, ActError> {
-        if memory.ended && memory.absent >= ABSENT_BELIEVED {
+        if memory.nothing_made {
             return self.ask_again(look, memory).await;
         }
         let absent = match self.call(look, ScriptKind::Status).await {
@@ -248,7 +247,13 @@ impl Engine {
             // A script of a killed leader may still be at work for one time limit from the intent on.
             let all_ended = memory.ended
                 || look.operation.intent_at.is_none_or(|at| at + self.providers.limit() <= look.now);
-            if all_ended && memory.absent >= ABSENT_BELIEVED {
+            if all_ended && memory.absent >= ABSENT_BELIEVED && memory.hint.is_some() {
+                return self.ask_again(look, memory).await;
+            }
+            // A provider that takes every order and makes nothing is not asked twice a second for it.
+            let due =
+                look.operation.intent_at.is_none_or(|at| at + pause(look.operation.attempt) <= look.now);
+            if all_ended && memory.absent >= ABSENT_BELIEVED && due {
                 return self.ask_again(look, memory).await;
             }
         } else {
@@ -427,6 +432,11 @@ impl Engine {
     pub(super) fn is_too_late(&self, look: &Look<'_>) -> bool {
         look.operation.created_at + BOOT_CAP <= look.now
     }
+}
+
+/// From one order of a server to the next, when the provider made nothing of it: 1 s doubling to 64 s.
+fn pause(attempt: u32) -> SignedDuration {
+    SignedDuration::from_secs(1_i64 << attempt.min(6))
 }
 
 /// True when a script says that the name is another operation's server: then this operation made none.

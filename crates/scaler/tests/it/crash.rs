@@ -67,11 +67,16 @@ impl Stub {
         self.beats.abort();
     }
 
-    pub(crate) async fn group(&self, min: i32, max: i32, change: serde_json::Value) {
-        let mut config = json!({
+    /// What the stub's scripts need of a group's configuration.
+    pub(crate) fn config(&self) -> serde_json::Value {
+        json!({
             "folder": self.stack.folder.path().join("servers"), "routingSettleSeconds": 0,
             "maxCreatesPerHour": 100,
-        });
+        })
+    }
+
+    pub(crate) async fn group(&self, min: i32, max: i32, change: serde_json::Value) {
+        let mut config = self.config();
         for (name, value) in change.as_object().expect("an object") {
             config[name] = value.clone();
         }

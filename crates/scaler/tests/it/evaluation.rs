@@ -56,6 +56,27 @@ async fn servers_of_others_count_in_load_capacity_minimum_and_maximum() {
 }
 
 #[tokio::test]
+async fn a_server_of_others_outlives_a_redis_that_was_emptied() {
+    let stack = Stack::new().await;
+    stack.group("eu", 1, 3, &stack.config()).await;
+    beat(&stack, "hand-made-1", json!({})).await;
+    let _scaler = stack.scaler("a");
+    let decided = "SELECT count(*) FROM ops.decisions";
+    wait_until(WITHIN, "it is counted", async || stack.number(decided).await >= 3).await;
+    stack.redis.cli(&["FLUSHDB"]).await;
+    // The lease went with it: a new term begins, and knows of the server all the same.
+    let new_term = "SELECT count(*) FROM ops.decisions WHERE term > 1";
+    wait_until(WITHIN, "the next term decides", async || stack.number(new_term).await >= 3).await;
+    beat(&stack, "hand-made-1", json!({"active": 6})).await;
+    // Read at once, not when the next walk finds it.
+    let seen = "SELECT count(*) FROM ops.decisions WHERE (details #>> '{inputs,utilisation}')::float8 = 0.6";
+    wait_until(WITHIN, "it is seen again", async || stack.number(seen).await >= 1).await;
+    let bought = stack.number("SELECT count(*) FROM ops.operations").await;
+    let blind = stack.number("SELECT count(*) FROM ops.decisions WHERE action <> 'hold'").await;
+    assert_eq!((bought, blind), (0, 0), "nothing was bought in its place");
+}
+
+#[tokio::test]
 async fn a_panic_is_remembered_by_the_next_leader() {
     let stack = Stack::new().await;
     let mut config = stack.config();

@@ -61,3 +61,50 @@ async fn a_deletion_that_never_ends_is_told() {
     .await;
     assert_eq!(stub.told("failed").await, 1, "told once in six hours");
 }
+
+#[tokio::test]
+async fn what_one_group_cannot_buy_says_nothing_of_another_that_names_no_machine() {
+    let stub = Stub::new().await;
+    let says = r#"printf '{"name":"%s","status":"failed"}\n' "$INSTANCE_NAME"; exit 11"#;
+    let up = r#"mkdir "$D/$INSTANCE_NAME" 2>/dev/null; say ready"#;
+    stub.replace(
+        "scaleUp.sh",
+        &format!(r#"case $PROVIDER_CONFIG$CANDIDATE in *'"own":"sold-out"'*|*'}}{{"flavour":"sold-out"}}') {says};; esac; {up}"#),
+    );
+    // The group's own words for what it buys, in its configuration or in its candidates.
+    stub.group(1, 2, json!({"own": "sold-out"})).await;
+    let _scaler = stub.stack.scaler("a");
+    let failed =
+        "SELECT count(*) FROM ops.operations WHERE state = 'failed_clean' AND error_code = 'out_of_stock'";
+    wait_until(WITHIN, "the first group finds nothing", async || stub.stack.number(failed).await == 1).await;
+    let mut other = stub.config();
+    other["candidates"] = json!([{"flavour": "sold-out"}, {"flavour": "plenty"}]);
+    stub.stack.group("us", 1, 2, &other).await;
+    let made = "SELECT count(*) FROM ops.operations o JOIN ops.servers s ON s.id = o.server_id \
+                WHERE s.group_name = 'us' AND o.candidate_index = 1 AND s.provider_id IS NOT NULL";
+    wait_until(WITHIN, "the second group buys its second choice", async || {
+        stub.stack.number(made).await == 1
+    })
+    .await;
+    assert_eq!(stub.stack.number("SELECT count(*) FROM ops.provider_holds").await, 0);
+    let held = "SELECT count(*) FROM ops.scaling_groups WHERE group_name = 'eu' AND no_creates_until > now()";
+    assert_eq!(stub.stack.number(held).await, 1, "the group that found nothing rests by itself");
+}
+
+#[tokio::test]
+async fn a_provider_that_makes_nothing_of_an_order_is_asked_less_and_less_often() {
+    let stub = Stub::new().await;
+    stub.replace("scaleUp.sh", r#"date +%s.%N >> "$D/../asked"; say absent"#);
+    stub.group(1, 1, json!({})).await;
+    let _scaler = stub.stack.scaler("a");
+    let asked = || -> Vec<f64> {
+        let text = std::fs::read_to_string(stub.stack.folder.path().join("asked")).unwrap_or_default();
+        text.lines().map(|line| line.parse().expect("a time")).collect()
+    };
+    wait_until(WITHIN, "asked four times", async || asked().len() >= 4).await;
+    let asked = asked();
+    for (number, least) in [0.9, 1.9, 3.9].into_iter().enumerate() {
+        let apart = asked[number + 1] - asked[number];
+        assert!(apart >= least, "{asked:?}");
+    }
+}
