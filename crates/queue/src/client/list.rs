@@ -1,12 +1,13 @@
 //! Lists of jobs by state, a page at a time.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
 use voiceai_redis::{RedisError, Value};
 
-use super::views::{JobView, State, incarnation_of, to_ms};
+use super::views::{JobView, State, WorkerView, incarnation_of, to_ms};
 use super::{Client, timestamp};
 use crate::envelope::capped;
 use crate::error::QueueError;
@@ -204,20 +205,41 @@ impl Client {
             State::Active => fields("active").await?,
             _ => vec![None; ids.len()],
         };
+        let crashes = fields("crashes").await?;
+        let (mut progress, mut asked) = (vec![None; ids.len()], vec![None; ids.len()]);
+        let mut workers = HashMap::new();
+        if state == State::Active {
+            progress = fields("progress").await?;
+            asked = fields("cancel").await?;
+            let info = redis.command("HGETALL", vec![name.key("info")]).await?;
+            workers = flat(info).chunks_exact(2).filter_map(worker_name).collect();
+        }
         let scores: Vec<Option<f64>> = match state {
             State::Dead => redis.command("ZMSCORE", many("dead")).await?,
             State::Delayed => redis.command("ZMSCORE", many("delayed")).await?,
             _ => vec![None; ids.len()],
         };
-        let rows = ids.iter().zip(jobs).zip(fails).zip(tokens).zip(scores);
+        let rows = ids
+            .iter()
+            .zip(jobs)
+            .zip(fails)
+            .zip(tokens)
+            .zip(scores)
+            .zip(crashes)
+            .zip(progress.into_iter().zip(asked));
         Ok(rows
-            .map(|((((id, envelope), fail), token), score)| {
+            .map(|((((((id, envelope), fail), token), score), crashes), (progress, asked))| {
                 let envelope = envelope.unwrap_or_default();
                 if envelope.is_empty() && state != State::Completed {
                     return None;
                 }
                 let mut view = JobView::new(&name.name, id, state, &envelope, fail.as_deref());
-                view.worker = token.map(|t| incarnation_of(&t).to_owned());
+                view.worker = token.map(|token| {
+                    let incarnation = incarnation_of(&token);
+                    workers.get(incarnation).cloned().unwrap_or_else(|| incarnation.to_owned())
+                });
+                view.crashes = crashes.and_then(|n| n.parse().ok()).unwrap_or(0);
+                (view.progress, view.cancel_asked) = (progress, asked);
                 let at = score.filter(|s| s.is_finite()).map(|s| timestamp(to_ms(s)));
                 match state {
                     State::Dead => view.dead_at = at,
@@ -233,4 +255,25 @@ impl Client {
 /// The texts of an array reply.
 fn texts(reply: Vec<Value>) -> Vec<String> {
     reply.iter().filter_map(text_of).collect()
+}
+
+/// The texts of a hash, value after name, in either form of a reply.
+fn flat(reply: Value) -> Vec<String> {
+    match reply {
+        Value::Map(map) => map
+            .inner()
+            .into_iter()
+            .flat_map(|(name, value)| {
+                [name.into_string().unwrap_or_default(), text_of(&value).unwrap_or_default()]
+            })
+            .collect(),
+        Value::Array(items) => texts(items),
+        _ => Vec::new(),
+    }
+}
+
+/// An incarnation and what people call its worker: `host/pid`, as everywhere.
+fn worker_name(pair: &[String]) -> Option<(String, String)> {
+    let view: WorkerView = serde_json::from_str(&pair[1]).ok()?;
+    Some((pair[0].clone(), format!("{}/{}", view.host, view.pid)))
 }

@@ -92,6 +92,25 @@ async fn replay_starts_attempts_anew_and_keeps_the_lineage() {
 }
 
 #[tokio::test]
+async fn a_list_says_of_a_job_what_show_says() {
+    let s = Setup::new().await;
+    let worker = s.worker(1);
+    let id = s.enqueue(&Work { sleep_ms: 60_000, ..Work::named("slow") }).await;
+    s.wait_state(&id, State::Active).await;
+    for (hash, text) in [("crashes", "2"), ("progress", "half way"), ("cancel", "typo")] {
+        let args = vec![s.key(hash), id.clone(), text.to_owned()];
+        let _: Value = s.client.redis().command("HSET", args).await.unwrap();
+    }
+    let shown = s.client.show(&s.queue, &id).await.unwrap().unwrap();
+    let listed = s.client.list(&s.queue, &ListFilter::of(State::Active)).await.unwrap().jobs.remove(0);
+    assert_eq!((listed.crashes, listed.progress.as_deref()), (2, Some("half way")));
+    assert_eq!((&listed.worker, &listed.cancel_asked), (&shown.worker, &shown.cancel_asked));
+    assert!(listed.worker.unwrap().ends_with(&format!("/{}", std::process::id())));
+    until("the cancelled one ended", async || s.stats().await.active == 0).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
 async fn a_clean_up_finds_old_jobs_behind_a_great_many_lanes() {
     let s = Setup::new().await;
     let young = (0..2_300).map(|i| Work::named("young").job().tenant(format!("a{i}")));
