@@ -1,7 +1,8 @@
 //! What clients that are not ours may send, and what stays of it.
 
 use voiceai_queue::{DeadReason, ListFilter, State};
-use voiceai_redis::{RedisError, Value};
+use voiceai_redis::{Redis, RedisError, RedisSettings, Value};
+use voiceai_testkit::{RedisOptions, RedisServer};
 
 use super::{SOON, Setup, Work, check, until};
 
@@ -84,4 +85,40 @@ async fn a_queue_that_only_a_foreign_client_uses_is_listed() {
     submit(&s, key, &[b"theirs", b"work", b"{}"]).await.unwrap();
     assert!(s.client.queues().await.unwrap().contains(&"only-theirs".to_owned()));
     assert_eq!(s.client.find("theirs").await.unwrap().unwrap().state, State::Waiting);
+}
+
+#[tokio::test]
+async fn an_account_with_the_documented_rights_enqueues_whatever_can_be_enqueued() {
+    let docs = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/protocol.md"));
+    let rights =
+        docs.lines().find_map(|line| line.strip_prefix("ACL ")).expect("the line of docs/protocol.md");
+    let server = RedisServer::start(RedisOptions::default()).await;
+    let s = Setup::on(&server.url()).await;
+    let _ = s.command("ACL", &rights.split(' ').collect::<Vec<_>>()).await;
+    let producer = Redis::connect(&RedisSettings::from_url(&server.url()).unwrap()).await.unwrap();
+    // Here and not in the address: what a client asks when it connects is its own affair.
+    let _: Value = producer.command("AUTH", vec!["producer", "PASSWORD"]).await.unwrap();
+    let denied: Result<Value, _> = producer.command("KEYS", vec!["*"]).await;
+    assert!(denied.is_err(), "the account is in use");
+    let key = "voiceai:queue:{theirs}:";
+    let all = [
+        "{}",
+        r#"{"delay_ms":600000,"tenant":"acme","key":"k","priority":7}"#,
+        r#"{"unique":"u","unique_mode":"latest"}"#,
+        r#"{"unique":"u","unique_mode":"replace"}"#,
+        r#"{"unique":"v","unique_mode":"throttle","unique_ttl_ms":1000,"delay_ms":600000}"#,
+    ];
+    for (n, options) in all.iter().enumerate() {
+        let args = [format!("id{n}"), "work".into(), "{}".into(), (*options).to_owned()];
+        let args = args.into_iter().map(Value::from).collect();
+        let row: Vec<Value> = producer.fcall("voiceai_v1_submit", vec![key.into()], args).await.unwrap();
+        assert_eq!(row[0], Value::Integer(1), "{options}");
+    }
+    for (id, meta) in [("child", "p=parent f=f"), ("parent", "c=1")] {
+        let envelope = format!("0||\nwork\n1 {meta}\n{{}}");
+        let args = ["1", id, "0||", "0", &envelope].iter().map(|arg| Value::from(*arg)).collect();
+        let _: Value = producer.fcall("voiceai_v1_add", vec![key.into()], args).await.unwrap();
+    }
+    assert!(s.client.queues().await.unwrap().contains(&"theirs".to_owned()));
+    check(&s.client, "theirs").await;
 }
