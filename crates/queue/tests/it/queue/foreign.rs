@@ -95,7 +95,7 @@ async fn an_account_with_the_documented_rights_enqueues_whatever_can_be_enqueued
     let server = RedisServer::start(RedisOptions::default()).await;
     let s = Setup::on(&server.url()).await;
     let _ = s.command("ACL", &rights.split(' ').collect::<Vec<_>>()).await;
-    let producer = Redis::connect(&RedisSettings::from_url(&server.url()).unwrap()).await.unwrap();
+    let producer = Redis::connect(&RedisSettings::from_url(server.url()).unwrap()).await.unwrap();
     // Here and not in the address: what a client asks when it connects is its own affair.
     let _: Value = producer.command("AUTH", vec!["producer", "PASSWORD"]).await.unwrap();
     let denied: Result<Value, _> = producer.command("KEYS", vec!["*"]).await;
