@@ -14,7 +14,7 @@ use voiceai_postgres::sqlx::{self, Row as _};
 use voiceai_queue::history::{self, CursorError, HistoryRow};
 use voiceai_queue::{Client, JobView, ListFilter, QueueStats, State};
 
-pub use end::{Answer, cancel, discard, judge, locate_all, would_cancel, would_discard};
+pub use end::{Answer, cancel, discard, each_once, judge, locate_all, would_cancel, would_discard};
 
 use super::{database_failure, queue_failure};
 

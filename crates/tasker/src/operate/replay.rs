@@ -154,7 +154,7 @@ async fn dead_jobs(desk: &Desk, checks: &Checks, wanted: &Wanted) -> Result<(Vec
 async fn by_id(desk: &Desk, checks: &Checks, wanted: &Wanted) -> Result<Vec<Candidate>, Failure> {
     let mut candidates = Vec::new();
     let mut found_any = false;
-    for id in &wanted.ids {
+    for id in super::jobs::each_once(&wanted.ids) {
         match super::jobs::locate(&desk.client, wanted.queue.as_deref(), id).await? {
             Some(job) => {
                 found_any = true;

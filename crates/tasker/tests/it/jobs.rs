@@ -317,3 +317,13 @@ async fn a_payload_that_no_value_can_hold_is_shown_as_it_was_sent() {
     assert_eq!(plan["matched"], 2, "{plan}");
     assert_eq!(plan["candidates"][0]["payload"], deep, "as text: no value can hold it");
 }
+
+#[tokio::test]
+async fn a_job_that_is_named_twice_is_ended_once() {
+    let stage = Stage::new().await;
+    for id in ["a", "b"] {
+        stage.ask_all(&["jobs", "enqueue", "nobody", "--id", id]).await.text(0);
+    }
+    let answer = stage.ask("jobs cancel a b a --yes --json").await.json(0);
+    assert_eq!(ids(&answer), ["a", "b"]);
+}

@@ -1,5 +1,7 @@
 //! Ending jobs: cancel and discard.
 
+use std::collections::HashSet;
+
 use serde::Serialize;
 use serde_json::json;
 use voiceai_cli::Failure;
@@ -27,7 +29,13 @@ impl Answer {
     }
 }
 
-/// Where each of `ids` is.
+/// Ids in their order, each once: what is done to a job twice is refused the second time.
+pub fn each_once(ids: &[String]) -> impl Iterator<Item = &String> {
+    let mut seen = HashSet::new();
+    ids.iter().filter(move |id| seen.insert(id.as_str()))
+}
+
+/// Where each of `ids` is, of one that is named twice once.
 ///
 /// # Errors
 /// As Redis says.
@@ -37,7 +45,7 @@ pub async fn locate_all(
     ids: &[String],
 ) -> Result<Vec<(String, Option<JobView>)>, Failure> {
     let mut found = Vec::with_capacity(ids.len());
-    for id in ids {
+    for id in each_once(ids) {
         found.push((id.clone(), locate(client, queue, id).await?));
     }
     Ok(found)

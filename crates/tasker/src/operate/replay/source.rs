@@ -1,5 +1,6 @@
 //! Putting jobs back, and seeing what became of them.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -7,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use voiceai_postgres::sqlx;
 use voiceai_queue::history::{self, HistoryRow};
+use voiceai_queue::outbox::{Enqueue as _, JobStanding};
 use voiceai_queue::{AddOutcome, JobId, NewJob, QueueError, ReplayOutcome, State};
 use voiceai_replay::{Item, Outcome, Release, Source};
 
@@ -44,6 +46,23 @@ pub(super) struct JobSource<'a> {
 impl<'a> JobSource<'a> {
     pub(super) const fn new(desk: &'a Desk, reason: String) -> Self {
         Self { desk, reason }
+    }
+
+    /// Of each item whether it is certain that it has not ended. Most of a great replay has not, at most of its looks: asked
+    /// one by one they would take the time in which the others are to be put back.
+    async fn unfinished(&self, items: &[Item]) -> Vec<bool> {
+        let mut open = vec![false; items.len()];
+        let places: BTreeSet<&str> = items.iter().map(|item| item.place.as_str()).collect();
+        for place in places {
+            let here: Vec<usize> = (0..items.len()).filter(|at| items[*at].place == place).collect();
+            let ids: Vec<String> = here.iter().map(|at| items[*at].id.clone()).collect();
+            // Where this fails each is asked by itself, which tells why.
+            let Ok(standings) = self.desk.client.standings(place, &ids).await else { continue };
+            for (at, standing) in here.into_iter().zip(standings) {
+                open[at] = standing == JobStanding::Unfinished;
+            }
+        }
+        open
     }
 
     async fn outcome(&self, item: &Item) -> Result<Outcome, SourceError> {
@@ -93,9 +112,10 @@ impl Source for JobSource<'_> {
     }
 
     async fn outcomes(&self, items: &[Item]) -> Result<Vec<Outcome>, SourceError> {
+        let open = self.unfinished(items).await;
         let mut outcomes = Vec::with_capacity(items.len());
-        for item in items {
-            outcomes.push(self.outcome(item).await?);
+        for (item, open) in items.iter().zip(open) {
+            outcomes.push(if open { Outcome::Open } else { self.outcome(item).await? });
         }
         Ok(outcomes)
     }
