@@ -72,6 +72,18 @@ pub enum InstallationError {
     Database(#[from] sqlx::Error),
 }
 
+impl InstallationError {
+    /// True when a store went away, so that the same call may succeed later.
+    #[must_use]
+    pub fn is_unavailable(&self) -> bool {
+        match self {
+            Self::Redis(source) => source.is_unavailable(),
+            Self::Database(source) => voiceai_postgres::is_unavailable(source),
+            _ => false,
+        }
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct Written {
     environment: String,

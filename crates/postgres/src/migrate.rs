@@ -62,6 +62,21 @@ pub enum MigrateError {
     Database(#[from] sqlx::Error),
 }
 
+impl MigrateError {
+    /// True when the server went away, so that the same call may succeed later.
+    #[must_use]
+    pub fn is_unavailable(&self) -> bool {
+        use sqlx::migrate::MigrateError as Failed;
+        match self {
+            Self::Database(source)
+            | Self::Run { source: Failed::Execute(source) | Failed::ExecuteMigration(source, _), .. } => {
+                crate::is_unavailable(source)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// One lock for all components of one database: both services may start at the same moment.
 const LOCK: i64 = 0x766f_6963_656f_7073;
 const LOCK_WAIT: Duration = Duration::from_secs(120);

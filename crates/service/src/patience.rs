@@ -51,7 +51,7 @@ mod tests {
         (ended.await, asked)
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_store_that_comes_back_is_waited_for_and_no_other_failure_is() {
         let long = Duration::from_secs(60);
         assert_eq!(asked(long, &[Err("away"), Ok(7)]).await, (Ok(7), 2));

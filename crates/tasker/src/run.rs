@@ -5,7 +5,6 @@ mod http;
 mod mail;
 pub mod monitor;
 mod orchestration;
-mod patience;
 mod pools;
 mod standing;
 mod webhook;
@@ -29,7 +28,7 @@ use voiceai_queue::outbox::{self, Relay, RelaySettings, Wakeups};
 use voiceai_queue::{Client, QueueError};
 use voiceai_redis::Redis;
 use voiceai_runtime::Vitals;
-use voiceai_service::{Context, Secrets};
+use voiceai_service::{Context, Secrets, patiently};
 
 use crate::admin::{Admin, CheckContexts};
 use crate::jobs::backup::{self, BackupContext};
@@ -47,7 +46,6 @@ use crate::operate::trail;
 use crate::settings::TaskerSettings;
 use chores::Chores;
 use http::Http;
-use patience::patiently;
 use pools::Pools;
 
 /// Longest time for which a loop that talks to a store may be silent, beside its own interval: several calls at their limit.
