@@ -9,10 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use jiff::Timestamp;
+use jiff_sqlx::Timestamp as SqlTimestamp;
+use tokio::time::Instant;
 use url::Url;
 use uuid::Uuid;
+use voiceai_postgres::sqlx::pool::PoolConnection;
 use voiceai_postgres::sqlx::postgres::PgRow;
-use voiceai_postgres::sqlx::{self, PgPool, Postgres, Row, Transaction};
+use voiceai_postgres::sqlx::{self, Connection as _, PgPool, Postgres, Row, Transaction};
 use voiceai_runtime::Secret;
 
 use crate::WebhookSettings;
@@ -85,6 +89,34 @@ impl Spent {
     }
 }
 
+/// Endpoints that were claimed for lately, as they were then. One that was changed since, and one whose secret ran out, is read again.
+#[derive(Debug, Default)]
+pub(crate) struct Targets(HashMap<Uuid, Kept>);
+
+#[derive(Debug)]
+struct Kept {
+    target: Arc<Target>,
+    version: Timestamp,
+    until: Instant,
+}
+
+/// Longest time that an endpoint is kept, and how many are.
+const TARGET_KEPT: Duration = Duration::from_secs(60);
+const TARGETS_KEPT: usize = 10_000;
+
+impl Targets {
+    fn get(&self, id: Uuid, version: Timestamp, now: Instant) -> Option<&Arc<Target>> {
+        self.0.get(&id).filter(|kept| kept.version == version && kept.until > now).map(|kept| &kept.target)
+    }
+
+    fn keep(&mut self, target: Target, version: Timestamp, until: Instant) {
+        if self.0.len() >= TARGETS_KEPT {
+            self.0.clear();
+        }
+        self.0.insert(target.id, Kept { target: Arc::new(target), version, until });
+    }
+}
+
 /// Who claims, and what it has already.
 #[derive(Debug)]
 pub(crate) struct Claimer {
@@ -94,6 +126,8 @@ pub(crate) struct Claimer {
     /// know that they were delivered.
     pub(crate) election: String,
     pub(crate) spent: Spent,
+    pub(crate) targets: Targets,
+    pub(crate) busy: Busy,
 }
 
 /// How much a look may claim.
@@ -118,8 +152,8 @@ pub(crate) struct Look {
     pub(crate) claimed: Vec<Claimed>,
 }
 
-/// Begins a transaction for statements that look rows up by their keys. Their plans are kept by the connection: one that was made
-/// while the tables were empty would read all of a backlog that came later, for each row of it.
+/// Begins a transaction for statements that look rows up by their keys. Each is planned once for a connection, which is most of the
+/// work of a small one, and so that it looks up by key: a plan that fits empty tables would read all of a backlog that came later.
 pub(crate) async fn begin(
     pool: &PgPool,
     begin: &'static str,
@@ -128,8 +162,34 @@ pub(crate) async fn begin(
     pool.begin_with(begin).await.map_err(WebhookError::database(tried))
 }
 
+/// The same for what is done again and again under load, over one connection: each one would plan for itself.
+#[derive(Debug, Default)]
+pub(crate) struct Busy(Option<PoolConnection<Postgres>>);
+
+/// From so many rows on, the same connection is wanted for the next ones.
+const BUSY: usize = 64;
+
+impl Busy {
+    /// The connection that was kept, else another. It is not kept by itself: one that failed is not used again.
+    pub(crate) async fn take(
+        &mut self,
+        pool: &PgPool,
+        tried: &'static str,
+    ) -> Result<PoolConnection<Postgres>, WebhookError> {
+        match self.0.take() {
+            Some(connection) => Ok(connection),
+            None => pool.acquire().await.map_err(WebhookError::database(tried)),
+        }
+    }
+
+    /// Keeps it while there is much to do.
+    pub(crate) fn keep(&mut self, connection: PoolConnection<Postgres>, rows: usize) {
+        self.0 = (rows >= BUSY).then_some(connection);
+    }
+}
+
 /// Committed means on the disk.
-pub(crate) const DURABLE: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL jit = off";
+pub(crate) const DURABLE: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL jit = off; SET LOCAL plan_cache_mode = force_generic_plan";
 /// What PostgreSQL forgets with its own crash is done once more.
 const QUICK: &str =
     "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL jit = off; SET LOCAL synchronous_commit = off";
@@ -139,13 +199,14 @@ const QUICK: &str =
 pub(crate) async fn claim(
     pool: &PgPool,
     settings: &WebhookSettings,
-    claimer: &Claimer,
+    claimer: &mut Claimer,
     room: &Room,
 ) -> Result<Look, WebhookError> {
     let tried = "claim webhook deliveries";
     let (lot, spent) = (Uuid::now_v7(), claimer.spent.all());
     let (endpoints, counts): (Vec<Uuid>, Vec<i64>) = room.under_way.iter().unzip();
-    let mut transaction = begin(pool, QUICK, tried).await?;
+    let mut connection = claimer.busy.take(pool, tried).await?;
+    let mut transaction = connection.begin_with(QUICK).await.map_err(WebhookError::database(tried))?;
     let rows = sqlx::query(CLAIM)
         .bind(i64::try_from(room.limit).unwrap_or(i64::MAX))
         .bind(room.lane == Lane::Failing)
@@ -163,34 +224,50 @@ pub(crate) async fn claim(
         .fetch_all(&mut *transaction)
         .await
         .map_err(WebhookError::database(tried))?;
-    transaction.commit().await.map_err(WebhookError::database(tried))?;
+    let read = |error| WebhookError::database(tried)(error);
+    let now = Instant::now();
+    let mut unknown = Vec::new();
+    for row in &rows {
+        if let (Some(endpoint), version) =
+            (row.try_get::<Option<Uuid>, _>(3).map_err(read)?, version(row, 8).map_err(read)?)
+            && !unknown.contains(&endpoint)
+            && claimer.targets.get(endpoint, version, now).is_none()
+        {
+            unknown.push(endpoint);
+        }
+    }
+    if !unknown.is_empty() {
+        let found = sqlx::query(TARGETS).bind(&unknown).fetch_all(&mut *transaction).await.map_err(read)?;
+        for row in &found {
+            keep(&mut claimer.targets, row, now).map_err(read)?;
+        }
+    }
+    transaction.commit().await.map_err(read)?;
+    claimer.busy.keep(connection, rows.len());
     claimer.spent.forget(&spent);
-    read(&rows, lot, &claimer.spent).map_err(WebhookError::database(tried))
+    look(&rows, lot, claimer).map_err(read)
 }
 
-fn read(rows: &[PgRow], lot: Uuid, spent: &Spent) -> Result<Look, sqlx::Error> {
+fn version(row: &PgRow, at: usize) -> Result<Timestamp, sqlx::Error> {
+    Ok(row.try_get::<Option<SqlTimestamp>, _>(at)?.map(SqlTimestamp::to_jiff).unwrap_or_default())
+}
+
+fn look(rows: &[PgRow], lot: Uuid, claimer: &Claimer) -> Result<Look, sqlx::Error> {
     let Some(first) = rows.first() else { return Ok(Look::default()) };
     let mut look = Look { ours: first.try_get(0)?, failing: first.try_get(1)?, claimed: Vec::new() };
     if first.try_get::<Option<Uuid>, _>(2)?.is_none() {
         return Ok(look);
     }
-    let lot = Arc::new(Lot { id: lot, open: AtomicUsize::new(rows.len()), spent: spent.clone() });
-    let mut targets: HashMap<Uuid, Arc<Target>> = HashMap::new();
+    let lot = Arc::new(Lot { id: lot, open: AtomicUsize::new(rows.len()), spent: claimer.spent.clone() });
     look.claimed.reserve(rows.len());
     for row in rows {
         let endpoint: Uuid = row.try_get(3)?;
-        let target = match targets.get(&endpoint) {
-            Some(known) => Arc::clone(known),
-            None => {
-                let made = Arc::new(target(row, endpoint)?);
-                targets.insert(endpoint, Arc::clone(&made));
-                made
-            }
-        };
+        // One that was removed in between takes its deliveries with it, and one that was changed is as it is now.
+        let Some(kept) = claimer.targets.0.get(&endpoint) else { continue };
         look.claimed.push(Claimed {
             id: row.try_get(2)?,
             lot: Arc::clone(&lot),
-            target,
+            target: Arc::clone(&kept.target),
             attempt_no: row.try_get(4)?,
             rung: u32::try_from(row.try_get::<i32, _>(5)?).unwrap_or(0),
             event_id: row.try_get(6)?,
@@ -200,16 +277,28 @@ fn read(rows: &[PgRow], lot: Uuid, spent: &Spent) -> Result<Look, sqlx::Error> {
     Ok(look)
 }
 
-fn target(row: &PgRow, id: Uuid) -> Result<Target, sqlx::Error> {
-    let (url, secrets): (String, Option<Vec<String>>) = (row.try_get(8)?, row.try_get(10)?);
-    let timeout: Option<i32> = row.try_get(9)?;
+fn keep(targets: &mut Targets, row: &PgRow, now: Instant) -> Result<(), sqlx::Error> {
+    let (id, url, secrets): (Uuid, String, Option<Vec<String>>) =
+        (row.try_get(0)?, row.try_get(2)?, row.try_get(4)?);
+    let timeout: Option<i32> = row.try_get(3)?;
     let place = Url::parse(&url).map_err(|error| format!("the URL: {error}")).and_then(|url| {
         let keys = Keys::new(secrets.unwrap_or_default().into_iter().map(Secret::new).collect());
         keys.map(|keys| (url, keys)).map_err(|error| format!("nothing can be signed: {error}"))
     });
     let timeout = timeout.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0)));
-    Ok(Target { id, place, timeout })
+    let left: Option<f64> = row.try_get(5)?;
+    let left = left.map_or(TARGET_KEPT, |left| Duration::try_from_secs_f64(left).unwrap_or_default());
+    targets.keep(Target { id, place, timeout }, version(row, 1)?, now + left.min(TARGET_KEPT));
+    Ok(())
 }
+
+const TARGETS: &str = "\
+SELECT e.id, e.updated_at, e.url, e.timeout_ms, s.secrets, s.seconds
+FROM ops.webhook_endpoints e, LATERAL (
+    SELECT array_agg(s.secret ORDER BY s.number DESC) AS secrets,
+        extract(epoch FROM min(s.expires_at) - clock_timestamp())::float8 AS seconds
+    FROM ops.webhook_secrets s WHERE s.endpoint_id = e.id AND (s.expires_at IS NULL OR s.expires_at > clock_timestamp())) s
+WHERE e.id = ANY($1)";
 
 // `loaded` walks from endpoint to endpoint over the index of what is open, so that a long backlog of one costs no more than a short one.
 // What is claimed lies at the front of an endpoint's deliveries and is stepped over; an endpoint's limit bounds how much that is.
@@ -239,47 +328,41 @@ WITH RECURSIVE clock AS MATERIALIZED (SELECT clock_timestamp() AS now), gate AS 
     SELECT e.tenant, sum(b.count)::bigint AS count
     FROM busy b CROSS JOIN LATERAL (SELECT tenant FROM ops.webhook_endpoints WHERE id = b.endpoint_id OFFSET 0) e GROUP BY e.tenant
 ), known AS MATERIALIZED (
-    SELECT e.id, e.tenant, e.url, e.timeout_ms, CASE WHEN $2 THEN 1 ELSE COALESCE(e.concurrency, $3) END AS limit
+    SELECT e.id, e.tenant, e.updated_at, CASE WHEN $2 THEN 1 ELSE COALESCE(e.concurrency, $3) END AS limit
     FROM gate, clock, loaded l CROSS JOIN LATERAL (SELECT * FROM ops.webhook_endpoints WHERE id = l.id OFFSET 0) e
     WHERE gate.open AND e.state = 'active' AND (e.failures > 0) = $2 AND (e.resting_until IS NULL OR e.resting_until <= now)
 ), ready AS MATERIALIZED (
-    SELECT k.*, k.limit - COALESCE(b.count, 0) AS room, count(*) OVER () AS many
-    FROM known k LEFT JOIN busy b ON b.endpoint_id = k.id WHERE k.limit > COALESCE(b.count, 0)
+    SELECT k.*, k.limit - COALESCE(b.count, 0) AS room, COALESCE(c.count, 0) AS crowd, count(*) OVER () AS many,
+        dense_rank() OVER (ORDER BY k.tenant) AS tenant_no
+    FROM known k LEFT JOIN busy b ON b.endpoint_id = k.id LEFT JOIN crowd c ON c.tenant = k.tenant
+    WHERE k.limit > COALESCE(b.count, 0)
 ), due AS MATERIALIZED (
-    SELECT d.at, d.id, d.bytes, d.due_at, r.tenant, r.url, r.timeout_ms,
-        row_number() OVER (PARTITION BY r.id ORDER BY d.due_at, d.id) AS turn
-    FROM ready r, clock, held, LATERAL (
-        SELECT w.ctid AS at, w.id, w.bytes, w.due_at FROM ops.webhook_open w
+    SELECT d.*, r.crowd, r.tenant_no, r.updated_at FROM ready r, clock, held, LATERAL (
+        SELECT w.ctid AS at, w.id, w.bytes, w.due_at, row_number() OVER (ORDER BY w.due_at) AS turn FROM ops.webhook_open w
         WHERE w.endpoint_id = r.id AND w.due_at <= clock.now AND w.claim IS NULL AND w.created_at >= held.since
         ORDER BY w.due_at LIMIT LEAST(r.room, 2 * $1 / r.many + 1)
     ) d
 ), placed AS MATERIALIZED (
-    SELECT due.*, row_number() OVER (PARTITION BY due.tenant ORDER BY turn, due_at) + COALESCE(crowd.count, 0) AS place
-    FROM due LEFT JOIN crowd ON crowd.tenant = due.tenant
+    SELECT due.*, row_number() OVER (PARTITION BY tenant_no ORDER BY turn, due_at) + crowd AS place FROM due
 ), chosen AS MATERIALIZED (
     SELECT * FROM (
         SELECT placed.*, sum(bytes) OVER (ORDER BY turn, due_at, id) - bytes AS before FROM placed WHERE place <= $4) p
     WHERE before < $12 ORDER BY turn, due_at, id LIMIT $1
 ), claimed AS (
     UPDATE ops.webhook_open o SET claim = $7, attempts = o.attempts + 1 FROM chosen c WHERE o.ctid = c.at AND o.claim IS NULL
-    RETURNING o.id, o.endpoint_id, o.event_seq, o.event_id, o.attempts, o.rung, c.url, c.timeout_ms
+    RETURNING o.id, o.endpoint_id, o.event_seq, o.event_id, o.attempts, o.rung, c.updated_at
 ), lot AS (
     INSERT INTO ops.webhook_claims (id, worker, deliveries, claimed_at, expires_at)
     SELECT $7, $8, array_agg(id), min(now), min(now) + make_interval(secs => $5) FROM claimed, clock HAVING count(*) > 0
 ), spent AS (
     DELETE FROM ops.webhook_claims WHERE id = ANY($11)
-), keys AS MATERIALIZED (
-    SELECT c.endpoint_id, s.secrets
-    FROM (SELECT DISTINCT endpoint_id FROM claimed) c, clock, LATERAL (
-        SELECT array_agg(s.secret ORDER BY s.number DESC) AS secrets FROM ops.webhook_secrets s
-        WHERE s.endpoint_id = c.endpoint_id AND (s.expires_at IS NULL OR s.expires_at > clock.now)) s
 )
 SELECT gate.open,
     EXISTS (SELECT FROM ops.webhook_endpoints e WHERE e.failures > 0 AND e.state = 'active'
             AND (e.resting_until IS NULL OR e.resting_until <= now)),
-    c.id, c.endpoint_id, c.attempts, c.rung, c.event_id, c.body, c.url, c.timeout_ms, c.secrets
+    c.id, c.endpoint_id, c.attempts, c.rung, c.event_id, c.body, c.updated_at
 FROM clock, gate LEFT JOIN (
-    SELECT claimed.*, v.body, keys.secrets FROM claimed JOIN keys ON keys.endpoint_id = claimed.endpoint_id
+    SELECT claimed.*, v.body FROM claimed
     CROSS JOIN LATERAL (SELECT body FROM ops.webhook_events WHERE seq = claimed.event_seq OFFSET 0) v
 ) c ON true";
 

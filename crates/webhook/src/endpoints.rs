@@ -218,7 +218,7 @@ pub async fn add(
     Ok((get(pool, id).await?, secret))
 }
 
-/// Gives an endpoint a new secret. The ones before still sign beside it for `grace`, so that the receiver can change over.
+/// Gives an endpoint a new secret, and a new version: workers keep an endpoint with its secrets until it has another. The ones before still sign beside it for `grace`, so that the receiver can change over.
 ///
 /// # Errors
 /// [`WebhookError::NoEndpoint`]; else as the database says.
@@ -226,7 +226,8 @@ pub async fn rotate(pool: &PgPool, id: Uuid, grace: Duration) -> Result<Secret, 
     let secret = new_secret();
     let done = sqlx::query(
         "WITH old AS (UPDATE ops.webhook_secrets SET expires_at = now() + make_interval(secs => $2) \
-             WHERE endpoint_id = $1 AND expires_at IS NULL) \
+             WHERE endpoint_id = $1 AND expires_at IS NULL), \
+         changed AS (UPDATE ops.webhook_endpoints SET updated_at = clock_timestamp() WHERE id = $1) \
          INSERT INTO ops.webhook_secrets (endpoint_id, number, secret) \
          SELECT e.id, COALESCE((SELECT max(number) FROM ops.webhook_secrets s WHERE s.endpoint_id = e.id), 0) + 1, $3 \
          FROM ops.webhook_endpoints e WHERE e.id = $1",

@@ -1,18 +1,24 @@
 //! Ends that ask for nothing more than to be written are written together: whoever ends while a statement is under way goes with the
 //! next one.
 
+use std::time::Duration;
+
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 use voiceai_postgres::PgPool;
 use voiceai_runtime::{Backoff, random_unit};
 
-use crate::claim::{self, Claimed};
+use crate::claim::{self, Busy, Claimed};
 use crate::error::{WebhookError, chain};
 use crate::store::{self, Ended};
 use crate::{Wake, metrics};
 
 /// Most ends of one statement.
 const LOT: usize = 512;
+
+/// From so many on, the next lot is let grow for a moment: a statement has a price of its own, and nobody waits for an end.
+const MANY: usize = 64;
+const LINGER: Duration = Duration::from_millis(4);
 
 /// What is to be written of a claim.
 pub(crate) struct Entry {
@@ -49,25 +55,30 @@ impl Ledger {
 /// Writes what it is told, until the ledger is gone.
 pub(crate) struct Writer {
     pub(crate) pool: PgPool,
+    pub(crate) busy: Busy,
     pub(crate) wake: Wake,
     pub(crate) forced: CancellationToken,
 }
 
 impl Writer {
     /// Runs until every ledger is gone.
-    pub(crate) async fn run(self, mut told: mpsc::Receiver<Entry>) {
+    pub(crate) async fn run(mut self, mut told: mpsc::Receiver<Entry>) {
         let mut lot = Vec::with_capacity(LOT);
         while told.recv_many(&mut lot, LOT).await > 0 {
             let (taken, back): (Vec<Entry>, Vec<Entry>) =
                 lot.drain(..).partition(|entry| entry.ended.is_some());
+            let many = taken.len() >= MANY;
             self.taken(&taken).await;
             self.back(&back).await;
             drop((taken, back));
             self.wake.wake();
+            if many {
+                tokio::time::sleep(LINGER).await;
+            }
         }
     }
 
-    async fn taken(&self, all: &[Entry]) {
+    async fn taken(&mut self, all: &[Entry]) {
         if let Err(error) = self.deliver(all).await {
             if all.len() == 1 {
                 tracing::error!(error = %chain(&error), "the end of a webhook attempt cannot be written");
@@ -85,7 +96,7 @@ impl Writer {
 
     /// Until they are written, or the process is forced to end: an end that is lost is an event that arrives twice. An error is one of
     /// the data, which time does not mend.
-    async fn deliver(&self, all: &[Entry]) -> Result<(), WebhookError> {
+    async fn deliver(&mut self, all: &[Entry]) -> Result<(), WebhookError> {
         let ends: Vec<_> =
             all.iter().filter_map(|entry| Some((&entry.claimed, entry.ended.as_ref()?))).collect();
         if ends.is_empty() {
@@ -93,7 +104,7 @@ impl Writer {
         }
         let mut tries = 0;
         let ours = loop {
-            match store::deliver(&self.pool, &ends).await {
+            match store::deliver(&self.pool, &mut self.busy, &ends).await {
                 Ok(ours) => break ours,
                 Err(error) if error.is_about_the_data() => return Err(error),
                 Err(error) => {

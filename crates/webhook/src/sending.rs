@@ -12,7 +12,7 @@ use uuid::Uuid;
 use voiceai_postgres::PgPool;
 use voiceai_runtime::{Backoff, Pulse, random_unit};
 
-use crate::claim::{self, Claimed, Claimer, Lane, Room, Spent};
+use crate::claim::{self, Busy, Claimed, Claimer, Lane, Room, Spent, Targets};
 use crate::error::{WebhookError, chain};
 use crate::ledger::{self, Entry, Ledger, Writer};
 use crate::post::{Answer, Client, Failure, Request};
@@ -58,7 +58,8 @@ struct Slots {
     /// Of posts.
     posts: Arc<Semaphore>,
     queue: Queue,
-    /// While more than these wait for a slot, nothing more is claimed: one large lot costs less than two small ones.
+    /// While more than these wait for a slot, nothing more is claimed: one large lot costs less than two small ones, and those that
+    /// are being posted last until the next lot is there.
     low: usize,
 }
 
@@ -68,7 +69,7 @@ impl Slots {
             claims: Arc::new(Semaphore::new(posts + ahead)),
             posts: Arc::new(Semaphore::new(posts)),
             queue: Queue::default(),
-            low: posts.min(ahead),
+            low: (posts / 10).min(ahead),
         }
     }
 }
@@ -114,7 +115,8 @@ impl Sending {
         let Self { pool, client, settings, election, wake, poll } = self;
         let failing = (settings.concurrency / FAILING_PART).max(1);
         let (ledger, told) = Ledger::new();
-        let writer = Writer { pool: pool.clone(), wake: wake.clone(), forced: forced.clone() };
+        let writer =
+            Writer { pool: pool.clone(), busy: Busy::default(), wake: wake.clone(), forced: forced.clone() };
         let writer = tokio::spawn(writer.run(told));
         let shared = Arc::new(Shared {
             healthy: Slots::new(settings.concurrency, AHEAD * settings.concurrency),
@@ -129,7 +131,13 @@ impl Sending {
             stopping: stopping.clone(),
             forced,
         });
-        let claimer = Claimer { worker: Uuid::now_v7(), election, spent: Spent::default() };
+        let claimer = Claimer {
+            worker: Uuid::now_v7(),
+            election,
+            spent: Spent::default(),
+            targets: Targets::default(),
+            busy: Busy::default(),
+        };
         tracing::info!(concurrency = shared.settings.concurrency, "webhook worker pool started");
         look_on(&shared, claimer, poll, &pulse).await;
         give_back(&shared, Duration::ZERO);
@@ -197,7 +205,7 @@ async fn look(shared: &Arc<Shared>, looks: &mut Looks, poll: Duration) -> Result
         looks.take_back_at = Instant::now() + TAKE_BACK_EVERY;
     }
     let mut found = fill(shared, looks, Lane::Healthy).await?;
-    looks.flood = found.claimed >= shared.healthy.low;
+    looks.flood = 2 * found.claimed >= shared.settings.concurrency;
     if found.failing && (found.claimed == 0 || Instant::now() >= looks.failing_at) {
         let more = fill(shared, looks, Lane::Failing).await?;
         looks.failing_at = Instant::now() + FAILING_EVERY;
@@ -225,7 +233,7 @@ struct Found {
 }
 
 /// Claims what a lane has room for, and begins it.
-async fn fill(shared: &Arc<Shared>, looks: &Looks, lane: Lane) -> Result<Found, WebhookError> {
+async fn fill(shared: &Arc<Shared>, looks: &mut Looks, lane: Lane) -> Result<Found, WebhookError> {
     let slots = shared.slots(lane);
     let (limit, waiting) = (slots.claims.available_permits(), slots.queue.len());
     let bytes = AHEAD_BYTES.saturating_sub(slots.queue.bytes());
@@ -234,7 +242,7 @@ async fn fill(shared: &Arc<Shared>, looks: &Looks, lane: Lane) -> Result<Found, 
         return Ok(Found { claimed: waiting, failing: true, whole: true });
     }
     let room = Room { lane, limit, bytes, under_way: shared.count.all() };
-    let look = claim::claim(&shared.pool, &shared.settings, &looks.claimer, &room).await?;
+    let look = claim::claim(&shared.pool, &shared.settings, &mut looks.claimer, &room).await?;
     let found = Found { claimed: look.claimed.len(), failing: look.failing, whole: look.ours };
     let since = Instant::now();
     // Only this loop takes claims, so each has its permit.

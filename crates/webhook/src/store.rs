@@ -4,9 +4,9 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use uuid::Uuid;
-use voiceai_postgres::sqlx::{self, PgPool, Row};
+use voiceai_postgres::sqlx::{self, Connection as _, PgPool, Row};
 
-use crate::claim::{Claimed, DURABLE, begin};
+use crate::claim::{Busy, Claimed, DURABLE, begin};
 use crate::error::WebhookError;
 use crate::retry::Policy;
 
@@ -130,19 +130,20 @@ WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now), ours AS MATERIALIZ
     INSERT INTO ops.webhook_attempts (delivery_id, attempt_no, started_at, ended_at, outcome, status, error, response, address,
         retry_after_ms, duration_ms)
     SELECT id, attempts, now - $11 * interval '1 millisecond', now, $5, $6, $7, $8, $9, $10, $11 FROM ours, clock
-    ON CONFLICT DO NOTHING
 )
 SELECT EXISTS (SELECT FROM ours) AS ours, (SELECT reason FROM judged) AS disabled";
 
 /// Writes down deliveries that were taken, all of them in one statement. Answers those whose claim was still ours.
 pub(crate) async fn deliver(
     pool: &PgPool,
+    busy: &mut Busy,
     ends: &[(&Claimed, &Ended)],
 ) -> Result<HashSet<Uuid>, WebhookError> {
     let tried = "write down webhooks that were taken";
     let column =
         |value: fn(&Claimed) -> Uuid| ends.iter().map(|(claimed, _)| value(claimed)).collect::<Vec<_>>();
-    let mut transaction = begin(pool, DURABLE, tried).await?;
+    let mut connection = busy.take(pool, tried).await?;
+    let mut transaction = connection.begin_with(DURABLE).await.map_err(WebhookError::database(tried))?;
     let written: Vec<Uuid> = sqlx::query_scalar(DELIVER)
         .bind(column(|claimed| claimed.id))
         .bind(column(|claimed| claimed.lot.id))
@@ -154,9 +155,11 @@ pub(crate) async fn deliver(
         .await
         .map_err(WebhookError::database(tried))?;
     transaction.commit().await.map_err(WebhookError::database(tried))?;
+    busy.keep(connection, ends.len());
     Ok(written.into_iter().collect())
 }
 
+// A claim counts the attempt, so each has a number of its own: to ask for a conflict would double what an attempt's row costs.
 // An endpoint that works is not written to: its row would be the one that all its deliveries wait for.
 const DELIVER: &str = "\
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now), ends AS MATERIALIZED (
@@ -177,7 +180,6 @@ WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now), ends AS MATERIALIZ
 ), attempt AS (
     INSERT INTO ops.webhook_attempts (delivery_id, attempt_no, started_at, ended_at, outcome, status, response, address, duration_ms)
     SELECT id, attempts, now - took * interval '1 millisecond', now, 'delivered', status, response, address, took FROM done, clock
-    ON CONFLICT DO NOTHING
 ), recovered AS (
     UPDATE ops.webhook_endpoints e SET failures = 0, failing_since = NULL, resting_until = NULL, updated_at = now
     FROM clock WHERE (e.failures > 0 OR e.resting_until IS NOT NULL) AND e.id IN (SELECT endpoint_id FROM done)

@@ -3,6 +3,7 @@
 
 mod delivery;
 mod faults;
+mod lots;
 mod oracle;
 mod receiver;
 mod stage;

@@ -10,11 +10,14 @@ use tokio::io::{
 };
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
 #[derive(Debug, Clone)]
 pub(crate) enum Act {
     Answer(u16, Vec<(&'static str, String)>),
     Hang,
+    /// The answer comes once this is cancelled.
+    Once(u16, CancellationToken),
     /// A byte of the head now and then, for ever.
     Drip,
     /// Head at once, a body without end.
@@ -130,6 +133,11 @@ async fn act<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut BufReader<S>, act: 
                 text.push_str(&format!("{name}: {value}\r\n"));
             }
             text.push_str("\r\nhello");
+            stream.write_all(text.as_bytes()).await.is_ok() && stream.flush().await.is_ok()
+        }
+        Act::Once(status, may) => {
+            may.cancelled().await;
+            let text = format!("HTTP/1.1 {status} Told\r\ncontent-length: 0\r\n\r\n");
             stream.write_all(text.as_bytes()).await.is_ok() && stream.flush().await.is_ok()
         }
         Act::Hang => {
