@@ -25,6 +25,8 @@ pub enum S3ErrorKind {
     Unreachable,
     /// The store answered that it is overloaded or broken, several times.
     Unavailable,
+    /// The store has no room left, or the account none of its share.
+    Full,
     /// The source of an upload could not be read.
     Source,
     /// The caller cancelled.
@@ -49,6 +51,7 @@ impl S3ErrorKind {
             Self::Region => "Correct S3_REGION.",
             Self::Unreachable => "Check S3_ENDPOINT, the proxy variables and the network.",
             Self::Unavailable => "Look at the store's own health; trying again later is safe.",
+            Self::Full => "Make room in the store, or raise the quota; trying again then is safe.",
             Self::Source | Self::Cancelled => "Nothing was stored; start again.",
             Self::Integrity => "Do not trust this object; start again.",
             Self::Other => "See the store's own words.",
@@ -145,6 +148,9 @@ fn by_code(code: &str, status: Option<u16>) -> S3ErrorKind {
         "PermanentRedirect" | "TemporaryRedirect" | "IllegalLocationConstraintException" => {
             S3ErrorKind::Region
         }
+        "InsufficientStorage" | "XMinioStorageFull" | "QuotaExceeded" | "InsufficientCapacity" => {
+            S3ErrorKind::Full
+        }
         "BadDigest" | "XAmzContentSHA256Mismatch" | "XAmzContentChecksumMismatch" => S3ErrorKind::Integrity,
         "SlowDown" | "InternalError" | "ServiceUnavailable" | "RequestTimeout" | "OperationAborted" => {
             S3ErrorKind::Unavailable
@@ -154,6 +160,7 @@ fn by_code(code: &str, status: Option<u16>) -> S3ErrorKind {
             Some(401) => S3ErrorKind::Credentials,
             Some(403) => S3ErrorKind::Denied,
             Some(404) => S3ErrorKind::NotFound,
+            Some(507) => S3ErrorKind::Full,
             Some(429 | 500..=599) => S3ErrorKind::Unavailable,
             _ => S3ErrorKind::Other,
         },
@@ -185,6 +192,7 @@ impl fmt::Display for S3Error {
             S3ErrorKind::Region => "the bucket is in another region",
             S3ErrorKind::Unreachable => "the store cannot be reached",
             S3ErrorKind::Unavailable => "the store is unavailable",
+            S3ErrorKind::Full => "the store is full",
             S3ErrorKind::Source => "the source could not be read",
             S3ErrorKind::Cancelled => "cancelled",
             S3ErrorKind::Integrity => "what was stored is not what was sent",
@@ -220,6 +228,8 @@ mod tests {
             ("SlowDown", Some(503), S3ErrorKind::Unavailable),
             ("InternalError", Some(200), S3ErrorKind::Unavailable),
             ("", Some(502), S3ErrorKind::Unavailable),
+            ("", Some(507), S3ErrorKind::Full),
+            ("XMinioStorageFull", Some(507), S3ErrorKind::Full),
             ("MalformedXML", Some(400), S3ErrorKind::Other),
         ] {
             assert_eq!(by_code(code, status), kind, "{code} {status:?}");

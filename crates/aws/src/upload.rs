@@ -21,8 +21,9 @@ const MIB: u64 = 1024 * 1024;
 const PARTS_MAX: u64 = 10_000;
 /// S3 takes no larger part than this.
 const PART_MAX: u64 = 5 * 1024 * MIB;
-/// Parts of this size or less travel in twos, beside the one being filled.
-const SEVERAL_UP_TO: u64 = 32 * MIB;
+/// So many parts of a size travel at a time, beside the one being filled: the smallest in fours, large ones alone.
+const FOUR_UP_TO: u64 = 5 * MIB;
+const TWO_UP_TO: u64 = 32 * MIB;
 
 /// How large the parts of one upload are.
 ///
@@ -76,7 +77,7 @@ pub struct Uploaded {
 impl ObjectStore {
     /// Streams `reader` to its end into the object `key`, hashing on the way. The object appears whole or not at all, and
     /// only after `approve` has agreed: it is called once the reader has ended, with the length, before the upload is
-    /// completed. Holds at most three parts in memory.
+    /// completed. Holds at most three parts in memory, five of 5 MiB.
     ///
     /// # Errors
     /// [`S3Error`]: of the store, of the reader ([`S3ErrorKind::Source`]), of `approve` (likewise), or
@@ -197,7 +198,7 @@ impl Upload {
             }
             hash.update(&part);
             bytes += part.len() as u64;
-            let beside = if size <= SEVERAL_UP_TO { 2 } else { 1 };
+            let beside = beside(size);
             while sending.len() >= beside {
                 self.arrived(sending.join_next().await)?;
             }
@@ -260,6 +261,17 @@ async fn send_part(
     let sent = request.config_override(Builder::new().timeout_config(limits)).send().await;
     let sent = sent.map_err(|error| S3Error::from_sdk("upload a part of", store.place(&key), error))?;
     Ok(CompletedPart::builder().part_number(number).set_e_tag(sent.e_tag().map(str::to_owned)).build())
+}
+
+/// How many parts of a size travel at a time.
+const fn beside(size: u64) -> usize {
+    if size <= FOUR_UP_TO {
+        4
+    } else if size <= TWO_UP_TO {
+        2
+    } else {
+        1
+    }
 }
 
 /// Reads until `size` bytes are there or the source ends.

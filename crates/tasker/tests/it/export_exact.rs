@@ -3,7 +3,6 @@
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use voiceai_postgres::sqlx::{self, Executor as _, PgConnection};
-use voiceai_queue::Inline;
 use voiceai_tasker::jobs::export::Format;
 
 use crate::export_bench::Bench;
@@ -149,34 +148,4 @@ async fn a_column_by_itself_is_as_exact_and_a_document_over_many_lines_stays_one
     assert_eq!(text.lines().count(), 1, "{text}");
     let row: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(row, json!({ "n": 1, "raw": { "a": "x\ny", "b": [] }, "raws": [[1]] }));
-}
-
-#[tokio::test]
-async fn a_text_that_json_cannot_hold_is_named_and_goes_to_csv_as_it_is() {
-    let bench = Bench::new("").await;
-    // A database that takes any bytes, as old ones do.
-    let name = format!("{}_ascii", bench.database.name);
-    bench
-        .database
-        .execute(&format!(
-            "CREATE DATABASE \"{name}\" TEMPLATE template0 ENCODING SQL_ASCII LC_COLLATE 'C' LC_CTYPE 'C'"
-        ))
-        .await;
-    let url = bench.database.url.replace(&bench.database.name, &name);
-    let pool = sqlx::PgPool::connect(&url).await.unwrap();
-    voiceai_postgres::migrate(&pool, voiceai_postgres::ALL).await.unwrap();
-    let fill = "CREATE TABLE devices (device_id text, note bytea); INSERT INTO devices VALUES ('a'), (convert_from('\\x61ff', 'SQL_ASCII'))";
-    sqlx::raw_sql(fill).execute(&pool).await.unwrap();
-    let mut elsewhere = bench;
-    let here = std::mem::replace(&mut elsewhere.ctx.pool, pool.clone());
-    let order = elsewhere.order(Format::Ndjson, None, json!({})).await;
-    let end = elsewhere.run(&order).await;
-    assert!(matches!(end, Inline::Dead { .. }), "{end:?}");
-    let error = elsewhere.look(&order).await.error.unwrap();
-    assert!(error.contains("row 2, column \"device_id\"") && error.contains("export to csv"), "{error}");
-    let order = elsewhere.order(Format::Csv, None, json!({})).await;
-    assert_eq!(elsewhere.made(&order).await.1, b"device_id,note\na,\na\xff,\n");
-    pool.close().await;
-    drop(here);
-    elsewhere.database.execute(&format!("DROP DATABASE \"{name}\" WITH (FORCE)")).await;
 }

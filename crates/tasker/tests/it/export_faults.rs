@@ -6,7 +6,7 @@ use serde_json::json;
 use voiceai_aws::ObjectStore;
 use voiceai_postgres::sqlx::{self, PgPool};
 use voiceai_queue::Inline;
-use voiceai_tasker::jobs::export::{Export, Format};
+use voiceai_tasker::jobs::export::{Export, Format, cancel};
 use voiceai_testkit::{Program, wait_until};
 
 use crate::export_bench::Bench;
@@ -84,6 +84,48 @@ async fn a_session_that_is_ended_in_mid_export_leaves_nothing_and_is_tried_again
         assert_eq!((bench.s3.unfinished_uploads().await, bench.s3.keys().await.len()), (0, 0));
         assert_eq!(bench.made(&order).await.0.row_count, Some(ROWS));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_is_cancelled_while_it_is_made_leaves_nothing_and_its_orderer_is_told() {
+    for format in [Format::Ndjson, Format::Parquet] {
+        let mut bench = Bench::new(LARGE).await;
+        bench.ctx.settings.lease = Duration::from_secs(2);
+        let order = bench.order(format, None, json!({})).await;
+        bench.database.execute("UPDATE ops.export_jobs SET callback_url = 'https://example.com/'").await;
+        let running = halted(&bench, &order).await;
+        let why = "cancelled by tester";
+        let cancelled = cancel(&bench.ctx.pool, order.id, why, &bench.ctx.settings).await.unwrap();
+        assert_eq!(cancelled.map(|order| order.status).as_deref(), Some("FAILED"));
+        bench.way.resume();
+        let end = running.await.unwrap();
+        assert!(matches!(end, Inline::Done(None)), "{end:?}");
+        assert_eq!((bench.s3.unfinished_uploads().await, bench.s3.keys().await.len()), (0, 0));
+        let failed = bench.look(&order).await;
+        assert_eq!((failed.status.as_str(), failed.error.as_deref()), ("FAILED", Some(why)));
+        let calls = "SELECT count(*) FROM ops.outbox WHERE kind = 'export.callback'";
+        let calls: i64 = sqlx::query_scalar(calls).fetch_one(&bench.ctx.pool).await.unwrap();
+        assert_eq!(calls, 1);
+        let again = cancel(&bench.ctx.pool, order.id, why, &bench.ctx.settings).await.unwrap();
+        assert!(again.is_none(), "it has ended");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reading_that_the_server_cancels_is_tried_again() {
+    // A standby cancels what stands in the way of its replay, an operator or a limit what takes too long.
+    let bench = Bench::new(LARGE).await;
+    let order = bench.order(Format::Ndjson, None, json!({})).await;
+    let running = halted(&bench, &order).await;
+    let cancel = "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity
+                  WHERE datname = current_database() AND query LIKE 'COPY%' AND pid <> pg_backend_pid()";
+    let cancelled: i64 = sqlx::query_scalar(cancel).fetch_one(&bench.ctx.pool).await.unwrap();
+    assert_eq!(cancelled, 1);
+    bench.way.resume();
+    let end = running.await.unwrap();
+    assert!(matches!(&end, Inline::Retry { error, .. } if error.contains("canceling statement")), "{end:?}");
+    assert_eq!((bench.s3.unfinished_uploads().await, bench.s3.keys().await.len()), (0, 0));
+    assert_eq!(bench.made(&order).await.0.row_count, Some(ROWS));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -50,6 +50,20 @@ impl Listening {
         self.curl(path, &["-H", &format!("Authorization: Bearer {TOKEN}")])
     }
 
+    /// What is at the end of the way that an answer shows. The token goes to the first host alone.
+    pub(crate) fn get_following(&self, path: &str) -> String {
+        let url = format!("http://127.0.0.1:{}{path}", self.port.number());
+        let authorization = format!("Authorization: Bearer {TOKEN}");
+        let output =
+            Command::new("curl").args(["-sSfL", "-H", &authorization, &url]).output().expect("run curl");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    pub(crate) fn curl_delete(&self, path: &str) -> Reply {
+        self.curl(path, &["-X", "DELETE", "-H", &format!("Authorization: Bearer {TOKEN}")])
+    }
+
     pub(crate) fn post(&self, path: &str, arguments: &[&str]) -> Reply {
         let authorization = format!("Authorization: Bearer {TOKEN}");
         self.curl(path, &[&["-X", "POST", "-H", &authorization], arguments].concat())
@@ -64,6 +78,11 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
+    #[track_caller]
+    pub(crate) fn assert_status(&self, status: u16) {
+        assert_eq!(self.status, status, "{self:?}");
+    }
+
     #[track_caller]
     pub(crate) fn json(&self, status: u16) -> Value {
         assert_eq!(self.status, status, "{self:?}");

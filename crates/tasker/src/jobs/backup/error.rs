@@ -134,7 +134,7 @@ impl BackupError {
                 S3ErrorKind::Source | S3ErrorKind::Integrity | S3ErrorKind::Other | S3ErrorKind::NotFound => {
                     ExitCode::Failed
                 }
-                S3ErrorKind::Cancelled => ExitCode::Failed,
+                S3ErrorKind::Cancelled | S3ErrorKind::Full => ExitCode::Failed,
                 S3ErrorKind::NoSuchBucket
                 | S3ErrorKind::Credentials
                 | S3ErrorKind::Denied

@@ -172,7 +172,11 @@ fn form(column: &Attribute, plain: &str, format: Format) -> (Kind, String) {
             (Kind::Json, format!("pg_catalog.to_json({plain})::text"))
         }
         // As every client shows it: a cast to text has rules of its own for some types.
-        _ => (Kind::Text, format!("CASE WHEN {plain} IS NOT NULL THEN pg_catalog.format('%s', {plain}) END")),
+        // A row of nothing but NULLs is not NULL, and yet it is not IS NOT NULL.
+        _ => (
+            Kind::Text,
+            format!("CASE WHEN {plain} IS DISTINCT FROM NULL THEN pg_catalog.format('%s', {plain}) END"),
+        ),
     }
 }
 

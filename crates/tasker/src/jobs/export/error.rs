@@ -75,3 +75,66 @@ impl ExportError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+    use std::error::Error;
+
+    use sqlx::error::{DatabaseError, ErrorKind};
+
+    use super::*;
+
+    /// What a server says.
+    #[derive(Debug, thiserror::Error)]
+    #[error("{message}")]
+    struct Said {
+        code: &'static str,
+        message: &'static str,
+    }
+
+    impl DatabaseError for Said {
+        fn message(&self) -> &str {
+            self.message
+        }
+
+        fn code(&self) -> Option<Cow<'_, str>> {
+            Some(Cow::Borrowed(self.code))
+        }
+
+        fn as_error(&self) -> &(dyn Error + Send + Sync + 'static) {
+            self
+        }
+
+        fn as_error_mut(&mut self) -> &mut (dyn Error + Send + Sync + 'static) {
+            self
+        }
+
+        fn into_error(self: Box<Self>) -> Box<dyn Error + Send + Sync + 'static> {
+            self
+        }
+
+        fn kind(&self) -> ErrorKind {
+            ErrorKind::Other
+        }
+    }
+
+    #[test]
+    fn what_may_pass_by_itself_is_told_from_what_a_person_must_mend() {
+        for (code, message, is_final) in [
+            ("40001", "canceling statement due to conflict with recovery", false),
+            ("57014", "canceling statement due to statement timeout", false),
+            ("57P01", "terminating connection due to administrator command", false),
+            ("55P03", "canceling statement due to lock timeout", false),
+            ("53100", "could not extend file \"base/1/2\": No space left on device", false),
+            ("42501", "permission denied for table devices", true),
+            ("42501", "query would be affected by row-level security policy for table \"devices\"", true),
+            ("42P01", "relation \"public.devices\" does not exist", true),
+            ("22P02", "invalid input syntax for type uuid: \"acme\"", true),
+        ] {
+            let error = ExportError::of_rows(sqlx::Error::Database(Box::new(Said { code, message })));
+            assert_eq!(error.is_final(), is_final, "{message}");
+            assert!(error.to_string().contains(message), "{error}");
+        }
+    }
+}

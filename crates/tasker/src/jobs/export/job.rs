@@ -83,6 +83,10 @@ async fn carry_out(
     };
     let (made, kept) = tokio::join!(making, keep_claim(ctx, claimed, &stop));
     if !kept {
+        // Stored in the very moment in which the claim was lost: nobody's.
+        if let Ok(made) = &made {
+            ctx.store.delete(&made.key).await?;
+        }
         return Err(ExportError::Lost);
     }
     let made = made?;

@@ -192,15 +192,21 @@ const MANNERS: &str = "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transa
 ///
 /// Where a table has policies of row security, those that name `app.tenant_id` see the order's tenant. An order of everybody's rows
 /// is an error there unless the role is above the policies: they would leave rows out without a word.
-pub(super) async fn set_scope(session: &mut PgConnection, tenant: Option<&str>) -> Result<(), sqlx::Error> {
+pub(super) async fn set_scope(session: &mut PgConnection, tenant: Option<&str>) -> Result<(), ExportError> {
+    if tenant.is_some_and(|tenant| tenant.contains('\0')) {
+        return Err(ExportError::Order("the tenant holds a NUL character".to_owned()));
+    }
     session.execute(sqlx::raw_sql(MANNERS)).await?;
     match tenant {
         Some(tenant) => {
             let scope = sqlx::query("SELECT pg_catalog.set_config('app.tenant_id', $1, true)").bind(tenant);
-            scope.execute(session).await.map(drop)
+            scope.execute(session).await?;
         }
-        None => session.execute("SET LOCAL row_security = off").await.map(drop),
+        None => {
+            session.execute("SET LOCAL row_security = off").await?;
+        }
     }
+    Ok(())
 }
 
 /// Whether an order could be carried out now, and about how many rows it would have, as the planner guesses.

@@ -27,6 +27,10 @@ use super::{ExportContext, ExportSettings};
 const WAITING: usize = 16;
 /// Bytes of a chunk.
 const GATHERED: usize = 64 * 1024;
+/// Chunks of rows between the database and the thread that makes a Parquet file.
+const LOTS: usize = 4;
+/// Parts of S3's smallest size: more of them travel at a time in the same memory. Some 300 GiB fit.
+const PARTS: PartSizes = PartSizes::starting_at(5 * 1024 * 1024);
 
 /// Where the objects of one order begin.
 fn stem(settings: &ExportSettings, id: Uuid) -> String {
@@ -77,7 +81,7 @@ pub(super) async fn make(
     let reading = tokio::spawn(read(ctx.clone(), claimed.clone(), format, sender));
     let reader = StreamReader::new(futures_util::stream::poll_fn(move |context| receiver.poll_recv(context)));
     let approve = async |_| Ok::<(), io::Error>(());
-    let uploaded = ctx.store.put_stream(&key, reader, PartSizes::SMALLEST, cancel, approve).await;
+    let uploaded = ctx.store.put_stream(&key, reader, PARTS, cancel, approve).await;
     // The upload, and with it the receiver, is gone: the reader ends at its next chunk.
     let read = reading.await.unwrap_or(Err(ExportError::Cancelled));
     match (uploaded, read) {
@@ -155,28 +159,82 @@ async fn copy_text(
     Ok(wire.rows())
 }
 
+/// What the thread that makes the file is sent.
+enum Lot {
+    /// Messages of the server.
+    Messages(Vec<Bytes>),
+    /// Those were all.
+    End,
+}
+
+/// Compression takes its time, and a slow upload too: neither may hold up a thread that others need. All of it is done by one: memory
+/// that one thread gives back is not at once another's.
 async fn copy_parquet(
     session: &mut PgConnection,
     statement: &str,
     columns: &[Column],
     sender: &Chunks,
 ) -> Result<u64, ExportError> {
-    let mut wire = Wire::new(columns.len());
-    let mut file = File::new(columns, sender.clone())?;
-    let mut rows = session.copy_out_raw(statement).await.map_err(ExportError::of_rows)?;
-    while let Some(row) = rows.next().await {
-        wire.take(&row.map_err(ExportError::of_rows)?, &mut file)?;
-        if file.is_full() {
-            file = aside(move || file.write_group().map(|()| file)).await?;
-        }
+    let (lots, waiting) = mpsc::channel(LOTS);
+    let (columns, chunks) = (columns.to_vec(), sender.clone());
+    let writing = tokio::task::spawn_blocking(move || write_parquet(waiting, &columns, chunks));
+    let read = send_lots(session, statement, &lots).await;
+    drop(lots);
+    let written = writing.await.unwrap_or(Err(ExportError::Cancelled));
+    match (read, written) {
+        // The writer was let down by the reader, not the other way round.
+        (Err(error), Err(ExportError::Cancelled)) => Err(error),
+        (_, written) => written,
     }
-    aside(move || file.end()).await?;
-    Ok(wire.rows())
 }
 
-/// On a thread that may compute and wait.
-async fn aside<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ExportError> + Send + 'static,
-) -> Result<T, ExportError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(ExportError::Cancelled))
+async fn send_lots(
+    session: &mut PgConnection,
+    statement: &str,
+    lots: &mpsc::Sender<Lot>,
+) -> Result<(), ExportError> {
+    let mut rows = session.copy_out_raw(statement).await.map_err(ExportError::of_rows)?;
+    let (mut lot, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = rows.next().await {
+        let row = row.map_err(ExportError::of_rows)?;
+        bytes += row.len();
+        lot.push(row);
+        if bytes >= GATHERED {
+            let next = Vec::with_capacity(lot.len());
+            let full = std::mem::replace(&mut lot, next);
+            lots.send(Lot::Messages(full)).await.map_err(|_| ExportError::Cancelled)?;
+            bytes = 0;
+        }
+    }
+    for last in [Lot::Messages(lot), Lot::End] {
+        lots.send(last).await.map_err(|_| ExportError::Cancelled)?;
+    }
+    Ok(())
+}
+
+/// On a thread that may compute and wait. Ends the file only when it was told that it has all of the rows.
+fn write_parquet(
+    mut waiting: mpsc::Receiver<Lot>,
+    columns: &[Column],
+    chunks: Chunks,
+) -> Result<u64, ExportError> {
+    let mut wire = Wire::new(columns.len());
+    let mut file = File::new(columns, chunks)?;
+    loop {
+        match waiting.blocking_recv() {
+            Some(Lot::Messages(messages)) => {
+                for message in messages {
+                    wire.take(&message, &mut file)?;
+                    if file.is_full() {
+                        file.write_group()?;
+                    }
+                }
+            }
+            Some(Lot::End) => {
+                file.end()?;
+                return Ok(wire.rows());
+            }
+            None => return Err(ExportError::Cancelled),
+        }
+    }
 }

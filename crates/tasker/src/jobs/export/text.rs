@@ -280,9 +280,7 @@ fn json_text(value: &[u8], out: &mut Vec<u8>) -> Result<(), ExportError> {
     let special = |byte: &u8| (*byte < 0x20) | (*byte == b'"') | (*byte == b'\\');
     let text = std::str::from_utf8(value).map_err(|error| {
         let at = error.valid_up_to() + 1;
-        ExportError::Encode(format!(
-            "its byte {at} is not UTF-8, which JSON has to be: correct the value, or export to csv"
-        ))
+        ExportError::Encode(format!("its byte {at} is not UTF-8, which JSON has to be"))
     })?;
     if value.iter().fold(false, |found, byte| found | special(byte)) {
         json_escaped(text, out);

@@ -69,7 +69,7 @@ const TABLES: &str = r#"
     SELECT lo_from_bytea(0, '\x0123');
 "#;
 
-async fn context(url: &str, s3: &S3) -> BackupContext {
+pub(crate) async fn context(url: &str, s3: &S3) -> BackupContext {
     let settings = S3Settings {
         bucket: s3.bucket.clone(),
         prefix: "database-dumps".to_owned(),

@@ -1,0 +1,189 @@
+//! PostgreSQL's disk full while an order, or the row of a backup, is written: nothing is lost, and the error says it.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::json;
+use tempfile::TempDir;
+use voiceai_postgres::sqlx::{self, PgPool};
+use voiceai_queue::Inline;
+use voiceai_tasker::jobs::export::{Export, Format, create, get, list};
+use voiceai_testkit::PostgresServer;
+
+use crate::export_bench::Bench;
+
+/// A file system of a few MiB, real and soon full.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    /// Nothing where this process may not mount.
+    fn mount() -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=3m", "tmpfs"]).arg(folder.path()).output();
+        if !mounted.is_ok_and(|output| output.status.success()) {
+            eprintln!("skipped: no file system may be mounted here, so no disk can be made full");
+            return None;
+        }
+        let given = Command::new("chown").arg("postgres:").arg(folder.path()).status();
+        assert!(given.is_ok_and(|status| status.success()), "PostgreSQL may not write there");
+        Some(Self(folder))
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().to_owned()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+/// What fills the disk.
+const FILLER: &str = "CREATE TABLE public.filler (text text) TABLESPACE small; ALTER TABLE public.filler ALTER text SET STORAGE plain";
+
+/// A server whose tables of orders and backups lie on the small disk, beside something that fills it.
+async fn server(disk: &SmallDisk) -> (PostgresServer, PgPool) {
+    let server = PostgresServer::start().await;
+    let pool = PgPool::connect(&server.url()).await.unwrap();
+    voiceai_postgres::migrate(&pool, voiceai_postgres::ALL).await.unwrap();
+    let small = format!("CREATE TABLESPACE small LOCATION '{}'", disk.path().display());
+    sqlx::query(sqlx::AssertSqlSafe(small)).execute(&pool).await.unwrap();
+    for table in ["export_jobs", "backups"] {
+        let moved = format!("ALTER TABLE ops.{table} SET TABLESPACE small");
+        sqlx::query(sqlx::AssertSqlSafe(moved)).execute(&pool).await.unwrap();
+    }
+    sqlx::raw_sql(FILLER).execute(&pool).await.unwrap();
+    let tables = "CREATE TABLE public.devices AS SELECT i AS device_id, repeat(md5(i::text), 31) AS note FROM generate_series(1, 30000) i";
+    sqlx::raw_sql(tables).execute(&pool).await.unwrap();
+    (server, pool)
+}
+
+/// Leaves no room, neither on the disk nor in the last page of a table whose rows are `filled_by`.
+async fn fill(pool: &PgPool, filled_by: &str) {
+    for statement in
+        ["INSERT INTO public.filler SELECT repeat('x', 7000) FROM generate_series(1, 8)", filled_by]
+    {
+        for _ in 0..10_000 {
+            match sqlx::query(sqlx::AssertSqlSafe(statement.to_owned())).execute(pool).await {
+                Ok(_) => {}
+                Err(error) => {
+                    assert!(error.to_string().contains("No space left on device"), "{error}");
+                    break;
+                }
+            }
+        }
+    }
+}
+
+async fn make_room(pool: &PgPool) {
+    // Emptying it would need room for another file first.
+    sqlx::query("DROP TABLE public.filler").execute(pool).await.unwrap();
+    sqlx::raw_sql(FILLER).execute(pool).await.unwrap();
+}
+
+/// Orders that are taken for others' and fill the table's page.
+const ORDERS: &str = "INSERT INTO ops.export_jobs (export_type, status, lease_until) VALUES ('devices', 'PROCESSING', now() + interval '1 hour')";
+
+async fn look(pool: &PgPool, order: &Export) -> Export {
+    get(pool, order.id).await.unwrap().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_full_loses_no_order_and_takes_it_up_again() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let (_server, pool) = server(&disk).await;
+    let mut bench = Bench::new("").await;
+    bench.ctx.pool = pool.clone();
+
+    // Before the claim.
+    let order = bench.order(Format::Csv, None, json!({})).await;
+    fill(&pool, ORDERS).await;
+    let end = bench.run(&order).await;
+    assert!(
+        matches!(&end, Inline::Retry { error, .. } if error.contains("No space left on device")),
+        "{end:?}"
+    );
+    assert_eq!((look(&pool, &order).await.status.as_str(), bench.s3.keys().await.len()), ("PENDING", 0));
+    let another = create(
+        &pool,
+        &voiceai_tasker::jobs::export::Order {
+            export_type: "devices".to_owned(),
+            format: Format::Csv,
+            tenant: None,
+            filters: json!({}),
+            created_by: "tester".to_owned(),
+            callback_url: None,
+        },
+    )
+    .await;
+    assert!(
+        another.unwrap_err().to_string().contains("No space left on device"),
+        "an order that is not kept is refused"
+    );
+    make_room(&pool).await;
+    let end = bench.run(&order).await;
+    assert!(matches!(end, Inline::Done(Some(_))), "{end:?}");
+    assert_eq!((look(&pool, &order).await.row_count, bench.s3.keys().await.len()), (Some(30_000), 1));
+
+    // After the object is whole: the row could not be told, so the object counts for nothing and is made anew.
+    let order = bench.order(Format::Csv, None, json!({})).await;
+    bench.way.delay(std::time::Duration::from_millis(100));
+    let runner = voiceai_queue::InlineRunner::new(
+        voiceai_queue::Registry::new().register::<voiceai_tasker::jobs::export::ExportRun>(bench.ctx.clone()),
+    );
+    let job = voiceai_queue::NewJob::of(&voiceai_tasker::jobs::export::ExportRun { id: order.id }).unwrap();
+    let running = tokio::spawn(async move { runner.run(&job).await.end });
+    voiceai_testkit::wait_until(crate::stage::PATIENCE, "it is claimed and under way", async || {
+        look(&pool, &order).await.status == "PROCESSING" && bench.s3.unfinished_uploads().await == 1
+    })
+    .await;
+    fill(&pool, ORDERS).await;
+    bench.way.delay(std::time::Duration::ZERO);
+    let end = running.await.unwrap();
+    assert!(
+        matches!(&end, Inline::Retry { error, .. } if error.contains("No space left on device")),
+        "{end:?}"
+    );
+    let left = look(&pool, &order).await;
+    assert_eq!((left.status.as_str(), left.file_path), ("PROCESSING", None));
+    make_room(&pool).await;
+    sqlx::query("UPDATE ops.export_jobs SET lease_until = now() - interval '1 s' WHERE id = $1")
+        .bind(order.id)
+        .execute(&pool)
+        .await
+        .unwrap();
+    let end = bench.run(&order).await;
+    assert!(matches!(end, Inline::Done(Some(_))), "{end:?}");
+    let made = look(&pool, &order).await;
+    assert_eq!((made.status.as_str(), made.row_count, made.attempt), ("COMPLETED", Some(30_000), 2));
+    let keys = bench.s3.keys().await;
+    assert_eq!((keys.len(), bench.s3.unfinished_uploads().await), (2, 0), "one object an order: {keys:?}");
+    assert!(!list(&pool, &Default::default(), 10).await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_is_stored_although_its_row_finds_no_room() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let (server, pool) = server(&disk).await;
+    let s3 = voiceai_testkit::s3().await;
+    let mut ctx = crate::backup::context(&server.url(), &s3).await;
+    ctx.pool = Some(pool.clone());
+    let rows = "INSERT INTO ops.backups (id, key, bucket, environment, database, instance, started_at, state, error)
+                VALUES (left(md5(random()::text), 14), repeat('k', 200), 'b', 'e', 'd', 'i', now(), 'failed', 'e')";
+    fill(&pool, rows).await;
+    let never = tokio_util::sync::CancellationToken::new();
+    let taken = voiceai_tasker::jobs::backup::run(&ctx, None, &never).await.unwrap().manifest;
+    let known: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM ops.backups WHERE state IN ('running', 'stored')")
+            .fetch_one(&pool)
+            .await
+            .unwrap();
+    assert_eq!(known, 0, "there was no room for the row");
+    let listed = voiceai_tasker::jobs::backup::list(&ctx, 10, None).await.unwrap().backups;
+    assert_eq!(listed.iter().map(|entry| entry.keys.id()).collect::<Vec<_>>(), [taken.id.as_str()]);
+    make_room(&pool).await;
+    assert!(voiceai_tasker::jobs::backup::verify(&ctx, "latest", &never).await.unwrap().proved);
+}
