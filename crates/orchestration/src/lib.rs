@@ -28,6 +28,7 @@ mod trail;
 pub use answer::retry_after;
 pub use client::{Client, Token};
 pub use error::OrchestrationError;
+pub use limits::reset_day;
 pub use run::OrchestrationContext;
 pub use settings::OrchestrationSettings;
 pub use show::{JobLine, jobs as list_jobs, show};

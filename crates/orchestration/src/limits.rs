@@ -202,3 +202,27 @@ pub(crate) async fn count(
         .map(drop)
         .map_err(OrchestrationError::database("count the actions of an agent"))
 }
+
+/// Sets the day's counters back that are of an earlier day of UTC, so that the platform's screens show today's. Answers how many.
+///
+/// # Errors
+/// As the database says.
+pub async fn reset_day(pool: &PgPool) -> Result<u64, OrchestrationError> {
+    const MIDNIGHT: &str = "date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'";
+    let Some(table) = tables::limits(pool).await? else { return Ok(0) };
+    if !table.has("times_used_today") || !table.has("last_reset_at") {
+        return Ok(0);
+    }
+    let Some(set) = table.assignments(&[("times_used_today", "0"), ("last_reset_at", MIDNIGHT)]) else {
+        return Ok(0);
+    };
+    let statement = format!(
+        "UPDATE {} SET {set} WHERE times_used_today <> 0 AND COALESCE(last_reset_at, 'epoch') < {MIDNIGHT}",
+        table.name
+    );
+    let done = sqlx::query(sqlx::AssertSqlSafe(statement))
+        .execute(pool)
+        .await
+        .map_err(OrchestrationError::database("set back the counters of a day that is over"))?;
+    Ok(done.rows_affected())
+}

@@ -14,7 +14,7 @@ use super::row::{Malformed, Schedule, slot_job_id};
 use super::store::{self, Fired, Note, State};
 use crate::error::{OrchestrationError, chain};
 use crate::store::reconcile;
-use crate::{metrics, tell};
+use crate::{limits, metrics, tell};
 
 /// An unchanged reason is written anew after so long, so that its age tells whether somebody looks.
 const NOTE_AGAIN: SignedDuration = SignedDuration::from_mins(1);
@@ -183,22 +183,28 @@ impl Evaluator {
             store::note(&self.pool, term, &notes).await?;
         }
         pulse.beat();
-        match tell::due(&self.pool).await {
-            Ok(0) => {}
-            Ok(jobs) => tracing::debug!(jobs, "the platform's tables are told of orchestration jobs"),
-            Err(error) if error.is_unavailable() => return Err(Halt::Failed(error)),
-            // Schedules fire whatever the platform's tables are like.
-            Err(error) => {
-                tracing::warn!(
-                    error = chain(&error),
-                    "the platform's tables cannot be told of orchestration jobs"
-                );
-            }
-        }
+        self.keep_platform().await?;
         let passed = SignedDuration::try_from(boot_now().duration_since(asked)).unwrap_or_default();
         let until = next.map(|next| next.duration_since(now).saturating_sub(passed));
         Ok(until
             .map_or(self.poll, |until| Duration::try_from(until).unwrap_or(Duration::ZERO).min(self.poll)))
+    }
+}
+
+impl Evaluator {
+    /// Brings the platform's own tables up to date. Schedules fire whatever those are like.
+    async fn keep_platform(&self) -> Result<(), OrchestrationError> {
+        let told = tell::due(&self.pool).await;
+        let reset = limits::reset_day(&self.pool).await;
+        for (what, done) in [("told of orchestration jobs", told), ("set to today", reset)] {
+            match done {
+                Ok(0) => {}
+                Ok(rows) => tracing::debug!(rows, "the platform's tables are {what}"),
+                Err(error) if error.is_unavailable() => return Err(error),
+                Err(error) => tracing::warn!(error = chain(&error), "the platform's tables cannot be {what}"),
+            }
+        }
+        Ok(())
     }
 }
 

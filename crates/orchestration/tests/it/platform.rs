@@ -264,3 +264,29 @@ async fn an_agent_that_never_answered_may_still_be_at_it() {
     stage.wait("orch-told-2", State::Completed).await;
     assert_eq!(agents.calls("qa")[0].body["allowedActions"], json!({ "comment": 3 }));
 }
+
+#[tokio::test]
+async fn the_days_counters_of_the_platform_are_set_back_at_midnight() {
+    let agents = Agents::start(|_, _| Act::done(0, 0)).await;
+    let stage = stage(&agents).await;
+    stage
+        .execute(&format!(
+            "INSERT INTO autonomous_action_config (project_id, action_key, action_name, times_used_today, times_used_total, last_reset_at) VALUES \
+                 ('{PROJECT}', 'old', 'o', 7, 40, now() - interval '25 hours'), ('{PROJECT}', 'today', 't', 3, 3, now()), \
+                 ('{PROJECT}', 'never', 'n', 2, 2, NULL)"
+        ))
+        .await;
+    assert_eq!(voiceai_orchestration::reset_day(&stage.pool).await.unwrap(), 2);
+    assert_eq!(voiceai_orchestration::reset_day(&stage.pool).await.unwrap(), 0);
+    let rows = stage
+        .rows("SELECT action_key AS k, times_used_today AS today, times_used_total AS total FROM autonomous_action_config ORDER BY 1")
+        .await;
+    assert_eq!(
+        rows,
+        [
+            json!({ "k": "never", "today": 0, "total": 2 }),
+            json!({ "k": "old", "today": 0, "total": 40 }),
+            json!({ "k": "today", "today": 3, "total": 3 }),
+        ]
+    );
+}
