@@ -196,3 +196,31 @@ async fn a_running_batch_is_cancelled_by_its_command() {
     // One POST, and one call that tells of the cancellation.
     wait_until(PATIENCE, "the agent is told", async || agents.calls("slow").len() == 2).await;
 }
+
+#[tokio::test]
+async fn before_a_replay_the_agents_are_asked_whether_they_can_be_reached() {
+    let (stage, agents) = (Stage::new().await, Agents::start().await);
+    let nobody = |program: Program| {
+        program
+            .envs([("ORCHESTRATION_AGENTS_URL", "http://127.0.0.1:1"), ("QUEUE_ORCHESTRATION_ATTEMPTS", "1")])
+    };
+    let process = nobody(program(&stage, &agents)).arg("run").start();
+    process.wait_for_line(PATIENCE, "service ready").await;
+    let order = r#"{"projectId":"acme","agentSlug":"quick"}"#;
+    let enqueue = ["jobs", "enqueue", "orchestration-single_agent", "--payload", order, "--id", "gone"];
+    answer(nobody(program(&stage, &agents)).args(enqueue)).await.text(0);
+    stage.wait_for_state("gone", "dead").await;
+    let plan = ["jobs", "replay", "gone", "--json"];
+    let refused = answer(nobody(program(&stage, &agents)).args(plan)).await.json(0);
+    assert_eq!(
+        (&refused["passed"], &refused["refused"]["agents_unreachable"]),
+        (&json!(0), &json!(1)),
+        "{refused}"
+    );
+    let why = refused["candidates"][0]["refused"]["message"].to_string();
+    assert!(why.contains("quick") && why.contains("refused"), "{refused}");
+    // The agent is back: `HEAD` has no effect, and the job may go.
+    let passes = answer(program(&stage, &agents).args(plan)).await.json(0);
+    assert_eq!((&passes["passed"], &passes["refused"]), (&json!(1), &json!({})), "{passes}");
+    assert_eq!(agents.calls("quick"), [""], "it was asked, and not called");
+}
