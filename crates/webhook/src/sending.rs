@@ -69,7 +69,7 @@ impl Slots {
             claims: Arc::new(Semaphore::new(posts + ahead)),
             posts: Arc::new(Semaphore::new(posts)),
             queue: Queue::default(),
-            low: (posts / 10).min(ahead),
+            low: (posts / 2).min(ahead),
         }
     }
 }

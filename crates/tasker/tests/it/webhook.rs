@@ -1,12 +1,14 @@
 //! `webhook …` through the binary, with a receiver that counts.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
-use voiceai_testkit::{Program, wait_for};
+use tokio_util::sync::CancellationToken;
+use voiceai_postgres::sqlx::query_scalar;
+use voiceai_testkit::{Program, wait_for, wait_until};
 
 use crate::stage::{Answer, PATIENCE, Stage, answer};
 
@@ -100,6 +102,81 @@ async fn an_event_is_followed_from_its_job_to_its_death_and_replayed_after_a_pro
         assert!(!listed.stdout.contains("whsec_"), "a secret is shown once");
     }
     assert!(!tasker.stderr().contains(&secret));
+}
+
+/// Answers the first `quick` posts, and the others once they may. Tells the ids of all that came.
+async fn slow(quick: usize, may: CancellationToken) -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/hook", listener.local_addr().unwrap());
+    let came: Arc<Mutex<Vec<String>>> = Arc::default();
+    let all = Arc::clone(&came);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let (all, may) = (Arc::clone(&all), may.clone());
+            tokio::spawn(async move {
+                let mut read = vec![0; 65_536];
+                let length = stream.read(&mut read).await.unwrap_or(0);
+                let head = String::from_utf8_lossy(&read[..length]).to_lowercase();
+                let Some(id) = head.lines().find_map(|line| line.strip_prefix("webhook-id: ")) else {
+                    return;
+                };
+                let number = {
+                    let mut all = all.lock().unwrap();
+                    all.push(id.to_owned());
+                    all.len()
+                };
+                if number > quick {
+                    may.cancelled().await;
+                }
+                let answer = "HTTP/1.1 204 Told\r\nconnection: close\r\n\r\n";
+                let _ = stream.write_all(answer.as_bytes()).await;
+                let _ = stream.shutdown().await;
+            });
+        }
+    });
+    (url, came)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_is_killed_in_the_middle_of_a_lot_loses_nothing() {
+    let stage = Stage::new().await;
+    let pool = stage.database.pool().await;
+    let may = CancellationToken::new();
+    let (url, came) = slow(10, may.clone()).await;
+    let add = ["webhook", "endpoints", "add", "--tenant", "t", "--url", &url, "--concurrency", "50", "--yes"];
+    ask(&stage, &add).await.text(0);
+    for n in 0..30 {
+        let told =
+            voiceai_webhook::emit(&pool, "t", "call.ended", &format!("e{n}"), &json!({})).await.unwrap();
+        assert_eq!(told.deliveries, 1);
+    }
+    let run = || program(&stage).env("WEBHOOK_TENANT_CONCURRENCY", "50").arg("run").start();
+    let count = async |sql: &'static str| query_scalar::<_, i64>(sql).fetch_one(&pool).await.unwrap();
+    let delivered = "SELECT count(*) FROM ops.webhook_deliveries WHERE state = 'delivered'";
+
+    let first = run();
+    wait_until(PATIENCE, "ten that are written while twenty are under way", async || {
+        count(delivered).await == 10 && came.lock().unwrap().len() == 30
+    })
+    .await;
+    first.kill9();
+    first.wait_exit(PATIENCE).await;
+    may.cancel();
+    assert_eq!(count("SELECT count(*) FROM ops.webhook_deliveries WHERE state = 'active'").await, 20);
+
+    let _second = run();
+    voiceai_postgres::sqlx::query("UPDATE ops.webhook_claims SET expires_at = now() - interval '1 second'")
+        .execute(&pool)
+        .await
+        .unwrap();
+    wait_until(PATIENCE, "the twenty to be delivered too", async || count(delivered).await == 30).await;
+    assert_eq!(count("SELECT count(*) FROM ops.webhook_attempts WHERE outcome = 'lost'").await, 20);
+    assert_eq!(count("SELECT count(*) FROM ops.webhook_attempts WHERE outcome = 'delivered'").await, 30);
+    let mut ids = came.lock().unwrap().clone();
+    assert_eq!(ids.len(), 50, "what had been written was not posted again");
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), 30);
 }
 
 #[tokio::test(flavor = "multi_thread")]

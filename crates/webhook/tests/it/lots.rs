@@ -132,7 +132,7 @@ async fn ends_wait_for_postgresql_and_nothing_is_lost_with_it() {
     let mut server = PostgresServer::start().await;
     let pool = PgPool::connect(&server.url()).await.unwrap();
     voiceai_postgres::migrate(&pool, &[voiceai_postgres::COMMON, TASKER]).await.unwrap();
-    let stage = Stage::on(pool, &[("WEBHOOK_TIMEOUT", "20s")]).await;
+    let stage = Stage::on(pool, &[("WEBHOOK_TIMEOUT", "20s")]);
     let may = CancellationToken::new();
     let receiver = Receiver::always(Act::Once(200, may.clone())).await;
     let endpoint = stage.endpoint("t", &receiver.url("/"), &[]).await;

@@ -49,11 +49,11 @@ pub(crate) fn settings(own: &[(&'static str, &'static str)]) -> WebhookSettings 
 
 impl Stage {
     pub(crate) async fn new(own: &[(&'static str, &'static str)]) -> Self {
-        Self::on(database().await.pool().await, own).await
+        Self::on(database().await.pool().await, own)
     }
 
     /// On a database of the test's own, with every migration of the tasker.
-    pub(crate) async fn on(pool: PgPool, own: &[(&'static str, &'static str)]) -> Self {
+    pub(crate) fn on(pool: PgPool, own: &[(&'static str, &'static str)]) -> Self {
         let resolver = Arc::new(SystemResolver);
         Self {
             pool,
