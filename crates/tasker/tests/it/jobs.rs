@@ -315,7 +315,9 @@ async fn a_payload_that_no_value_can_hold_is_shown_as_it_was_sent() {
     }
     let plan = stage.ask("jobs replay --queue default --json").await.json(0);
     assert_eq!(plan["matched"], 2, "{plan}");
-    assert_eq!(plan["candidates"][0]["payload"], deep, "as text: no value can hold it");
+    let candidates = plan["candidates"].as_array().unwrap();
+    let as_text = candidates.iter().any(|candidate| candidate["payload"] == deep.as_str());
+    assert!(as_text, "as text, where no value can hold it: {plan}");
 }
 
 #[tokio::test]
