@@ -7,7 +7,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use voiceai_postgres::sqlx::{self, PgPool};
 use voiceai_queue::Inline;
-use voiceai_tasker::jobs::export::{Export, Format, create, get, list};
+use voiceai_tasker::jobs::export::{Export, Format, create, get};
 use voiceai_testkit::PostgresServer;
 
 use crate::export_bench::Bench;
@@ -127,41 +127,6 @@ async fn a_database_that_is_full_loses_no_order_and_takes_it_up_again() {
     let end = bench.run(&order).await;
     assert!(matches!(end, Inline::Done(Some(_))), "{end:?}");
     assert_eq!((look(&pool, &order).await.row_count, bench.s3.keys().await.len()), (Some(30_000), 1));
-
-    // After the object is whole: the row could not be told, so the object counts for nothing and is made anew.
-    let order = bench.order(Format::Csv, None, json!({})).await;
-    bench.way.delay(std::time::Duration::from_millis(100));
-    let runner = voiceai_queue::InlineRunner::new(
-        voiceai_queue::Registry::new().register::<voiceai_tasker::jobs::export::ExportRun>(bench.ctx.clone()),
-    );
-    let job = voiceai_queue::NewJob::of(&voiceai_tasker::jobs::export::ExportRun { id: order.id }).unwrap();
-    let running = tokio::spawn(async move { runner.run(&job).await.end });
-    voiceai_testkit::wait_until(crate::stage::PATIENCE, "it is claimed and under way", async || {
-        look(&pool, &order).await.status == "PROCESSING" && bench.s3.unfinished_uploads().await == 1
-    })
-    .await;
-    fill(&pool, ORDERS).await;
-    bench.way.delay(std::time::Duration::ZERO);
-    let end = running.await.unwrap();
-    assert!(
-        matches!(&end, Inline::Retry { error, .. } if error.contains("No space left on device")),
-        "{end:?}"
-    );
-    let left = look(&pool, &order).await;
-    assert_eq!((left.status.as_str(), left.file_path), ("PROCESSING", None));
-    make_room(&pool).await;
-    sqlx::query("UPDATE ops.export_jobs SET lease_until = now() - interval '1 s' WHERE id = $1")
-        .bind(order.id)
-        .execute(&pool)
-        .await
-        .unwrap();
-    let end = bench.run(&order).await;
-    assert!(matches!(end, Inline::Done(Some(_))), "{end:?}");
-    let made = look(&pool, &order).await;
-    assert_eq!((made.status.as_str(), made.row_count, made.attempt), ("COMPLETED", Some(30_000), 2));
-    let keys = bench.s3.keys().await;
-    assert_eq!((keys.len(), bench.s3.unfinished_uploads().await), (2, 0), "one object an order: {keys:?}");
-    assert!(!list(&pool, &Default::default(), 10).await.unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -217,7 +217,7 @@ mod tests {
             assert_eq!(form(1700, modifier, "N"), (Kind::Text, "t.c::text".to_owned()), "{modifier}");
         }
         assert_eq!(form(1007, -1, "A"), (Kind::Json, "pg_catalog.to_json(t.c)::text".to_owned()));
-        let shown = "CASE WHEN t.c IS NOT NULL THEN pg_catalog.format('%s', t.c) END".to_owned();
+        let shown = "CASE WHEN t.c IS DISTINCT FROM NULL THEN pg_catalog.format('%s', t.c) END".to_owned();
         assert_eq!(form(869, -1, "I"), (Kind::Text, shown));
     }
 }
