@@ -28,6 +28,7 @@ fn with(endpoint: &str, limit: Duration, settings: SesSettings, keys: bool) -> S
         endpoint: Some(endpoint.into()),
         keys: keys.then(|| (Secret::new("AKIDTEST"), Secret::new("test-secret"))),
         instance_profile: !keys,
+        renewed: None,
         way: Rule::default(),
     };
     SesTransport::new(Arc::new(Ses(SesClient::new(access, limit))), settings)
