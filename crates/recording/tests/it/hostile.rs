@@ -104,10 +104,15 @@ async fn a_small_file_that_becomes_large_ends_at_its_limits() {
     stage.settings.output_bytes_max = 1 << 20;
     let error = discarded(stage.process("b.flac").await);
     assert!(error.contains("RECORDING_OUTPUT_BYTES_MAX"), "{error}");
-    stage.settings.output_bytes_max = 64 << 20;
 
+    // Three hours of it: more than any machine works off in a second.
+    let long =
+        stage.sound("long.flac", "-f lavfi -i anullsrc=r=8000:cl=mono -t 10800 -frame_size 8192").await;
+    stage.store("long.flac", &long).await;
+    stage.settings.duration_max = Duration::from_secs(4 * 3_600);
+    stage.settings.output_bytes_max = 1 << 30;
     stage.settings.timeout = Duration::from_secs(1);
-    let error = discarded(stage.process("b.flac").await);
+    let error = discarded(stage.process("long.flac").await);
     assert!(error.contains("RECORDING_TIMEOUT"), "{error}");
     stage.settings.timeout = Duration::from_secs(60);
 
