@@ -67,7 +67,7 @@ impl SmallDisk {
             Some("ready"),
             "a tmpfs cannot be mounted here"
         );
-        let path = format!("/proc/{}/root/mnt", holder.id().unwrap()).into();
+        let path = std::path::PathBuf::from(format!("/proc/{}/root", holder.id().unwrap())).join("mnt");
         Self { holder, path }
     }
 }
