@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
-use voiceai_cli::{ExitCode, Failure};
+use voiceai_cli::Failure;
 use voiceai_listener::axum::extract::State;
 use voiceai_listener::axum::http::StatusCode;
 use voiceai_listener::axum::http::header::LOCATION;
@@ -15,6 +15,7 @@ use voiceai_listener::axum::routing::get;
 use voiceai_listener::axum::{Json, Router};
 use voiceai_listener::{MaybeJson, Operator, Problem, StrictJson, StrictPath, StrictQuery};
 
+use super::reply::of_failure as problem;
 use crate::jobs::export::{self, Export, Format, Order};
 use crate::operate::exports::{Ended, Exports, is_expired};
 use crate::operate::{Act, database_failure};
@@ -233,16 +234,4 @@ fn of_order(failure: Failure) -> Problem {
         "export_order" | "callback_url" => wrong(failure.code, failure.message, &failure.remedy),
         _ => problem(failure),
     }
-}
-
-fn problem(failure: Failure) -> Problem {
-    let Failure { code, message, remedy, exit } = failure;
-    let problem = match exit {
-        ExitCode::NotFound => Problem::not_found(code, message),
-        ExitCode::Usage => Problem::bad_request(code, message),
-        ExitCode::Refused => Problem::conflict(code, message),
-        ExitCode::Unreachable => Problem::unavailable(code, message),
-        _ => Problem::internal(code, message),
-    };
-    problem.remedy(remedy)
 }

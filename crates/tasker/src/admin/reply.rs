@@ -20,8 +20,13 @@ impl<T> Reply<T> {
     }
 }
 
-/// A failure as an answer: what ends a command with an exit code ends a request with a status.
+/// A failure as an answer of those routes.
 pub(super) fn problem(failure: Failure) -> Problem {
+    unsuccessful(of_failure(failure))
+}
+
+/// A failure as a problem: what ends a command with an exit code ends a request with a status.
+pub(super) fn of_failure(failure: Failure) -> Problem {
     let Failure { code, message, remedy, exit } = failure;
     let problem = match exit {
         ExitCode::NotFound => Problem::not_found(code, message),
@@ -30,7 +35,7 @@ pub(super) fn problem(failure: Failure) -> Problem {
         ExitCode::Unreachable => Problem::unavailable(code, message),
         _ => Problem::internal(code, message),
     };
-    unsuccessful(problem.remedy(remedy))
+    problem.remedy(remedy)
 }
 
 /// The platform's screens look at this member first.
