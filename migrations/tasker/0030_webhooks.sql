@@ -49,10 +49,11 @@ CREATE TABLE ops.webhook_events (
 );
 CREATE INDEX webhook_events_created ON ops.webhook_events (created_at);
 
--- One event on its way to one endpoint, until it ends. No index knows `claim`, and each page keeps room for a second version of its
--- rows: a claim then changes one page and no index.
+-- One event on its way to one endpoint, until it ends. A claim does not write here.
 CREATE TABLE ops.webhook_open (
     id          uuid PRIMARY KEY,
+    -- Drawn anew whenever the delivery begins to wait. What is claimed is a ticket: a delivery whose ticket no lot names is free.
+    ticket      bigint GENERATED ALWAYS AS IDENTITY,
     endpoint_id uuid NOT NULL REFERENCES ops.webhook_endpoints (id) ON DELETE CASCADE,
     event_seq   bigint NOT NULL REFERENCES ops.webhook_events (seq) ON DELETE CASCADE,
     tenant      text NOT NULL,
@@ -60,33 +61,32 @@ CREATE TABLE ops.webhook_open (
     event_type  text NOT NULL,
     -- Of its body; what a process holds ahead is bounded by it.
     bytes       integer NOT NULL,
-    -- Attempts begun in all, and how far up the ladder the next one stands; a replay begins at its foot again.
+    -- Attempts that ended, and how far up the ladder the next one stands; a replay begins at its foot again.
     attempts    integer NOT NULL DEFAULT 0,
     rung        integer NOT NULL DEFAULT 0,
     due_at      timestamptz NOT NULL,
-    -- The lot that it was claimed with, which alone may end it; NULL: it waits.
-    claim       uuid,
     last_status integer,
     last_error  text,
     replays     integer NOT NULL DEFAULT 0,
     created_at  timestamptz NOT NULL DEFAULT now()
-) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000,
-        autovacuum_analyze_scale_factor = 0.05);
+) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000, autovacuum_analyze_scale_factor = 0.05);
 CREATE INDEX webhook_open_of_endpoint ON ops.webhook_open (endpoint_id, due_at);
 CREATE INDEX webhook_open_due ON ops.webhook_open (due_at);
 CREATE INDEX webhook_open_of_event ON ops.webhook_open (event_seq);
 
--- What one look of one process claimed. When it expires while a delivery still bears its id, the process is gone: the
--- delivery is taken back. It is deleted once every delivery of it has ended.
+-- What one look of one process claimed: a lot, and who knows its id may write the ends of its deliveries. When it expires while some
+-- are still open under the same ticket, the process is gone: its row is deleted, and they are free. It is deleted as well once all of
+-- them have ended.
 CREATE TABLE ops.webhook_claims (
     id         uuid PRIMARY KEY,
     worker     uuid NOT NULL,
     deliveries uuid[] NOT NULL,
+    tickets    bigint[] NOT NULL CHECK (cardinality(tickets) = cardinality(deliveries)),
     claimed_at timestamptz NOT NULL,
     expires_at timestamptz NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
--- Random bytes do not get smaller.
-ALTER TABLE ops.webhook_claims ALTER COLUMN deliveries SET STORAGE EXTERNAL;
+-- Random bytes do not get smaller, and numbers are read again with each look.
+ALTER TABLE ops.webhook_claims ALTER COLUMN deliveries SET STORAGE EXTERNAL, ALTER COLUMN tickets SET STORAGE EXTERNAL;
 
 -- One event that came to its end at one endpoint. Written once; a replay moves a dead one back. It refers to nothing, so that writing
 -- one asks no other table: whoever deletes an endpoint deletes these.
@@ -105,7 +105,12 @@ CREATE TABLE ops.webhook_ended (
     replays     integer NOT NULL,
     created_at  timestamptz NOT NULL,
     ended_at    timestamptz NOT NULL,
-    CHECK ((state = 'dead') = (dead_reason IS NOT NULL))
+    -- Of the attempt that was taken: it is the last one, and so has no row of its own.
+    response    text,
+    address     text,
+    duration_ms bigint,
+    CHECK ((state = 'dead') = (dead_reason IS NOT NULL)),
+    CHECK ((state = 'delivered') = (duration_ms IS NOT NULL))
 );
 CREATE INDEX webhook_ended_at ON ops.webhook_ended (ended_at);
 CREATE INDEX webhook_ended_of_endpoint ON ops.webhook_ended (endpoint_id, id);
@@ -115,7 +120,8 @@ CREATE INDEX webhook_ended_dead_of_event ON ops.webhook_ended (event_seq) WHERE 
 
 -- Both, as people look at them.
 CREATE VIEW ops.webhook_deliveries AS
-    SELECT id, endpoint_id, event_seq, tenant, event_id, event_type, CASE WHEN claim IS NULL THEN 'waiting' ELSE 'active' END AS state,
+    SELECT id, endpoint_id, event_seq, tenant, event_id, event_type,
+        CASE WHEN ticket IN (SELECT unnest(tickets) FROM ops.webhook_claims) THEN 'active' ELSE 'waiting' END AS state,
         attempts, due_at, NULL::text AS dead_reason, last_status, last_error, replays, created_at, NULL::timestamptz AS ended_at
     FROM ops.webhook_open
     UNION ALL
@@ -123,8 +129,9 @@ CREATE VIEW ops.webhook_deliveries AS
         attempts, NULL::timestamptz, dead_reason, last_status, last_error, replays, created_at, ended_at
     FROM ops.webhook_ended;
 
--- Every attempt, written with its end; `lost`: its process ended before it could say. It refers to nothing, for the same reason.
-CREATE TABLE ops.webhook_attempts (
+-- Every attempt that was not taken, written with its end; `lost`: its process ended before it could say. It refers to nothing, for the
+-- same reason.
+CREATE TABLE ops.webhook_failures (
     delivery_id    uuid NOT NULL,
     attempt_no     integer NOT NULL,
     started_at     timestamptz NOT NULL,
@@ -138,3 +145,11 @@ CREATE TABLE ops.webhook_attempts (
     duration_ms    bigint,
     PRIMARY KEY (delivery_id, attempt_no)
 );
+
+-- Every attempt that ended.
+CREATE VIEW ops.webhook_attempts AS
+    SELECT * FROM ops.webhook_failures
+    UNION ALL
+    SELECT id, attempts, ended_at - duration_ms * interval '1 millisecond', ended_at, 'delivered', last_status, NULL, response, address,
+        NULL, duration_ms
+    FROM ops.webhook_ended WHERE state = 'delivered';

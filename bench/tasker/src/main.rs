@@ -2,8 +2,8 @@
 //!
 //! Needs a private PostgreSQL (DATABASE_URL, filled by this bench), REDIS_URL, S3_BUCKET with S3_ENDPOINT, S3_ACCESS_KEY and
 //! S3_SECRET_KEY, TASKER_BINARY, AWS_CLI (the store's own client; without it the backup has no peer) and BENCH_DIR. Writes
-//! BENCH_DIR/tasker.json. BENCH_ROUNDS (3), BENCH_ROWS (1000000) and BENCH_EVENTS (20000) make it shorter; BENCH_ONLY=webhooks or
-//! =service leaves the rest out.
+//! BENCH_DIR/tasker.json. BENCH_ROUNDS (3), BENCH_ROWS (1000000) and BENCH_EVENTS (20000) make it shorter; BENCH_ONLY=webhooks,
+//! =service or =backup leaves the rest out.
 
 mod receiver;
 mod service;
@@ -98,11 +98,11 @@ async fn run() -> anyhow::Result<()> {
     let only = std::env::var("BENCH_ONLY").unwrap_or_default();
     let machine = machine();
     let mut rows = Vec::new();
-    if only != "service" {
+    if !matches!(only.as_str(), "service" | "backup") {
         rows.extend(webhooks::measure(&pool, rounds).await?);
     }
     if only != "webhooks" {
-        rows.extend(service::measure(&pool, rounds).await?);
+        rows.extend(service::measure(&pool, rounds, only == "backup").await?);
     }
     for row in &rows {
         row.show();

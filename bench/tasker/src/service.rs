@@ -15,11 +15,11 @@ const MEMORY_MB: f64 = 64.0;
 /// How often an end is looked for.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What is written down of backups and exports.
-pub async fn measure(pool: &PgPool, rounds: usize) -> anyhow::Result<Vec<Row>> {
+/// What is written down of backups and, where not only they are asked for, of exports.
+pub async fn measure(pool: &PgPool, rounds: usize, backups_alone: bool) -> anyhow::Result<Vec<Row>> {
     let count = number("BENCH_ROWS", 1_000_000);
     fill(pool, count).await?;
-    let mut rows = exports(pool, rounds, count).await?;
+    let mut rows = if backups_alone { Vec::new() } else { exports(pool, rounds, count).await? };
     rows.extend(backups(pool, rounds).await?);
     Ok(rows)
 }

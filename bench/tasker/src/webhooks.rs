@@ -87,7 +87,7 @@ impl Bench {
     /// Endpoints without a past; the first `hanging` of them hang.
     async fn reset(&mut self, hanging: usize) -> anyhow::Result<()> {
         let truncate = "TRUNCATE ops.webhook_events, ops.webhook_endpoints, ops.webhook_claims, ops.webhook_ended, \
-                        ops.webhook_attempts, ops.outbox CASCADE";
+                        ops.webhook_failures, ops.outbox CASCADE";
         sqlx::query(truncate).execute(&self.pool).await?;
         for n in 0..ENDPOINTS {
             let path = if n < hanging { "hang" } else { "hook" };

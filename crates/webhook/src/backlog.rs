@@ -47,14 +47,14 @@ pub async fn backlog(pool: &PgPool) -> Result<Backlog, WebhookError> {
     let row = sqlx::query(
         "SELECT \
              (SELECT count(*) FROM ops.webhook_open d JOIN ops.webhook_endpoints e ON e.id = d.endpoint_id \
-              WHERE d.claim IS NULL AND d.due_at <= now() AND e.state = 'active' \
+              WHERE d.ticket NOT IN (SELECT unnest(tickets) FROM ops.webhook_claims) AND d.due_at <= now() AND e.state = 'active' \
                   AND (e.resting_until IS NULL OR e.resting_until <= now())), \
              (SELECT COALESCE(floor(max(extract(epoch FROM now() - o.due_at))), 0)::bigint FROM ops.webhook_endpoints e, LATERAL ( \
-                  SELECT d.due_at FROM ops.webhook_open d WHERE d.claim IS NULL AND d.endpoint_id = e.id \
+                  SELECT d.due_at FROM ops.webhook_open d WHERE d.ticket NOT IN (SELECT unnest(tickets) FROM ops.webhook_claims) AND d.endpoint_id = e.id \
                   ORDER BY d.due_at LIMIT 1) o \
               WHERE e.state = 'active' AND (e.resting_until IS NULL OR e.resting_until <= now()) AND o.due_at <= now()), \
-             (SELECT count(*) FROM ops.webhook_open WHERE claim IS NULL), \
-             (SELECT count(*) FROM ops.webhook_open WHERE claim IS NOT NULL), \
+             (SELECT count(*) FROM ops.webhook_open d WHERE d.ticket NOT IN (SELECT unnest(tickets) FROM ops.webhook_claims)), \
+             (SELECT count(*) FROM ops.webhook_open d WHERE d.ticket IN (SELECT unnest(tickets) FROM ops.webhook_claims)), \
              (SELECT count(*) FROM ops.webhook_ended WHERE state = 'dead'), \
              count(*) FILTER (WHERE state = 'active'), \
              count(*) FILTER (WHERE state = 'active' AND resting_until > now()), \

@@ -1,7 +1,11 @@
 //! Claims: what a look of this process may post, and how it comes back when the process is gone.
 //!
-//! A look claims a whole lot in one statement. The lot has one row with the ids of its deliveries and the time when it expires;
-//! each delivery bears the lot's id, and only who knows it may write its end.
+//! A look claims a whole lot in one statement. The lot is one row that names the tickets of its deliveries and the time when it
+//! expires; the deliveries themselves are not written to. A delivery whose ticket no lot names is free, and an end is written only
+//! while the lot stands. One that is to wait again draws another ticket, and is free of its lot.
+//!
+//! So what is claimed follows from two tables. Whoever claims, or gives up what is free, holds [`GATE`] before the statement that
+//! looks, so that it sees what the one before it claimed.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +20,7 @@ use url::Url;
 use uuid::Uuid;
 use voiceai_postgres::sqlx::pool::PoolConnection;
 use voiceai_postgres::sqlx::postgres::PgRow;
-use voiceai_postgres::sqlx::{self, Connection as _, PgPool, Postgres, Row, Transaction};
+use voiceai_postgres::sqlx::{self, Connection as _, PgConnection, PgPool, Postgres, Row, Transaction};
 use voiceai_runtime::Secret;
 
 use crate::WebhookSettings;
@@ -25,8 +29,8 @@ use crate::signature::Keys;
 
 /// Beside an attempt's own limit: the wait for a slot, the body's last seconds, and the end's way into its row.
 pub(crate) const LEASE_ROOM: Duration = Duration::from_secs(30);
-/// Where two processes that look at once meet: the second one looks again a moment later. Both would choose the same.
-const GATE: i64 = 0x7765_6268_6f6f_6b73;
+/// Held by whoever claims or gives up deliveries, for one short statement: two that looked at once would choose the same.
+pub(crate) const GATE: &str = "SELECT pg_advisory_xact_lock(8603390863846894451)";
 
 /// Which endpoints a look is for. They have slots of their own, so that failing ones cannot take the others'.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +41,10 @@ pub(crate) enum Lane {
     Failing,
 }
 
+impl Lane {
+    pub(crate) const BOTH: [Self; 2] = [Self::Healthy, Self::Failing];
+}
+
 /// An endpoint as deliveries of one lot need it, made once for all of them.
 #[derive(Debug)]
 pub(crate) struct Target {
@@ -44,12 +52,16 @@ pub(crate) struct Target {
     /// In words, why nothing can be posted to it.
     pub(crate) place: Result<(Url, Keys), String>,
     pub(crate) timeout: Option<Duration>,
+    pub(crate) tenant: Arc<str>,
+    /// How many posts it takes at once.
+    pub(crate) concurrency: usize,
 }
 
 /// An attempt that this process may make.
 #[derive(Debug)]
 pub(crate) struct Claimed {
     pub(crate) id: Uuid,
+    pub(crate) ticket: i64,
     pub(crate) lot: Arc<Lot>,
     pub(crate) target: Arc<Target>,
     pub(crate) attempt_no: i32,
@@ -59,7 +71,7 @@ pub(crate) struct Claimed {
 }
 
 impl Claimed {
-    /// Its row bears the claim no more.
+    /// Its lot holds it no more.
     pub(crate) fn is_written(&self) {
         if self.lot.open.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.lot.spent.0.lock().unwrap_or_else(PoisonError::into_inner).push(self.lot.id);
@@ -138,15 +150,24 @@ pub(crate) struct Room {
     pub(crate) limit: usize,
     /// Bytes of their bodies; the last one may exceed it.
     pub(crate) bytes: usize,
-    /// What this process has under way, by endpoint. What is posted already and only has to be written counts no more.
-    pub(crate) under_way: HashMap<Uuid, i64>,
+    /// By endpoint. One that is not here has nothing under way and is claimed for up to its limit.
+    pub(crate) shares: HashMap<Uuid, Share>,
+}
+
+/// What this process has of an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Share {
+    /// Deliveries that wait for a slot or are being posted. What is posted already and only has to be written counts no more.
+    pub(crate) under_way: i64,
+    /// So many times the endpoint's limit may be claimed while no other process has anything of it.
+    pub(crate) rounds: i64,
 }
 
 /// What a look found.
 #[derive(Debug, Default)]
 pub(crate) struct Look {
-    /// False: another process looked at the same moment, so nothing was looked for.
-    pub(crate) ours: bool,
+    /// True: others held the gate for too long, so nothing was looked for.
+    pub(crate) shut: bool,
     /// Some endpoint is failing and not at rest.
     pub(crate) failing: bool,
     pub(crate) claimed: Vec<Claimed>,
@@ -193,6 +214,9 @@ pub(crate) const DURABLE: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOC
 /// What PostgreSQL forgets with its own crash is done once more.
 const QUICK: &str =
     "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL jit = off; SET LOCAL synchronous_commit = off";
+/// The same behind the gate. It is taken by a statement of its own: the next one sees what was done before.
+const GATED: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL jit = off; SET LOCAL synchronous_commit = off; \
+                     SELECT pg_advisory_xact_lock(8603390863846894451)";
 
 /// Takes deliveries that are due, endpoints in turn. Not waited for until the disk has it: a claim that is lost with PostgreSQL's crash
 /// is made again, and the first one's end refused.
@@ -204,9 +228,12 @@ pub(crate) async fn claim(
 ) -> Result<Look, WebhookError> {
     let tried = "claim webhook deliveries";
     let (lot, spent) = (Uuid::now_v7(), claimer.spent.all());
-    let (endpoints, counts): (Vec<Uuid>, Vec<i64>) = room.under_way.iter().unzip();
     let mut connection = claimer.busy.take(pool, tried).await?;
-    let mut transaction = connection.begin_with(QUICK).await.map_err(WebhookError::database(tried))?;
+    let mut transaction = match connection.begin_with(GATED).await {
+        Ok(transaction) => transaction,
+        Err(error) if is_lock_timeout(&error) => return Ok(Look { shut: true, ..Look::default() }),
+        Err(error) => return Err(WebhookError::database(tried)(error)),
+    };
     let rows = sqlx::query(CLAIM)
         .bind(i64::try_from(room.limit).unwrap_or(i64::MAX))
         .bind(room.lane == Lane::Failing)
@@ -216,11 +243,11 @@ pub(crate) async fn claim(
         .bind(&claimer.election)
         .bind(lot)
         .bind(claimer.worker)
-        .bind(endpoints)
-        .bind(counts)
+        .bind(room.shares.keys().copied().collect::<Vec<_>>())
+        .bind(room.shares.values().map(|share| share.under_way).collect::<Vec<_>>())
+        .bind(room.shares.values().map(|share| share.rounds).collect::<Vec<_>>())
         .bind(&spent)
         .bind(i64::try_from(room.bytes).unwrap_or(i64::MAX))
-        .bind(GATE)
         .fetch_all(&mut *transaction)
         .await
         .map_err(WebhookError::database(tried))?;
@@ -229,7 +256,7 @@ pub(crate) async fn claim(
     let mut unknown = Vec::new();
     for row in &rows {
         if let (Some(endpoint), version) =
-            (row.try_get::<Option<Uuid>, _>(3).map_err(read)?, version(row, 8).map_err(read)?)
+            (row.try_get::<Option<Uuid>, _>(2).map_err(read)?, version(row, 8).map_err(read)?)
             && !unknown.contains(&endpoint)
             && claimer.targets.get(endpoint, version, now).is_none()
         {
@@ -239,7 +266,7 @@ pub(crate) async fn claim(
     if !unknown.is_empty() {
         let found = sqlx::query(TARGETS).bind(&unknown).fetch_all(&mut *transaction).await.map_err(read)?;
         for row in &found {
-            keep(&mut claimer.targets, row, now).map_err(read)?;
+            keep(&mut claimer.targets, row, settings, now).map_err(read)?;
         }
     }
     transaction.commit().await.map_err(read)?;
@@ -248,24 +275,30 @@ pub(crate) async fn claim(
     look(&rows, lot, claimer).map_err(read)
 }
 
+/// Another held what was waited for, for longer than a session waits.
+fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "55P03")
+}
+
 fn version(row: &PgRow, at: usize) -> Result<Timestamp, sqlx::Error> {
     Ok(row.try_get::<Option<SqlTimestamp>, _>(at)?.map(SqlTimestamp::to_jiff).unwrap_or_default())
 }
 
 fn look(rows: &[PgRow], lot: Uuid, claimer: &Claimer) -> Result<Look, sqlx::Error> {
     let Some(first) = rows.first() else { return Ok(Look::default()) };
-    let mut look = Look { ours: first.try_get(0)?, failing: first.try_get(1)?, claimed: Vec::new() };
-    if first.try_get::<Option<Uuid>, _>(2)?.is_none() {
+    let mut look = Look { shut: false, failing: first.try_get(0)?, claimed: Vec::new() };
+    if first.try_get::<Option<Uuid>, _>(1)?.is_none() {
         return Ok(look);
     }
     let lot = Arc::new(Lot { id: lot, open: AtomicUsize::new(rows.len()), spent: claimer.spent.clone() });
     look.claimed.reserve(rows.len());
     for row in rows {
-        let endpoint: Uuid = row.try_get(3)?;
+        let endpoint: Uuid = row.try_get(2)?;
         // One that was removed in between takes its deliveries with it, and one that was changed is as it is now.
         let Some(kept) = claimer.targets.0.get(&endpoint) else { continue };
         look.claimed.push(Claimed {
-            id: row.try_get(2)?,
+            id: row.try_get(1)?,
+            ticket: row.try_get(3)?,
             lot: Arc::clone(&lot),
             target: Arc::clone(&kept.target),
             attempt_no: row.try_get(4)?,
@@ -277,7 +310,12 @@ fn look(rows: &[PgRow], lot: Uuid, claimer: &Claimer) -> Result<Look, sqlx::Erro
     Ok(look)
 }
 
-fn keep(targets: &mut Targets, row: &PgRow, now: Instant) -> Result<(), sqlx::Error> {
+fn keep(
+    targets: &mut Targets,
+    row: &PgRow,
+    settings: &WebhookSettings,
+    now: Instant,
+) -> Result<(), sqlx::Error> {
     let (id, url, secrets): (Uuid, String, Option<Vec<String>>) =
         (row.try_get(0)?, row.try_get(2)?, row.try_get(4)?);
     let timeout: Option<i32> = row.try_get(3)?;
@@ -288,12 +326,17 @@ fn keep(targets: &mut Targets, row: &PgRow, now: Instant) -> Result<(), sqlx::Er
     let timeout = timeout.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0)));
     let left: Option<f64> = row.try_get(5)?;
     let left = left.map_or(TARGET_KEPT, |left| Duration::try_from_secs_f64(left).unwrap_or_default());
-    targets.keep(Target { id, place, timeout }, version(row, 1)?, now + left.min(TARGET_KEPT));
+    let tenant: String = row.try_get(6)?;
+    let own: Option<i32> = row.try_get(7)?;
+    let concurrency = own.and_then(|own| u32::try_from(own).ok()).unwrap_or(settings.endpoint_concurrency);
+    let concurrency = usize::try_from(concurrency).unwrap_or(usize::MAX);
+    let target = Target { id, place, timeout, tenant: tenant.into(), concurrency };
+    targets.keep(target, version(row, 1)?, now + left.min(TARGET_KEPT));
     Ok(())
 }
 
 const TARGETS: &str = "\
-SELECT e.id, e.updated_at, e.url, e.timeout_ms, s.secrets, s.seconds
+SELECT e.id, e.updated_at, e.url, e.timeout_ms, s.secrets, s.seconds, e.tenant, e.concurrency
 FROM ops.webhook_endpoints e, LATERAL (
     SELECT array_agg(s.secret ORDER BY s.number DESC) AS secrets,
         extract(epoch FROM min(s.expires_at) - clock_timestamp())::float8 AS seconds
@@ -301,15 +344,17 @@ FROM ops.webhook_endpoints e, LATERAL (
 WHERE e.id = ANY($1)";
 
 // `loaded` walks from endpoint to endpoint over the index of what is open, so that a long backlog of one costs no more than a short one.
-// What is claimed lies at the front of an endpoint's deliveries and is stepped over; an endpoint's limit bounds how much that is.
-// A tenant's and an endpoint's room are filled in rounds: each endpoint's first before anybody's second. `many` keeps the look from
+// What is claimed lies at the front of an endpoint's deliveries and is stepped over; how much that is, is bounded by what may be
+// claimed of an endpoint.
+// A limit holds over all processes, for what is being posted: `room` is what the limit leaves beside the claims of all. While no other
+// process has anything of an endpoint, or of a tenant, this one may claim more rounds ahead; it posts within the limit all the same,
+// and whoever else looks finds no room until it has come down to it.
+// A tenant's and an endpoint's room are filled in turn: each endpoint's first before anybody's second. `many` keeps the look from
 // sorting far more than it may take.
 // The subqueries with OFFSET 0, and the rows' own addresses, leave no plan but one look by key for each row.
-// There is a row also when nothing was claimed: it tells whether there was a look at all.
+// There is a row also when nothing was claimed: it tells whether anything is failing.
 const CLAIM: &str = "\
-WITH RECURSIVE clock AS MATERIALIZED (SELECT clock_timestamp() AS now), gate AS MATERIALIZED (
-    SELECT pg_try_advisory_xact_lock($13) AS open
-), loaded (id) AS (
+WITH RECURSIVE clock AS MATERIALIZED (SELECT clock_timestamp() AS now), loaded (id) AS (
     (SELECT endpoint_id FROM ops.webhook_open ORDER BY endpoint_id LIMIT 1)
     UNION ALL
     SELECT (SELECT o.endpoint_id FROM ops.webhook_open o WHERE o.endpoint_id > l.id ORDER BY o.endpoint_id LIMIT 1)
@@ -317,53 +362,55 @@ WITH RECURSIVE clock AS MATERIALIZED (SELECT clock_timestamp() AS now), gate AS 
 ), held AS MATERIALIZED (
     SELECT COALESCE((SELECT held_since FROM ops.leader_terms WHERE name = $6 AND held_since IS NOT NULL), '-infinity') AS since
 ), busy AS MATERIALIZED (
-    SELECT each.endpoint_id, sum(each.count)::bigint AS count FROM (
-        SELECT o.endpoint_id, 1 AS count
-        FROM ops.webhook_claims c CROSS JOIN LATERAL unnest(c.deliveries) AS d (id) CROSS JOIN LATERAL (
-            SELECT o.endpoint_id FROM ops.webhook_open o WHERE o.id = d.id AND o.claim = c.id OFFSET 0) o
+    SELECT endpoint_id, sum(mine)::bigint AS mine, sum(others)::bigint AS others, max(rounds) AS rounds FROM (
+        SELECT o.endpoint_id, 0 AS mine, 1 AS others, 1 AS rounds
+        FROM ops.webhook_claims c CROSS JOIN LATERAL unnest(c.deliveries, c.tickets) AS d (id, ticket) CROSS JOIN LATERAL (
+            SELECT o.endpoint_id FROM ops.webhook_open o WHERE o.id = d.id AND o.ticket = d.ticket OFFSET 0) o
         WHERE c.worker <> $8
-        UNION ALL SELECT * FROM unnest($9::uuid[], $10::bigint[])) AS each
-    GROUP BY each.endpoint_id
+        UNION ALL SELECT id, mine, 0, rounds FROM unnest($9::uuid[], $10::bigint[], $11::bigint[]) AS m (id, mine, rounds)) AS each
+    GROUP BY endpoint_id
 ), crowd AS MATERIALIZED (
-    SELECT e.tenant, sum(b.count)::bigint AS count
+    SELECT e.tenant, sum(b.mine + b.others)::bigint AS count, CASE WHEN sum(b.others) = 0 THEN max(b.rounds) ELSE 1 END AS rounds
     FROM busy b CROSS JOIN LATERAL (SELECT tenant FROM ops.webhook_endpoints WHERE id = b.endpoint_id OFFSET 0) e GROUP BY e.tenant
 ), known AS MATERIALIZED (
     SELECT e.id, e.tenant, e.updated_at, CASE WHEN $2 THEN 1 ELSE COALESCE(e.concurrency, $3) END AS limit
-    FROM gate, clock, loaded l CROSS JOIN LATERAL (SELECT * FROM ops.webhook_endpoints WHERE id = l.id OFFSET 0) e
-    WHERE gate.open AND e.state = 'active' AND (e.failures > 0) = $2 AND (e.resting_until IS NULL OR e.resting_until <= now)
-), ready AS MATERIALIZED (
-    SELECT k.*, k.limit - COALESCE(b.count, 0) AS room, COALESCE(c.count, 0) AS crowd, count(*) OVER () AS many,
-        dense_rank() OVER (ORDER BY k.tenant) AS tenant_no
+    FROM clock, loaded l CROSS JOIN LATERAL (SELECT * FROM ops.webhook_endpoints WHERE id = l.id OFFSET 0) e
+    WHERE e.state = 'active' AND (e.failures > 0) = $2 AND (e.resting_until IS NULL OR e.resting_until <= now)
+), roomy AS MATERIALIZED (
+    SELECT k.*, dense_rank() OVER (ORDER BY k.tenant) AS tenant_no,
+        COALESCE(c.count, 0) AS crowd, $4 * CASE WHEN $2 THEN 1 ELSE COALESCE(c.rounds, 1) END AS tenant_limit,
+        k.limit * CASE WHEN $2 OR b.others > 0 THEN 1 ELSE COALESCE(b.rounds, 1) END - COALESCE(b.mine + b.others, 0) AS room
     FROM known k LEFT JOIN busy b ON b.endpoint_id = k.id LEFT JOIN crowd c ON c.tenant = k.tenant
-    WHERE k.limit > COALESCE(b.count, 0)
+), ready AS MATERIALIZED (
+    SELECT *, count(*) OVER () AS many FROM roomy WHERE room > 0 AND tenant_limit > crowd
 ), due AS MATERIALIZED (
-    SELECT d.*, r.crowd, r.tenant_no, r.updated_at FROM ready r, clock, held, LATERAL (
-        SELECT w.ctid AS at, w.id, w.bytes, w.due_at, row_number() OVER (ORDER BY w.due_at) AS turn FROM ops.webhook_open w
-        WHERE w.endpoint_id = r.id AND w.due_at <= clock.now AND w.claim IS NULL AND w.created_at >= held.since
+    SELECT d.*, r.crowd, r.tenant_no, r.tenant_limit, r.updated_at FROM ready r, clock, held, LATERAL (
+        SELECT w.ctid AS at, w.id, w.ticket, w.endpoint_id, w.bytes, w.due_at, row_number() OVER (ORDER BY w.due_at) AS turn
+        FROM ops.webhook_open w
+        WHERE w.endpoint_id = r.id AND w.due_at <= clock.now AND w.created_at >= held.since
+            AND w.ticket NOT IN (SELECT unnest(tickets) FROM ops.webhook_claims)
         ORDER BY w.due_at LIMIT LEAST(r.room, 2 * $1 / r.many + 1)
     ) d
 ), placed AS MATERIALIZED (
     SELECT due.*, row_number() OVER (PARTITION BY tenant_no ORDER BY turn, due_at) + crowd AS place FROM due
 ), chosen AS MATERIALIZED (
     SELECT * FROM (
-        SELECT placed.*, sum(bytes) OVER (ORDER BY turn, due_at, id) - bytes AS before FROM placed WHERE place <= $4) p
-    WHERE before < $12 ORDER BY turn, due_at, id LIMIT $1
-), claimed AS (
-    UPDATE ops.webhook_open o SET claim = $7, attempts = o.attempts + 1 FROM chosen c WHERE o.ctid = c.at AND o.claim IS NULL
-    RETURNING o.id, o.endpoint_id, o.event_seq, o.event_id, o.attempts, o.rung, c.updated_at
+        SELECT placed.*, sum(bytes) OVER (ORDER BY turn, due_at, id) - bytes AS before FROM placed WHERE place <= tenant_limit) p
+    WHERE before < $13 ORDER BY turn, due_at, id LIMIT $1
 ), lot AS (
-    INSERT INTO ops.webhook_claims (id, worker, deliveries, claimed_at, expires_at)
-    SELECT $7, $8, array_agg(id), min(now), min(now) + make_interval(secs => $5) FROM claimed, clock HAVING count(*) > 0
+    INSERT INTO ops.webhook_claims (id, worker, deliveries, tickets, claimed_at, expires_at)
+    SELECT $7, $8, array_agg(id), array_agg(ticket), min(now), min(now) + make_interval(secs => $5)
+    FROM chosen, clock HAVING count(*) > 0
 ), spent AS (
-    DELETE FROM ops.webhook_claims WHERE id = ANY($11)
+    DELETE FROM ops.webhook_claims WHERE id = ANY($12)
 )
-SELECT gate.open,
-    EXISTS (SELECT FROM ops.webhook_endpoints e WHERE e.failures > 0 AND e.state = 'active'
+SELECT EXISTS (SELECT FROM ops.webhook_endpoints e WHERE e.failures > 0 AND e.state = 'active'
             AND (e.resting_until IS NULL OR e.resting_until <= now)),
-    c.id, c.endpoint_id, c.attempts, c.rung, c.event_id, c.body, c.updated_at
-FROM clock, gate LEFT JOIN (
-    SELECT claimed.*, v.body FROM claimed
-    CROSS JOIN LATERAL (SELECT body FROM ops.webhook_events WHERE seq = claimed.event_seq OFFSET 0) v
+    c.id, c.endpoint_id, c.ticket, c.attempts + 1, c.rung, c.event_id, c.body, c.updated_at
+FROM clock LEFT JOIN (
+    SELECT chosen.id, chosen.endpoint_id, chosen.ticket, chosen.updated_at, o.attempts, o.rung, o.event_id, v.body FROM chosen
+    CROSS JOIN LATERAL (SELECT attempts, rung, event_id, event_seq FROM ops.webhook_open WHERE ctid = chosen.at OFFSET 0) o
+    CROSS JOIN LATERAL (SELECT body FROM ops.webhook_events WHERE seq = o.event_seq OFFSET 0) v
 ) c ON true";
 
 /// How long until something may be due that is not now; `None`: nothing waits.
@@ -386,20 +433,20 @@ pub(crate) async fn next_due(pool: &PgPool) -> Result<Option<Duration>, WebhookE
 pub(crate) async fn hand_back(pool: &PgPool, all: &[&Claimed]) -> Result<(), WebhookError> {
     let tried = "hand webhook deliveries back";
     let mut transaction = begin(pool, QUICK, tried).await?;
-    sqlx::query(
-        "WITH back AS MATERIALIZED ( \
-             SELECT o.at, b.claim FROM unnest($1::uuid[], $2::uuid[]) AS b (id, claim) CROSS JOIN LATERAL ( \
-                 SELECT ctid AS at FROM ops.webhook_open w WHERE w.id = b.id AND w.claim = b.claim OFFSET 0) o) \
-         UPDATE ops.webhook_open o SET claim = NULL, attempts = o.attempts - 1 FROM back \
-         WHERE o.ctid = back.at AND o.claim = back.claim",
-    )
-    .bind(all.iter().map(|claimed| claimed.id).collect::<Vec<_>>())
-    .bind(all.iter().map(|claimed| claimed.lot.id).collect::<Vec<_>>())
-    .execute(&mut *transaction)
-    .await
-    .map_err(WebhookError::database(tried))?;
+    sqlx::query(HAND_BACK)
+        .bind(all.iter().map(|claimed| claimed.id).collect::<Vec<_>>())
+        .bind(all.iter().map(|claimed| claimed.ticket).collect::<Vec<_>>())
+        .execute(&mut *transaction)
+        .await
+        .map_err(WebhookError::database(tried))?;
     transaction.commit().await.map_err(WebhookError::database(tried))
 }
+
+const HAND_BACK: &str = "\
+WITH back AS MATERIALIZED (
+    SELECT o.at, b.ticket FROM unnest($1::uuid[], $2::bigint[]) AS b (id, ticket) CROSS JOIN LATERAL (
+        SELECT ctid AS at FROM ops.webhook_open w WHERE w.id = b.id AND w.ticket = b.ticket OFFSET 0) o)
+UPDATE ops.webhook_open o SET ticket = DEFAULT FROM back WHERE o.ctid = back.at AND o.ticket = back.ticket";
 
 /// Takes back what processes held that are gone, or too slow to be waited for. Answers how many deliveries.
 pub(crate) async fn take_back(pool: &PgPool) -> Result<u64, WebhookError> {
@@ -413,25 +460,36 @@ pub(crate) async fn take_back(pool: &PgPool) -> Result<u64, WebhookError> {
 
 const TAKE_BACK: &str = "\
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now), expired AS MATERIALIZED (
-    SELECT c.id, c.deliveries, c.claimed_at FROM ops.webhook_claims c, clock WHERE c.expires_at < now LIMIT 10 FOR UPDATE OF c SKIP LOCKED
+    SELECT c.id, c.deliveries, c.tickets, c.claimed_at FROM ops.webhook_claims c, clock
+    WHERE c.expires_at < now LIMIT 10 FOR UPDATE OF c SKIP LOCKED
 ), lost AS MATERIALIZED (
-    SELECT o.id, x.claimed_at, e.state FROM expired x CROSS JOIN LATERAL unnest(x.deliveries) AS d (id)
-    JOIN ops.webhook_open o ON o.id = d.id AND o.claim = x.id JOIN ops.webhook_endpoints e ON e.id = o.endpoint_id
-    FOR UPDATE OF o
+    SELECT o.id, x.claimed_at FROM expired x CROSS JOIN LATERAL unnest(x.deliveries, x.tickets) AS d (id, ticket)
+    JOIN ops.webhook_open o ON o.id = d.id AND o.ticket = d.ticket FOR UPDATE OF o
 ), back AS (
-    UPDATE ops.webhook_open o SET claim = NULL FROM lost WHERE o.id = lost.id AND lost.state = 'active'
-    RETURNING o.id, o.attempts, lost.claimed_at
-), over AS (
-    DELETE FROM ops.webhook_open o USING lost WHERE o.id = lost.id AND lost.state <> 'active' RETURNING o.*, lost.claimed_at
-), kept AS (
-    INSERT INTO ops.webhook_ended (id, endpoint_id, event_seq, tenant, event_id, event_type, state, attempts, dead_reason,
-        last_status, last_error, replays, created_at, ended_at)
-    SELECT id, endpoint_id, event_seq, tenant, event_id, event_type, 'dead', attempts, 'endpoint_disabled',
-        last_status, last_error, replays, created_at, now FROM over, clock
+    UPDATE ops.webhook_open o SET attempts = o.attempts + 1 FROM lost WHERE o.id = lost.id RETURNING o.id, o.attempts, lost.claimed_at
 ), gone AS (
     DELETE FROM ops.webhook_claims WHERE id IN (SELECT id FROM expired)
 )
-INSERT INTO ops.webhook_attempts (delivery_id, attempt_no, started_at, ended_at, outcome, error)
-SELECT l.id, l.attempts, l.claimed_at, now, 'lost', 'the process ended before it could say what came of it'
-FROM (SELECT id, attempts, claimed_at FROM back UNION ALL SELECT id, attempts, claimed_at FROM over) l, clock
+INSERT INTO ops.webhook_failures (delivery_id, attempt_no, started_at, ended_at, outcome, error)
+SELECT id, attempts, claimed_at, now, 'lost', 'the process ended before it could say what came of it' FROM back, clock
 ON CONFLICT DO NOTHING";
+
+/// Ends what waits for an endpoint that was disabled, but for what is claimed. Answers how many deliveries.
+///
+/// Within the transaction that disabled it, and nothing else follows in it but the commit.
+pub(crate) async fn give_up(connection: &mut PgConnection, endpoint: Uuid) -> Result<u64, sqlx::Error> {
+    sqlx::query(GATE).execute(&mut *connection).await?;
+    Ok(sqlx::query(GIVE_UP).bind(endpoint).execute(connection).await?.rows_affected())
+}
+
+const GIVE_UP: &str = "\
+WITH over AS (
+    DELETE FROM ops.webhook_open o USING ops.webhook_endpoints e
+    WHERE e.id = $1 AND e.state = 'disabled' AND o.endpoint_id = e.id
+        AND o.ticket NOT IN (SELECT unnest(tickets) FROM ops.webhook_claims)
+    RETURNING o.*
+)
+INSERT INTO ops.webhook_ended (id, endpoint_id, event_seq, tenant, event_id, event_type, state, attempts, dead_reason,
+    last_status, last_error, replays, created_at, ended_at)
+SELECT id, endpoint_id, event_seq, tenant, event_id, event_type, 'dead', attempts, 'endpoint_disabled',
+    last_status, last_error, replays, created_at, clock_timestamp() FROM over";

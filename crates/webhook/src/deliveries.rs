@@ -193,8 +193,8 @@ pub async fn show(pool: &PgPool, id: Uuid) -> Result<(Delivery, Vec<AttemptRow>)
         "SELECT attempt_no, started_at, ended_at, outcome, status, error, response, address, retry_after_ms, duration_ms \
          FROM ops.webhook_attempts WHERE delivery_id = $1 \
          UNION ALL \
-         SELECT o.attempts, c.claimed_at, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL \
-         FROM ops.webhook_open o JOIN ops.webhook_claims c ON c.id = o.claim WHERE o.id = $1 ORDER BY 1",
+         SELECT o.attempts + 1, c.claimed_at, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL \
+         FROM ops.webhook_open o JOIN ops.webhook_claims c ON o.ticket = ANY (c.tickets) WHERE o.id = $1 ORDER BY 1",
     )
     .bind(id)
     .fetch_all(pool)

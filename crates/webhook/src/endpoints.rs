@@ -12,6 +12,7 @@ use voiceai_postgres::sqlx::postgres::PgRow;
 use voiceai_postgres::sqlx::{self, Row};
 use voiceai_runtime::Secret;
 
+use crate::claim::give_up;
 use crate::error::WebhookError;
 use crate::event;
 use crate::guard::Guard;
@@ -263,27 +264,23 @@ pub async fn enable(pool: &PgPool, id: Uuid) -> Result<(), WebhookError> {
 /// [`WebhookError::NoEndpoint`]; else as the database says.
 pub async fn disable(pool: &PgPool, id: Uuid, by: &str, reason: &str) -> Result<u64, WebhookError> {
     let tried = "disable a webhook endpoint";
-    let row = sqlx::query(
-        "WITH off AS (UPDATE ops.webhook_endpoints SET state = 'disabled', disabled_reason = $2, disabled_by = $3, \
-             disabled_at = now(), updated_at = now() WHERE id = $1 RETURNING id), \
-         over AS (DELETE FROM ops.webhook_open d USING off WHERE d.endpoint_id = off.id AND d.claim IS NULL RETURNING d.*), \
-         dead AS (INSERT INTO ops.webhook_ended (id, endpoint_id, event_seq, tenant, event_id, event_type, state, attempts, \
-                 dead_reason, last_status, last_error, replays, created_at, ended_at) \
-             SELECT id, endpoint_id, event_seq, tenant, event_id, event_type, 'dead', attempts, 'endpoint_disabled', \
-                 last_status, last_error, replays, created_at, now() FROM over RETURNING 1) \
-         SELECT (SELECT count(*) FROM off) AS off, (SELECT count(*) FROM dead) AS dead",
+    let mut transaction = pool.begin().await.map_err(WebhookError::database(tried))?;
+    let off = sqlx::query(
+        "UPDATE ops.webhook_endpoints SET state = 'disabled', disabled_reason = $2, disabled_by = $3, \
+             disabled_at = now(), updated_at = now() WHERE id = $1",
     )
     .bind(id)
     .bind(reason)
     .bind(by)
-    .fetch_one(pool)
+    .execute(&mut *transaction)
     .await
     .map_err(WebhookError::database(tried))?;
-    let number = |name: &str| row.try_get::<i64, _>(name).map_err(WebhookError::database(tried));
-    if number("off")? == 0 {
+    if off.rows_affected() == 0 {
         return Err(WebhookError::NoEndpoint(id));
     }
-    Ok(u64::try_from(number("dead")?).unwrap_or(0))
+    let dead = give_up(&mut transaction, id).await.map_err(WebhookError::database(tried))?;
+    transaction.commit().await.map_err(WebhookError::database(tried))?;
+    Ok(dead)
 }
 
 /// Removes an endpoint with its secrets, deliveries and attempts.
@@ -295,7 +292,7 @@ pub async fn remove(pool: &PgPool, id: Uuid) -> Result<(), WebhookError> {
         pool,
         id,
         "WITH mine AS (SELECT id FROM ops.webhook_deliveries WHERE endpoint_id = $1), \
-         attempts AS (DELETE FROM ops.webhook_attempts a USING mine WHERE a.delivery_id = mine.id), \
+         attempts AS (DELETE FROM ops.webhook_failures a USING mine WHERE a.delivery_id = mine.id), \
          ended AS (DELETE FROM ops.webhook_ended WHERE endpoint_id = $1) \
          DELETE FROM ops.webhook_endpoints WHERE id = $1",
         "remove a webhook endpoint",

@@ -14,7 +14,7 @@ use crate::store::{self, Ended};
 use crate::{Wake, metrics};
 
 /// Most ends of one statement.
-const LOT: usize = 512;
+const LOT: usize = 1_024;
 
 /// From so many on, the next lot is let grow for a moment: a statement has a price of its own, and nobody waits for an end.
 const MANY: usize = 64;

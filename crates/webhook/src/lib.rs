@@ -13,6 +13,7 @@ mod event;
 mod guard;
 mod ledger;
 mod metrics;
+mod pace;
 mod post;
 mod queue;
 pub mod replay;

@@ -1,14 +1,18 @@
-//! What this process claimed and has not posted yet, and what of it is under way at each endpoint.
+//! What this process claimed and has not posted yet: who is next, within the limits of endpoints and tenants.
+//!
+//! A process may have claimed more of an endpoint than it takes at once. So an endpoint has its turn only while fewer of it are being
+//! posted than it takes, and a tenant likewise over all its endpoints. Tenants have their turns one after the other, and so have the
+//! endpoints of one tenant: a long backlog of one delays nobody else.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::claim::Claimed;
+use crate::claim::{Claimed, Lane};
 
 /// A claim that waits for a slot.
 #[derive(Debug)]
@@ -16,108 +20,245 @@ pub(crate) struct Waiting {
     pub(crate) claimed: Claimed,
     /// Held until what became of it is written.
     pub(crate) claim: OwnedSemaphorePermit,
-    /// Held until it is posted.
-    pub(crate) under_way: UnderWay,
     pub(crate) since: Instant,
 }
 
-/// Claims in the order in which they were made.
-#[derive(Debug, Default)]
-pub(crate) struct Queue(Mutex<Held>);
+/// Claims of both lanes. Cheap to clone; clones are one queue.
+#[derive(Debug, Clone)]
+pub(crate) struct Queue(Arc<Mutex<Held>>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Held {
-    waiting: VecDeque<Waiting>,
+    /// Most posts to one tenant at once.
+    tenant_limit: usize,
+    lanes: [Turns; 2],
+    endpoints: HashMap<Uuid, Endpoint>,
+    tenants: HashMap<Arc<str>, Tenant>,
+}
+
+/// Of one lane.
+#[derive(Debug, Default)]
+struct Turns {
+    /// Tenants that have an endpoint whose turn it is.
+    tenants: VecDeque<Arc<str>>,
+    waiting: usize,
     bytes: usize,
 }
 
+#[derive(Debug, Default)]
+struct Endpoint {
+    posting: usize,
+    /// By lane.
+    lines: [Line; 2],
+}
+
+#[derive(Debug, Default)]
+struct Line {
+    waiting: VecDeque<Waiting>,
+    /// It stands among its tenant's.
+    listed: bool,
+}
+
+#[derive(Debug, Default)]
+struct Tenant {
+    posting: usize,
+    /// By lane, endpoints that have something that may be posted.
+    turns: [VecDeque<Uuid>; 2],
+    /// By lane: it stands among the tenants.
+    listed: [bool; 2],
+}
+
+/// Something is being posted to an endpoint, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Posting {
+    queue: Queue,
+    endpoint: Uuid,
+    tenant: Arc<str>,
+    limit: usize,
+}
+
 impl Queue {
-    pub(crate) fn push(&self, all: impl Iterator<Item = Waiting>) {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn new(tenant_limit: usize) -> Self {
+        let lanes = Default::default();
+        Self(Arc::new(Mutex::new(Held {
+            tenant_limit,
+            lanes,
+            endpoints: HashMap::new(),
+            tenants: HashMap::new(),
+        })))
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn push(&self, lane: Lane, all: impl Iterator<Item = Waiting>) {
+        let held = &mut *self.held();
         for one in all {
-            held.bytes += one.claimed.body.len();
-            held.waiting.push_back(one);
+            let turns = &mut held.lanes[lane as usize];
+            turns.waiting += 1;
+            turns.bytes += one.claimed.body.len();
+            let target = Arc::clone(&one.claimed.target);
+            let endpoint = held.endpoints.entry(target.id).or_default();
+            endpoint.lines[lane as usize].waiting.push_back(one);
+            held.list(lane, target.id, &target.tenant, target.concurrency);
         }
     }
 
-    pub(crate) fn pop(&self) -> Option<Waiting> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    /// The next one whose turn it is.
+    pub(crate) fn pop(&self, lane: Lane) -> Option<(Waiting, Posting)> {
+        let (waiting, endpoint, tenant, limit) = self.held().pop(lane)?;
+        Some((waiting, Posting { queue: self.clone(), endpoint, tenant, limit }))
     }
 
-    /// Those that have waited for longer than `limit`; the oldest stand in front.
+    /// Something of the lane may be posted now.
+    pub(crate) fn is_ready(&self, lane: Lane) -> bool {
+        !self.held().lanes[lane as usize].tenants.is_empty()
+    }
+
+    /// Those that have waited for longer than `limit`.
     pub(crate) fn older_than(&self, limit: Duration) -> Vec<Waiting> {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut old = Vec::new();
-        while held.waiting.front().is_some_and(|one| one.since.elapsed() >= limit) {
-            old.extend(held.pop());
-        }
-        old
+        self.held().remove(|_, one| one.since.elapsed() >= limit)
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).waiting.len()
+    /// All that waits for an endpoint.
+    pub(crate) fn of(&self, endpoint: Uuid) -> Vec<Waiting> {
+        let mut held = self.held();
+        // Most endpoints that fail have nothing waiting.
+        let waits = held.endpoints.get(&endpoint).is_some_and(|endpoint| !endpoint.is_idle());
+        if waits { held.remove(|id, _| id == endpoint) } else { Vec::new() }
     }
 
-    /// Of the bodies that wait.
-    pub(crate) fn bytes(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).bytes
+    /// How many wait in a lane, and the bytes of their bodies.
+    pub(crate) fn waiting(&self, lane: Lane) -> (usize, usize) {
+        let held = self.held();
+        let turns = &held.lanes[lane as usize];
+        (turns.waiting, turns.bytes)
+    }
+
+    /// By endpoint, how many wait or are being posted, and since when the oldest waits.
+    pub(crate) fn under_way(&self) -> HashMap<Uuid, (usize, Option<Instant>)> {
+        let count = |(id, endpoint): (&Uuid, &Endpoint)| {
+            let waiting: usize = endpoint.lines.iter().map(|line| line.waiting.len()).sum();
+            let oldest = endpoint.lines.iter().filter_map(|line| Some(line.waiting.front()?.since)).min();
+            (*id, (endpoint.posting + waiting, oldest))
+        };
+        self.held().endpoints.iter().map(count).collect()
     }
 }
 
 impl Held {
-    fn pop(&mut self) -> Option<Waiting> {
-        let one = self.waiting.pop_front()?;
-        self.bytes -= one.claimed.body.len();
-        Some(one)
-    }
-}
-
-/// How many deliveries wait for a slot or are being posted, by endpoint.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Count(Arc<Mutex<HashMap<Uuid, i64>>>);
-
-impl Count {
-    pub(crate) fn begin(&self, endpoint: Uuid) -> UnderWay {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(endpoint).or_insert(0) += 1;
-        UnderWay { count: self.clone(), endpoint }
+    /// Gives an endpoint, and its tenant, a place among those whose turn comes, if there is something that may be posted.
+    fn list(&mut self, lane: Lane, id: Uuid, name: &Arc<str>, limit: usize) {
+        let Some(endpoint) = self.endpoints.get_mut(&id) else { return };
+        let line = &mut endpoint.lines[lane as usize];
+        let tenant = self.tenants.entry(Arc::clone(name)).or_default();
+        if !line.listed && !line.waiting.is_empty() && endpoint.posting < limit {
+            line.listed = true;
+            tenant.turns[lane as usize].push_back(id);
+        }
+        self.list_tenant(lane, name);
     }
 
-    pub(crate) fn all(&self) -> HashMap<Uuid, i64> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-/// One of them, until it is dropped.
-#[derive(Debug)]
-pub(crate) struct UnderWay {
-    count: Count,
-    endpoint: Uuid,
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        let mut all = self.count.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = all.get_mut(&self.endpoint) {
-            *count -= 1;
-            if *count == 0 {
-                all.remove(&self.endpoint);
-            }
+    fn list_tenant(&mut self, lane: Lane, name: &Arc<str>) {
+        let Some(tenant) = self.tenants.get_mut(name) else { return };
+        let lane = lane as usize;
+        if !tenant.listed[lane] && !tenant.turns[lane].is_empty() && tenant.posting < self.tenant_limit {
+            tenant.listed[lane] = true;
+            self.lanes[lane].tenants.push_back(Arc::clone(name));
         }
     }
+
+    fn pop(&mut self, lane: Lane) -> Option<(Waiting, Uuid, Arc<str>, usize)> {
+        // A place may have been given for something that has been taken away since, or that another lane filled the limit of.
+        loop {
+            let name = self.lanes[lane as usize].tenants.pop_front()?;
+            let Some(tenant) = self.tenants.get_mut(&name) else { continue };
+            tenant.listed[lane as usize] = false;
+            if tenant.posting >= self.tenant_limit {
+                continue;
+            }
+            let Some(id) = tenant.turns[lane as usize].pop_front() else { continue };
+            let next = self.endpoints.get_mut(&id).and_then(|endpoint| {
+                let line = &mut endpoint.lines[lane as usize];
+                line.listed = false;
+                let limit = line.waiting.front()?.claimed.target.concurrency;
+                let free = endpoint.posting < limit;
+                let one = if free { line.waiting.pop_front() } else { None }?;
+                endpoint.posting += 1;
+                Some((one, limit))
+            });
+            let Some((one, limit)) = next else {
+                self.list_tenant(lane, &name);
+                self.forget(id, &name);
+                continue;
+            };
+            if let Some(tenant) = self.tenants.get_mut(&name) {
+                tenant.posting += 1;
+            }
+            let turns = &mut self.lanes[lane as usize];
+            turns.waiting -= 1;
+            turns.bytes -= one.claimed.body.len();
+            self.list(lane, id, &name, limit);
+            return Some((one, id, name, limit));
+        }
+    }
+
+    fn posted(&mut self, id: Uuid, name: &Arc<str>, limit: usize) {
+        if let Some(tenant) = self.tenants.get_mut(name) {
+            tenant.posting = tenant.posting.saturating_sub(1);
+        }
+        if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            endpoint.posting = endpoint.posting.saturating_sub(1);
+        }
+        for lane in Lane::BOTH {
+            self.list(lane, id, name, limit);
+        }
+        self.forget(id, name);
+    }
+
+    /// What has nothing takes no memory.
+    fn forget(&mut self, id: Uuid, name: &Arc<str>) {
+        if self.endpoints.get(&id).is_some_and(|endpoint| endpoint.posting == 0 && endpoint.is_idle()) {
+            self.endpoints.remove(&id);
+        }
+        if self
+            .tenants
+            .get(name)
+            .is_some_and(|tenant| tenant.posting == 0 && tenant.turns.iter().all(VecDeque::is_empty))
+        {
+            self.tenants.remove(name);
+        }
+    }
+
+    /// Takes out what `wanted` says. Places that were given for it are found empty when their turn comes.
+    fn remove(&mut self, wanted: impl Fn(Uuid, &Waiting) -> bool) -> Vec<Waiting> {
+        let mut removed = Vec::new();
+        for (id, endpoint) in &mut self.endpoints {
+            for (line, turns) in endpoint.lines.iter_mut().zip(&mut self.lanes) {
+                // Older ones stand in front.
+                while let Some(one) = line.waiting.pop_front_if(|one| wanted(*id, one)) {
+                    turns.waiting -= 1;
+                    turns.bytes -= one.claimed.body.len();
+                    removed.push(one);
+                }
+            }
+        }
+        for one in &removed {
+            self.forget(one.claimed.target.id, &one.claimed.target.tenant);
+        }
+        removed
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+impl Endpoint {
+    fn is_idle(&self) -> bool {
+        self.lines.iter().all(|line| line.waiting.is_empty())
+    }
+}
 
-    #[test]
-    fn an_endpoint_counts_while_something_of_it_is_under_way() {
-        let (count, endpoint) = (Count::default(), Uuid::now_v7());
-        let (one, two) = (count.begin(endpoint), count.begin(endpoint));
-        assert_eq!(count.all().get(&endpoint), Some(&2));
-        drop(one);
-        assert_eq!(count.all().get(&endpoint), Some(&1));
-        drop(two);
-        assert!(count.all().is_empty(), "an endpoint without any takes no memory");
+impl Drop for Posting {
+    fn drop(&mut self) {
+        self.queue.held().posted(self.endpoint, &self.tenant, self.limit);
     }
 }

@@ -1,13 +1,14 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 use voiceai_postgres::Tenure;
 use voiceai_postgres::sqlx::{self, PgPool};
 use voiceai_runtime::Pulse;
 
 use crate::backlog::backlog;
+use crate::claim;
 use crate::error::{WebhookError, chain};
 use crate::metrics;
 
@@ -16,14 +17,12 @@ const BATCH: u64 = 1_000;
 const BATCHES: u32 = 100;
 /// How often the backlog is reported and old rows are looked for.
 const EVERY: Duration = Duration::from_secs(5);
-/// How often it is looked for claims that no lot knows: that reads all that is open.
-const STRAYS_EVERY: Duration = Duration::from_secs(300);
 
 /// What is deleted. `$1`: older than so many seconds, `$2`: at most. The event of a dead delivery stays with it, to be replayed.
 const OLD: [&str; 3] = [
     "WITH old AS (DELETE FROM ops.webhook_ended WHERE id IN (SELECT id FROM ops.webhook_ended \
          WHERE ended_at < now() - make_interval(secs => $1) ORDER BY ended_at LIMIT $2) RETURNING id), \
-     attempts AS (DELETE FROM ops.webhook_attempts a USING old WHERE a.delivery_id = old.id) \
+     attempts AS (DELETE FROM ops.webhook_failures a USING old WHERE a.delivery_id = old.id) \
      SELECT count(*) FROM old",
     "WITH old AS (DELETE FROM ops.webhook_events WHERE seq IN (SELECT v.seq FROM ops.webhook_events v \
          WHERE v.created_at < now() - make_interval(secs => $1) \
@@ -36,10 +35,12 @@ const OLD: [&str; 3] = [
      SELECT count(*) FROM old",
 ];
 
-/// A claim whose lot is gone would hold its delivery for ever. There is none, unless a person deleted rows.
-const STRAYS: &str = "\
-UPDATE ops.webhook_open o SET claim = NULL
-WHERE o.claim IS NOT NULL AND NOT EXISTS (SELECT FROM ops.webhook_claims c WHERE c.id = o.claim)";
+/// Endpoints that are disabled and still have deliveries: some were claimed when it was disabled and came back, or their event was
+/// being written.
+const LEFT: &str = "\
+SELECT e.id FROM ops.webhook_endpoints e
+WHERE e.state = 'disabled' AND EXISTS (SELECT FROM ops.webhook_open o WHERE o.endpoint_id = e.id
+    AND o.ticket NOT IN (SELECT unnest(tickets) FROM ops.webhook_claims))";
 
 /// Deletes what has been kept long enough and reports the backlog: both are the leader's.
 #[derive(Debug)]
@@ -64,13 +65,12 @@ impl Retention {
         pulse: Pulse,
     ) {
         tracing::info!("webhook retention worker started");
-        let mut strays_at = Instant::now();
         while !stopping.is_cancelled() {
             pulse.beat();
             let leads = tenure.borrow().as_ref().is_some_and(Tenure::is_trusted);
             if !leads {
                 metrics::get().forget_backlog();
-            } else if let Err(error) = self.round(&pulse, &mut strays_at).await {
+            } else if let Err(error) = self.round(&pulse).await {
                 tracing::warn!(error = %chain(&error), "old webhook deliveries cannot be looked for now");
             }
             tokio::select! {
@@ -81,7 +81,7 @@ impl Retention {
         tracing::info!("webhook retention worker stopped");
     }
 
-    async fn round(&self, pulse: &Pulse, strays_at: &mut Instant) -> Result<(), WebhookError> {
+    async fn round(&self, pulse: &Pulse) -> Result<(), WebhookError> {
         let mut deleted = 0;
         for statement in OLD {
             for _ in 0..BATCHES {
@@ -96,16 +96,7 @@ impl Retention {
         if deleted > 0 {
             tracing::info!(deleted, "old rows of webhooks deleted");
         }
-        if Instant::now() >= *strays_at {
-            let strays = self.strays().await?;
-            if strays > 0 {
-                tracing::warn!(
-                    strays,
-                    "webhook deliveries taken back that a claim held which does not exist"
-                );
-            }
-            *strays_at = Instant::now() + STRAYS_EVERY;
-        }
+        self.give_up().await?;
         self.report().await
     }
 
@@ -121,10 +112,17 @@ impl Retention {
         Ok(u64::try_from(deleted).unwrap_or(0))
     }
 
-    async fn strays(&self) -> Result<u64, WebhookError> {
-        let tried = "look for webhook deliveries that no claim holds";
-        let done = sqlx::query(STRAYS).execute(&self.pool).await.map_err(WebhookError::database(tried))?;
-        Ok(done.rows_affected())
+    /// What came back to an endpoint after it was disabled dies with the rest.
+    async fn give_up(&self) -> Result<(), WebhookError> {
+        let tried = "give up webhooks of disabled endpoints";
+        let endpoints: Vec<Uuid> =
+            sqlx::query_scalar(LEFT).fetch_all(&self.pool).await.map_err(WebhookError::database(tried))?;
+        for endpoint in endpoints {
+            let mut transaction = self.pool.begin().await.map_err(WebhookError::database(tried))?;
+            claim::give_up(&mut transaction, endpoint).await.map_err(WebhookError::database(tried))?;
+            transaction.commit().await.map_err(WebhookError::database(tried))?;
+        }
+        Ok(())
     }
 
     async fn report(&self) -> Result<(), WebhookError> {

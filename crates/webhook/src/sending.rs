@@ -15,8 +15,9 @@ use voiceai_runtime::{Backoff, Pulse, random_unit};
 use crate::claim::{self, Busy, Claimed, Claimer, Lane, Room, Spent, Targets};
 use crate::error::{WebhookError, chain};
 use crate::ledger::{self, Entry, Ledger, Writer};
+use crate::pace::Paces;
 use crate::post::{Answer, Client, Failure, Request};
-use crate::queue::{Count, Queue, Waiting};
+use crate::queue::{Posting, Queue, Waiting};
 use crate::retry::{Policy, Step};
 use crate::store::{self, End, Ended};
 use crate::{Wake, WebhookSettings, metrics};
@@ -25,9 +26,9 @@ use crate::{Wake, WebhookSettings, metrics};
 const FAILING_PART: usize = 4;
 /// Between two looks that each found something to do: what comes in meanwhile is claimed together.
 const BREATH: Duration = Duration::from_millis(5);
-/// So many times the slots are claimed beside those that are posted: a slot that comes free has its next one at once, and ends
-/// are committed while others are posted.
-const AHEAD: usize = 5;
+/// So many times the slots are claimed beside those that are posted: a slot that comes free has its next one at once, ends are
+/// committed while others are posted, and what a look costs for itself is shared by many.
+const AHEAD: usize = 20;
 /// Most bytes of bodies that wait for a slot; one that is larger waits alone.
 const AHEAD_BYTES: usize = 32 * 1024 * 1024;
 /// Longest wait of a claim for a slot. Beyond it, it is given back: an attempt has to end within its claim.
@@ -45,7 +46,7 @@ struct Shared {
     ledger: Ledger,
     healthy: Slots,
     failing: Slots,
-    count: Count,
+    queue: Queue,
     attempts: TaskTracker,
     stopping: CancellationToken,
     forced: CancellationToken,
@@ -57,7 +58,6 @@ struct Slots {
     claims: Arc<Semaphore>,
     /// Of posts.
     posts: Arc<Semaphore>,
-    queue: Queue,
     /// While more than these wait for a slot, nothing more is claimed: one large lot costs less than two small ones, and those that
     /// are being posted last until the next lot is there.
     low: usize,
@@ -68,8 +68,7 @@ impl Slots {
         Self {
             claims: Arc::new(Semaphore::new(posts + ahead)),
             posts: Arc::new(Semaphore::new(posts)),
-            queue: Queue::default(),
-            low: (posts / 2).min(ahead),
+            low: ahead / 2,
         }
     }
 }
@@ -77,6 +76,7 @@ impl Slots {
 /// What the looks know of each other.
 struct Looks {
     claimer: Claimer,
+    paces: Paces,
     take_back_at: Instant,
     failing_at: Instant,
     /// The last one found so much that the next need not wait for more to come together.
@@ -121,7 +121,7 @@ impl Sending {
         let shared = Arc::new(Shared {
             healthy: Slots::new(settings.concurrency, AHEAD * settings.concurrency),
             failing: Slots::new(failing, 0),
-            count: Count::default(),
+            queue: Queue::new(usize::try_from(settings.tenant_concurrency).unwrap_or(usize::MAX)),
             attempts: TaskTracker::new(),
             ledger,
             pool,
@@ -140,7 +140,7 @@ impl Sending {
         };
         tracing::info!(concurrency = shared.settings.concurrency, "webhook worker pool started");
         look_on(&shared, claimer, poll, &pulse).await;
-        give_back(&shared, Duration::ZERO);
+        give_back(&shared, shared.queue.older_than(Duration::ZERO));
         shared.attempts.close();
         beating(&pulse, shared.attempts.wait()).await;
         // The writer ends with the last ledger.
@@ -169,7 +169,8 @@ async fn beating<F: Future>(pulse: &Pulse, waited: F) -> F::Output {
 async fn look_on(shared: &Arc<Shared>, claimer: Claimer, poll: Duration, pulse: &Pulse) {
     let mut failures = 0;
     let now = Instant::now();
-    let mut looks = Looks { claimer, take_back_at: now, failing_at: now, flood: false };
+    let mut looks =
+        Looks { claimer, paces: Paces::default(), take_back_at: now, failing_at: now, flood: false };
     // Without a writer nothing could end: the pool begins anew.
     while !shared.stopping.is_cancelled() && !shared.ledger.is_closed() {
         pulse.beat();
@@ -196,7 +197,7 @@ async fn look_on(shared: &Arc<Shared>, claimer: Claimer, poll: Duration, pulse: 
 
 /// Fills the free slots. Answers how long nothing need be looked for unless somebody calls.
 async fn look(shared: &Arc<Shared>, looks: &mut Looks, poll: Duration) -> Result<Duration, WebhookError> {
-    give_back(shared, AHEAD_MAX);
+    give_back(shared, shared.queue.older_than(AHEAD_MAX));
     if Instant::now() >= looks.take_back_at {
         let lost = claim::take_back(&shared.pool).await?;
         if lost > 0 {
@@ -235,22 +236,26 @@ struct Found {
 /// Claims what a lane has room for, and begins it.
 async fn fill(shared: &Arc<Shared>, looks: &mut Looks, lane: Lane) -> Result<Found, WebhookError> {
     let slots = shared.slots(lane);
-    let (limit, waiting) = (slots.claims.available_permits(), slots.queue.len());
-    let bytes = AHEAD_BYTES.saturating_sub(slots.queue.bytes());
+    let (limit, (waiting, bytes)) = (slots.claims.available_permits(), shared.queue.waiting(lane));
+    let bytes = AHEAD_BYTES.saturating_sub(bytes);
     if limit == 0 || bytes == 0 || waiting > slots.low {
         pump(shared, lane);
         return Ok(Found { claimed: waiting, failing: true, whole: true });
     }
-    let room = Room { lane, limit, bytes, under_way: shared.count.all() };
+    let now = Instant::now();
+    let room = Room { lane, limit, bytes, shares: looks.paces.shares(&shared.queue.under_way(), now) };
     let look = claim::claim(&shared.pool, &shared.settings, &mut looks.claimer, &room).await?;
-    let found = Found { claimed: look.claimed.len(), failing: look.failing, whole: look.ours };
-    let since = Instant::now();
+    if lane == Lane::Healthy && !look.shut {
+        looks.paces.looked(&look.claimed);
+    }
+    let found = Found { claimed: look.claimed.len(), failing: look.failing, whole: !look.shut };
     // Only this loop takes claims, so each has its permit.
-    slots.queue.push(look.claimed.into_iter().filter_map(|claimed| {
+    let since = Instant::now();
+    let waiting = look.claimed.into_iter().filter_map(|claimed| {
         let claim = Arc::clone(&slots.claims).try_acquire_owned().ok()?;
-        let under_way = shared.count.begin(claimed.target.id);
-        Some(Waiting { claimed, claim, under_way, since })
-    }));
+        Some(Waiting { claimed, claim, since })
+    });
+    shared.queue.push(lane, waiting);
     pump(shared, lane);
     Ok(found)
 }
@@ -258,27 +263,34 @@ async fn fill(shared: &Arc<Shared>, looks: &mut Looks, lane: Lane) -> Result<Fou
 /// Begins as much of what waits as there are slots.
 fn pump(shared: &Arc<Shared>, lane: Lane) {
     let slots = shared.slots(lane);
-    for _ in 0..slots.queue.len() {
+    let (waiting, _) = shared.queue.waiting(lane);
+    for _ in 0..waiting {
         let Ok(slot) = Arc::clone(&slots.posts).try_acquire_owned() else { return };
         shared.attempts.spawn(work_off(Arc::clone(shared), lane, slot));
     }
 }
 
-/// Posts one after the other until none waits.
+/// Posts one after the other until it is nobody's turn.
 async fn work_off(shared: Arc<Shared>, lane: Lane, mut slot: OwnedSemaphorePermit) {
     let slots = shared.slots(lane);
     loop {
         while !shared.stopping.is_cancelled()
-            && let Some(waiting) = slots.queue.pop()
+            && let Some((waiting, posting)) = shared.queue.pop(lane)
         {
-            attempt(&shared, waiting).await;
-            if slots.queue.len() <= slots.low {
+            attempt(&shared, waiting, posting).await;
+            // What ended may have held back something of the other lane.
+            for other in Lane::BOTH.into_iter().filter(|other| *other != lane) {
+                if shared.queue.is_ready(other) {
+                    pump(&shared, other);
+                }
+            }
+            if shared.queue.waiting(lane).0 <= slots.low {
                 shared.wake.wake();
             }
         }
         drop(slot);
         // One may have come while this one found none and still held its slot.
-        if shared.stopping.is_cancelled() || slots.queue.len() == 0 {
+        if shared.stopping.is_cancelled() || !shared.queue.is_ready(lane) {
             return;
         }
         let Ok(free) = Arc::clone(&slots.posts).try_acquire_owned() else { return };
@@ -286,18 +298,14 @@ async fn work_off(shared: Arc<Shared>, lane: Lane, mut slot: OwnedSemaphorePermi
     }
 }
 
-/// Hands back what has waited for a slot for longer than `limit`. Not waited for: the ledger may be full while PostgreSQL is away.
-fn give_back(shared: &Arc<Shared>, limit: Duration) {
-    let old: Vec<_> = [&shared.healthy, &shared.failing]
-        .into_iter()
-        .flat_map(|slots| slots.queue.older_than(limit))
-        .collect();
-    if old.is_empty() {
+/// Hands back what was claimed and not begun. Not waited for: the ledger may be full while PostgreSQL is away.
+fn give_back(shared: &Arc<Shared>, all: Vec<Waiting>) {
+    if all.is_empty() {
         return;
     }
     let ledger = shared.ledger.clone();
     shared.attempts.spawn(async move {
-        for Waiting { claimed, claim, .. } in old {
+        for Waiting { claimed, claim, .. } in all {
             ledger.tell(Entry { claimed, ended: None, claim }).await;
         }
     });
@@ -312,8 +320,8 @@ impl Shared {
     }
 }
 
-async fn attempt(shared: &Arc<Shared>, waiting: Waiting) {
-    let Waiting { claimed, claim, under_way, since } = waiting;
+async fn attempt(shared: &Arc<Shared>, waiting: Waiting, posting: Posting) {
+    let Waiting { claimed, claim, since } = waiting;
     if since.elapsed() >= AHEAD_MAX {
         shared.ledger.tell(Entry { claimed, ended: None, claim }).await;
         return;
@@ -322,14 +330,16 @@ async fn attempt(shared: &Arc<Shared>, waiting: Waiting) {
         tracing::info_span!("webhook.attempt", delivery.id = %claimed.id, attempt = claimed.attempt_no);
     let started = Instant::now();
     // Cut off, nobody knows whether it arrived: the claim runs out and it is posted again under the same id.
-    let posting = shared.forced.run_until_cancelled(post(shared, &claimed));
-    let Some(posted) = posting.instrument(span.clone()).await else { return };
-    drop(under_way);
+    let answer = shared.forced.run_until_cancelled(post(shared, &claimed));
+    let Some(posted) = answer.instrument(span.clone()).await else { return };
+    drop(posting);
     let ended = judge(&shared.settings.policy, claimed.rung, posted, started.elapsed());
     if ended.end == End::Delivered {
         shared.ledger.tell(Entry { claimed, ended: Some(ended), claim }).await;
         return;
     }
+    // What was claimed ahead for it waits with the rest of it: for the pause of its circuit, or until it has worked once.
+    give_back(shared, shared.queue.of(claimed.target.id));
     // Another may be posted while this one's end is committed.
     let own = Arc::clone(shared);
     let failed = async move {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use uuid::Uuid;
 use voiceai_postgres::sqlx::{self, Connection as _, PgPool, Row};
 
-use crate::claim::{Busy, Claimed, DURABLE, begin};
+use crate::claim::{Busy, Claimed, DURABLE, begin, give_up};
 use crate::error::WebhookError;
 use crate::retry::Policy;
 
@@ -79,21 +79,29 @@ pub(crate) async fn fail(
         .bind(policy.circuit_pause.as_secs_f64())
         .bind(policy.circuit_pause_max.as_secs_f64())
         .bind(policy.disable_after.as_secs_f64())
+        .bind(claimed.ticket)
         .fetch_one(&mut *transaction)
         .await
         .map_err(WebhookError::database(tried))?;
-    transaction.commit().await.map_err(WebhookError::database(tried))?;
-    Ok(Written {
+    let written = Written {
         ours: row.try_get("ours").map_err(WebhookError::database(tried))?,
         disabled: row.try_get("disabled").map_err(WebhookError::database(tried))?,
-    })
+    };
+    if written.disabled.is_some() {
+        give_up(&mut transaction, claimed.target.id).await.map_err(WebhookError::database(tried))?;
+    }
+    transaction.commit().await.map_err(WebhookError::database(tried))?;
+    Ok(written)
 }
 
-// When an endpoint is disabled, by 410 or by its long failure, what waits for it is dead with it, this delivery too; a replay brings
-// them back.
+// The lot is locked against whoever takes it back: while it stands, its deliveries are ours. When the endpoint is disabled, by 410 or by
+// its long failure, this delivery is dead with it; what waits follows it. A replay brings them back.
 const FAIL: &str = "\
-WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now), ours AS MATERIALIZED (
-    SELECT o.id, o.endpoint_id, o.attempts FROM ops.webhook_open o WHERE o.id = $1 AND o.claim = $2 FOR UPDATE
+WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now), lot AS MATERIALIZED (
+    SELECT id FROM ops.webhook_claims WHERE id = $2 FOR KEY SHARE
+), ours AS MATERIALIZED (
+    SELECT o.id, o.endpoint_id, o.attempts + 1 AS attempt_no FROM lot, ops.webhook_open o WHERE o.id = $1 AND o.ticket = $18
+    FOR UPDATE OF o
 ), judged AS MATERIALIZED (
     SELECT e.id, e.failures + 1 AS failures, COALESCE(e.failing_since, now) AS failing_since, e.resting_until,
         CASE WHEN $13 THEN 'gone'
@@ -108,28 +116,22 @@ WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now), ours AS MATERIALIZ
         disabled_by = CASE WHEN j.reason IS NOT NULL THEN 'itself' END, disabled_at = CASE WHEN j.reason IS NOT NULL THEN now END
     FROM judged j, clock WHERE e.id = j.id
 ), again AS (
-    UPDATE ops.webhook_open o SET claim = NULL, rung = o.rung + 1, due_at = now + make_interval(secs => $3), last_status = $6,
-        last_error = $7
+    UPDATE ops.webhook_open o SET ticket = DEFAULT, attempts = ours.attempt_no, rung = o.rung + 1,
+        due_at = now + make_interval(secs => $3), last_status = $6, last_error = $7
     FROM ours, judged j, clock WHERE o.id = ours.id AND $3::float8 IS NOT NULL AND j.reason IS NULL
 ), over AS (
     DELETE FROM ops.webhook_open o USING ours LEFT JOIN judged j ON true
     WHERE o.id = ours.id AND ($3::float8 IS NULL OR j.id IS NULL OR j.reason IS NOT NULL)
-    RETURNING o.*
-), given_up AS (
-    DELETE FROM ops.webhook_open o USING judged j WHERE j.reason IS NOT NULL AND o.endpoint_id = j.id AND o.claim IS NULL
-    RETURNING o.*
+    RETURNING o.*, ours.attempt_no
 ), kept AS (
     INSERT INTO ops.webhook_ended (id, endpoint_id, event_seq, tenant, event_id, event_type, state, attempts, dead_reason,
         last_status, last_error, replays, created_at, ended_at)
-    SELECT id, endpoint_id, event_seq, tenant, event_id, event_type, 'dead', attempts, COALESCE($4, 'endpoint_disabled'), $6, $7,
+    SELECT id, endpoint_id, event_seq, tenant, event_id, event_type, 'dead', attempt_no, COALESCE($4, 'endpoint_disabled'), $6, $7,
         replays, created_at, now FROM over, clock
-    UNION ALL
-    SELECT id, endpoint_id, event_seq, tenant, event_id, event_type, 'dead', attempts, 'endpoint_disabled', last_status, last_error,
-        replays, created_at, now FROM given_up, clock
 ), attempt AS (
-    INSERT INTO ops.webhook_attempts (delivery_id, attempt_no, started_at, ended_at, outcome, status, error, response, address,
+    INSERT INTO ops.webhook_failures (delivery_id, attempt_no, started_at, ended_at, outcome, status, error, response, address,
         retry_after_ms, duration_ms)
-    SELECT id, attempts, now - $11 * interval '1 millisecond', now, $5, $6, $7, $8, $9, $10, $11 FROM ours, clock
+    SELECT id, attempt_no, now - $11 * interval '1 millisecond', now, $5, $6, $7, $8, $9, $10, $11 FROM ours, clock
 )
 SELECT EXISTS (SELECT FROM ours) AS ours, (SELECT reason FROM judged) AS disabled";
 
@@ -140,13 +142,12 @@ pub(crate) async fn deliver(
     ends: &[(&Claimed, &Ended)],
 ) -> Result<HashSet<Uuid>, WebhookError> {
     let tried = "write down webhooks that were taken";
-    let column =
-        |value: fn(&Claimed) -> Uuid| ends.iter().map(|(claimed, _)| value(claimed)).collect::<Vec<_>>();
     let mut connection = busy.take(pool, tried).await?;
     let mut transaction = connection.begin_with(DURABLE).await.map_err(WebhookError::database(tried))?;
     let written: Vec<Uuid> = sqlx::query_scalar(DELIVER)
-        .bind(column(|claimed| claimed.id))
-        .bind(column(|claimed| claimed.lot.id))
+        .bind(ends.iter().map(|(claimed, _)| claimed.id).collect::<Vec<_>>())
+        .bind(ends.iter().map(|(claimed, _)| claimed.ticket).collect::<Vec<_>>())
+        .bind(ends.iter().map(|(claimed, _)| claimed.lot.id).collect::<Vec<_>>())
         .bind(ends.iter().map(|(_, ended)| ended.status.map(i32::from)).collect::<Vec<_>>())
         .bind(ends.iter().map(|(_, ended)| ended.response.as_deref()).collect::<Vec<_>>())
         .bind(ends.iter().map(|(_, ended)| ended.address.as_deref()).collect::<Vec<_>>())
@@ -159,27 +160,26 @@ pub(crate) async fn deliver(
     Ok(written.into_iter().collect())
 }
 
-// A claim counts the attempt, so each has a number of its own: to ask for a conflict would double what an attempt's row costs.
+// The lots are locked against whoever takes them back: while they stand, their deliveries are ours.
 // An endpoint that works is not written to: its row would be the one that all its deliveries wait for.
 const DELIVER: &str = "\
-WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now), ends AS MATERIALIZED (
-    SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::int[], $4::text[], $5::text[], $6::bigint[])
-        AS e (id, claim, status, response, address, took)
+WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now), lots AS MATERIALIZED (
+    SELECT id FROM ops.webhook_claims WHERE id = ANY($3::uuid[]) ORDER BY id FOR KEY SHARE
 ), found AS MATERIALIZED (
-    SELECT o.at, e.* FROM ends e CROSS JOIN LATERAL (
-        SELECT ctid AS at FROM ops.webhook_open w WHERE w.id = e.id AND w.claim = e.claim OFFSET 0) o
+    SELECT o.at, e.* FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::int[], $5::text[], $6::text[], $7::bigint[])
+        AS e (id, ticket, lot, status, response, address, took)
+    CROSS JOIN LATERAL (SELECT ctid AS at FROM ops.webhook_open w WHERE w.id = e.id AND w.ticket = e.ticket OFFSET 0) o
+    WHERE e.lot IN (SELECT id FROM lots)
 ), done AS (
-    DELETE FROM ops.webhook_open o USING found f WHERE o.ctid = f.at AND o.claim = f.claim
+    DELETE FROM ops.webhook_open o USING found f WHERE o.ctid = f.at AND o.ticket = f.ticket
     RETURNING o.id, o.endpoint_id, o.event_seq, o.tenant, o.event_id, o.event_type, o.attempts, o.replays, o.created_at,
         f.status, f.response, f.address, f.took
 ), kept AS (
     INSERT INTO ops.webhook_ended (id, endpoint_id, event_seq, tenant, event_id, event_type, state, attempts, last_status, replays,
-        created_at, ended_at)
-    SELECT id, endpoint_id, event_seq, tenant, event_id, event_type, 'delivered', attempts, status, replays, created_at, now
+        created_at, ended_at, response, address, duration_ms)
+    SELECT id, endpoint_id, event_seq, tenant, event_id, event_type, 'delivered', attempts + 1, status, replays, created_at, now,
+        response, address, took
     FROM done, clock
-), attempt AS (
-    INSERT INTO ops.webhook_attempts (delivery_id, attempt_no, started_at, ended_at, outcome, status, response, address, duration_ms)
-    SELECT id, attempts, now - took * interval '1 millisecond', now, 'delivered', status, response, address, took FROM done, clock
 ), recovered AS (
     UPDATE ops.webhook_endpoints e SET failures = 0, failing_since = NULL, resting_until = NULL, updated_at = now
     FROM clock WHERE (e.failures > 0 OR e.resting_until IS NOT NULL) AND e.id IN (SELECT endpoint_id FROM done)

@@ -167,10 +167,9 @@ async fn a_claim_of_a_process_that_is_gone_runs_out_and_is_taken_up_again() {
     let endpoint = stage.endpoint("t", &receiver.url("/"), &[]).await;
     stage.emit("t", "e1").await;
     sqlx::raw_sql(
-        "INSERT INTO ops.webhook_claims (id, worker, deliveries, claimed_at, expires_at) \
-             SELECT gen_random_uuid(), gen_random_uuid(), array_agg(id), now() - interval '1 minute', now() - interval '1 second' \
-             FROM ops.webhook_open; \
-         UPDATE ops.webhook_open SET attempts = 1, claim = (SELECT id FROM ops.webhook_claims)",
+        "INSERT INTO ops.webhook_claims (id, worker, deliveries, tickets, claimed_at, expires_at) \
+             SELECT gen_random_uuid(), gen_random_uuid(), array_agg(id), array_agg(ticket), \
+                 now() - interval '1 minute', now() - interval '1 second' FROM ops.webhook_open",
     )
     .execute(&stage.pool)
     .await

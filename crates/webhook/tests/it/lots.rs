@@ -95,17 +95,17 @@ async fn a_lot_of_another_process_counts_against_the_limits_until_it_expires() {
         stage.emit("t", &format!("e{n}")).await;
     }
     sqlx::raw_sql(
-        "WITH two AS (SELECT id FROM ops.webhook_open ORDER BY due_at LIMIT 2), \
-         lot AS (INSERT INTO ops.webhook_claims (id, worker, deliveries, claimed_at, expires_at) \
-             SELECT gen_random_uuid(), gen_random_uuid(), array_agg(id), now(), now() + interval '1 hour' FROM two RETURNING id) \
-         UPDATE ops.webhook_open o SET claim = lot.id, attempts = 1 FROM two, lot WHERE o.id = two.id",
+        "INSERT INTO ops.webhook_claims (id, worker, deliveries, tickets, claimed_at, expires_at) \
+         SELECT gen_random_uuid(), gen_random_uuid(), array_agg(id), array_agg(ticket), now(), now() + interval '1 hour' \
+         FROM (SELECT id, ticket FROM ops.webhook_open ORDER BY due_at LIMIT 2) two",
     )
     .execute(&stage.pool)
     .await
     .unwrap();
     stage.work();
     wait_until(PATIENCE, "the third one", async || receiver.got().len() == 1).await;
-    let claimed = number(&stage.pool, "SELECT count(*) FROM ops.webhook_open WHERE claim IS NOT NULL").await;
+    let active = "SELECT count(*) FROM ops.webhook_deliveries WHERE state = 'active'";
+    let claimed = number(&stage.pool, active).await;
     assert_eq!(claimed, 3, "two of the other and one of ours");
     assert_eq!(stage.state(endpoint).await.waiting, 10);
 }

@@ -1,0 +1,69 @@
+//! How far ahead of an endpoint's limit this process claims.
+//!
+//! An endpoint that answers at once has posted everything of a look before the next one comes, and waits. So each time it has, the next
+//! look may claim twice as many rounds of it; once something of it waits for long, it is one round again. An endpoint that hangs never
+//! holds more than its limit.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::claim::{Claimed, Share};
+
+/// Most rounds of an endpoint's limit.
+const ROUNDS_MAX: i64 = 16;
+/// What waits for longer than this was claimed too far ahead.
+const SLOW: Duration = Duration::from_millis(500);
+
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    rounds: i64,
+    limit: usize,
+    /// The last look claimed something of it.
+    claimed: bool,
+}
+
+/// By endpoint; one that is not here is claimed for up to its limit.
+#[derive(Debug, Default)]
+pub(crate) struct Paces(HashMap<Uuid, Pace>);
+
+impl Paces {
+    /// What the next look may claim, given how many of each endpoint wait or are being posted, and since when the oldest waits.
+    pub(crate) fn shares(
+        &mut self,
+        under_way: &HashMap<Uuid, (usize, Option<Instant>)>,
+        now: Instant,
+    ) -> HashMap<Uuid, Share> {
+        self.0.retain(|id, pace| {
+            let (count, oldest) = under_way.get(id).copied().unwrap_or_default();
+            if oldest.is_some_and(|since| now.duration_since(since) >= SLOW) {
+                pace.rounds = 1;
+            } else if pace.claimed && count <= pace.limit {
+                pace.rounds = (2 * pace.rounds).min(ROUNDS_MAX);
+            }
+            pace.claimed || count > 0
+        });
+        let share = |(id, (count, _)): (&Uuid, &(usize, _))| {
+            (*id, Share { under_way: i64::try_from(*count).unwrap_or(i64::MAX), rounds: 1 })
+        };
+        let mut shares: HashMap<Uuid, Share> = under_way.iter().map(share).collect();
+        for (id, pace) in &self.0 {
+            shares.entry(*id).or_insert(Share { under_way: 0, rounds: 1 }).rounds = pace.rounds;
+        }
+        shares
+    }
+
+    /// What a look claimed.
+    pub(crate) fn looked(&mut self, claimed: &[Claimed]) {
+        for pace in self.0.values_mut() {
+            pace.claimed = false;
+        }
+        for one in claimed {
+            let limit = one.target.concurrency;
+            let pace = self.0.entry(one.target.id).or_insert(Pace { rounds: 1, limit, claimed: true });
+            (pace.limit, pace.claimed) = (limit, true);
+        }
+    }
+}
