@@ -34,9 +34,21 @@ fn shown_url(raw: &str) -> Option<String> {
 pub(crate) fn shown(declaration: &Declaration, raw: &str) -> String {
     match declaration.kind {
         Kind::Secret => MASK.to_owned(),
-        Kind::SecretUrl | Kind::Url => mask_url(raw),
+        Kind::SecretUrl => without_hook(&mask_url(raw)),
+        Kind::Url => mask_url(raw),
         _ => raw.to_owned(),
     }
+}
+
+/// The same without the path of an HTTP address: chat services put the whole secret of a hook there.
+fn without_hook(shown: &str) -> String {
+    let host_at = match shown.split_once("://") {
+        Some(("http" | "https", rest)) => shown.len() - rest.len(),
+        _ => return shown.to_owned(),
+    };
+    let host = shown[host_at..].split('/').next().unwrap_or_default();
+    let (before, path) = shown.split_at(host_at + host.len());
+    if path.len() > 1 { format!("{before}/{MASK}") } else { shown.to_owned() }
 }
 
 /// The same inside a sentence: quoted, control characters escaped, cut.
@@ -55,6 +67,21 @@ pub(crate) fn quoted(declaration: &Declaration, raw: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_path_of_a_hook_is_part_of_its_secret_and_a_databases_name_is_not() {
+        for (url, shown) in [
+            ("https://hooks.example.com/services/T0/hunter2", "https://hooks.example.com/***"),
+            ("https://ops:hunter2@hooks.example.com/a", "https://***@hooks.example.com/***"),
+            ("https:///hunter2", "https:///***"),
+            ("http://10.0.0.5:8080/", "http://10.0.0.5:8080/"),
+            ("http://10.0.0.5:8080", "http://10.0.0.5:8080"),
+            ("postgres://db/voiceai", "postgres://db/voiceai"),
+            (MASK, MASK),
+        ] {
+            assert_eq!(without_hook(&mask_url(url)), shown, "{url}");
+        }
+    }
 
     #[test]
     fn a_url_keeps_what_helps_and_loses_what_is_secret() {
