@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use url::Url;
+use voiceai_config::catalogue::form::is_aws_region;
 use voiceai_config::catalogue::storage;
 use voiceai_config::{Reader, Setting};
 use voiceai_egress::Rule;
@@ -18,6 +20,9 @@ pub struct S3Settings {
     pub prefix: String,
     /// `S3_ENDPOINT`: a server other than AWS. The bucket is then addressed by path.
     pub endpoint: Option<String>,
+    /// `S3_PUBLIC_ENDPOINT`: what links to objects are signed for, where it is another address than the one used here. The bucket is
+    /// then addressed by path.
+    pub public_endpoint: Option<String>,
     /// `S3_REGION`, else `AWS_REGION`.
     pub region: String,
     /// `S3_ACCESS_KEY` and `S3_SECRET_KEY`, else the keys of all AWS calls; without them the standard AWS credential chain is
@@ -39,8 +44,7 @@ impl S3Settings {
     pub fn read(reader: &Reader<'_>) -> Option<Self> {
         let keys = keys(reader);
         let prefix = reader.get(&storage::S3_PREFIX);
-        let region = reader.optional(&storage::S3_REGION);
-        Self::of_bucket(reader, &storage::S3_BUCKET, region, &prefix, keys)
+        Self::of_bucket(reader, &storage::S3_BUCKET, &storage::S3_REGION, &prefix, keys)
     }
 
     /// The same for a bucket of another setting, in a region of its own, at the same store and with the same keys; its
@@ -50,7 +54,6 @@ impl S3Settings {
         bucket: &'static Setting<String>,
         region: &'static Setting<String>,
     ) -> Option<Self> {
-        let region = reader.optional(region).or_else(|| reader.optional(&storage::S3_REGION));
         // Half a pair is reported by `read`.
         let keys = reader.optional(&storage::S3_ACCESS_KEY).zip(reader.optional(&storage::S3_SECRET_KEY));
         Self::of_bucket(reader, bucket, region, "", keys)
@@ -59,7 +62,7 @@ impl S3Settings {
     fn of_bucket(
         reader: &Reader<'_>,
         setting: &'static Setting<String>,
-        region: Option<String>,
+        region: &'static Setting<String>,
         prefix: &str,
         keys: Option<KeyPair>,
     ) -> Option<Self> {
@@ -71,16 +74,48 @@ impl S3Settings {
                 "Give the bare name of the bucket, without s3:// and without a folder.",
             );
         }
-        let endpoint =
-            reader.optional(&storage::S3_ENDPOINT).map(|url| url.as_str().trim_end_matches('/').to_owned());
-        let region = region.unwrap_or_else(|| reader.get(&storage::AWS_REGION));
+        let address =
+            |setting| reader.optional(setting).map(|url: Url| url.as_str().trim_end_matches('/').to_owned());
+        let endpoint = address(&storage::S3_ENDPOINT);
+        let public_endpoint = address(&storage::S3_PUBLIC_ENDPOINT);
+        let region = [region, &storage::S3_REGION]
+            .into_iter()
+            .find_map(|setting| checked_region(reader, setting, endpoint.is_none()))
+            .unwrap_or_else(|| reader.get(&storage::AWS_REGION));
         let checksums = reader.optional(&storage::S3_CHECKSUMS).unwrap_or(endpoint.is_none());
         let AwsAccess { instance_profile, way, keys: of_aws, .. } = AwsAccess::read(reader);
         // A store of its own knows nothing of AWS's keys.
         let keys = keys.or(of_aws.filter(|_| endpoint.is_none()));
         let prefix = prefix.trim_matches('/').to_owned();
-        Some(Self { bucket, prefix, endpoint, region, keys, renewed: None, checksums, instance_profile, way })
+        Some(Self {
+            bucket,
+            prefix,
+            endpoint,
+            public_endpoint,
+            region,
+            keys,
+            renewed: None,
+            checksums,
+            instance_profile,
+            way,
+        })
     }
+}
+
+/// The region of `setting`. At AWS a name that is no region's would be a host that is not there.
+fn checked_region(reader: &Reader<'_>, setting: &'static Setting<String>, at_aws: bool) -> Option<String> {
+    let region = reader.optional(setting)?;
+    // These move the store as well, and are the AWS library's own.
+    let moved =
+        ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"].iter().any(|name| std::env::var_os(name).is_some());
+    if at_aws && !moved && !is_aws_region(&region) {
+        reader.violation(
+            setting,
+            "a region of AWS such as eu-central-1, because S3_ENDPOINT is not set",
+            "Correct the region, or set S3_ENDPOINT to the address of the store that has it.",
+        );
+    }
+    Some(region)
 }
 
 fn keys(reader: &Reader<'_>) -> Option<KeyPair> {
@@ -138,6 +173,42 @@ mod tests {
         let own = own.expect("sound").expect("a bucket");
         assert!(!own.checksums && own.keys.is_some() && own.region == "us-east-1");
         assert!(!format!("{own:?}").contains("s3cret-canary"));
+    }
+
+    #[test]
+    fn a_region_of_no_partition_is_refused_at_aws_and_taken_at_another_store() {
+        let own = ("S3_ENDPOINT", "http://127.0.0.1:8333");
+        let region = |pairs: &[(&'static str, &'static str)]| {
+            let bucket = [("S3_BUCKET", "backups")];
+            read(&bucket.iter().chain(pairs).copied().collect::<Vec<_>>())
+                .map(|read| read.map(|settings| settings.region))
+        };
+        assert_eq!(region(&[own, ("S3_REGION", "fsn1")]), Ok(Some("fsn1".to_owned())));
+        assert_eq!(region(&[("S3_REGION", "eu-north-1")]), Ok(Some("eu-north-1".to_owned())));
+        assert_eq!(region(&[("S3_REGION", "fsn1")]), Err(vec!["S3_REGION".to_owned()]));
+        assert_eq!(region(&[own, ("S3_REGION", "eu/central")]), Err(vec!["S3_REGION".to_owned()]));
+        assert_eq!(region(&[("AWS_REGION", "eu-central-1a")]), Err(vec!["AWS_REGION".to_owned()]));
+    }
+
+    #[test]
+    fn links_have_an_address_of_their_own_where_one_is_given() {
+        let own = read(&[("S3_BUCKET", "backups"), ("S3_ENDPOINT", "http://store:8333")]);
+        assert_eq!(own.expect("sound").expect("a bucket").public_endpoint, None);
+        let both = [
+            ("S3_BUCKET", "backups"),
+            ("S3_ENDPOINT", "http://store:8333"),
+            ("S3_PUBLIC_ENDPOINT", "https://files.example.com/"),
+        ];
+        let both = read(&both).expect("sound").expect("a bucket");
+        assert_eq!(both.endpoint.as_deref(), Some("http://store:8333"));
+        assert_eq!(both.public_endpoint.as_deref(), Some("https://files.example.com"));
+        for bad in ["files.example.com", "https:///files", "https://u:s3cret-canary@files.example.com"] {
+            assert_eq!(
+                read(&[("S3_BUCKET", "backups"), ("S3_PUBLIC_ENDPOINT", bad)]).map(|_| ()),
+                Err(vec!["S3_PUBLIC_ENDPOINT".into()]),
+                "{bad}"
+            );
+        }
     }
 
     #[test]

@@ -45,6 +45,8 @@ pub struct OpenUpload {
 #[derive(Debug, Clone)]
 pub struct ObjectStore {
     pub(crate) client: Client,
+    /// Signs links, for the address that others use. It is never sent anything by.
+    links: Client,
     pub(crate) bucket: String,
 }
 
@@ -62,16 +64,24 @@ impl ObjectStore {
         let patience =
             Patience { attempts: ATTEMPTS_MAX, connect: CONNECT_MAX, attempt: ATTEMPT_MAX, call: None };
         let shared = access.load(patience).await;
-        let mut config = aws_sdk_s3::config::Builder::from(&shared);
-        if let Some(endpoint) = &settings.endpoint {
-            config = config.endpoint_url(endpoint).force_path_style(true);
-        }
-        if !settings.checksums {
-            config = config
-                .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
-                .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
-        }
-        Self { client: Client::from_conf(config.build()), bucket: settings.bucket.clone() }
+        let client_at = |endpoint: Option<&String>| {
+            let mut config = aws_sdk_s3::config::Builder::from(&shared);
+            if let Some(endpoint) = endpoint {
+                config = config.endpoint_url(endpoint).force_path_style(true);
+            }
+            if !settings.checksums {
+                config = config
+                    .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+                    .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
+            }
+            Client::from_conf(config.build())
+        };
+        let client = client_at(settings.endpoint.as_ref());
+        let links = match &settings.public_endpoint {
+            Some(public) => client_at(Some(public)),
+            None => client.clone(),
+        };
+        Self { client, links, bucket: settings.bucket.clone() }
     }
 
     /// The bucket's name.
@@ -142,7 +152,8 @@ impl ObjectStore {
         sent.map(|_| ()).map_err(|error| S3Error::from_sdk("write", self.place(key), error))
     }
 
-    /// A link by which anybody may read the object until `good_for` is over; at most seven days. Asks nobody whether there is
+    /// A link by which anybody may read the object until `good_for` is over; at most seven days. It leads to `S3_PUBLIC_ENDPOINT`
+    /// where there is one: the host is part of what is signed, so a link cannot be moved to another afterwards. Asks nobody whether there is
     /// such an object.
     ///
     /// # Errors
@@ -151,7 +162,7 @@ impl ObjectStore {
         let config = PresigningConfig::expires_in(good_for).map_err(|error| {
             S3Error::new("sign a link to", self.place(key), S3ErrorKind::Other, error.to_string())
         })?;
-        let signed = self.client.get_object().bucket(&self.bucket).key(key).presigned(config).await;
+        let signed = self.links.get_object().bucket(&self.bucket).key(key).presigned(config).await;
         let signed = signed.map_err(|error| S3Error::from_sdk("sign a link to", self.place(key), error))?;
         Ok(signed.uri().to_owned())
     }

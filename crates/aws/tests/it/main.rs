@@ -21,6 +21,7 @@ fn settings(endpoint: &str, bucket: &str, access: &str, secret: &str) -> S3Setti
         bucket: bucket.to_owned(),
         prefix: "database-dumps".to_owned(),
         endpoint: Some(endpoint.to_owned()),
+        public_endpoint: None,
         region: "us-east-1".to_owned(),
         keys: Some((Secret::new(access), Secret::new(secret))),
         renewed: None,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use voiceai_runtime::Secret;
 
+use super::form::{HTTP_URL, is_http, is_http_template};
 use crate::setting::{Binaries, settings};
 use crate::value::kinds::{duration, integer, list, path, secret, secret_url};
 
@@ -20,7 +21,7 @@ settings! {
     /// How long a revocation list is good for. It is made anew every hour.
     CRL_LIFETIME: Duration = duration().default("2h").between(3_600_000, 2_592_000_000).only(Binaries::Tasker);
     /// Address that is told of a new revocation list by an empty `PUT`, such as the broker's own for restarting a listener; `user:password@` in it is sent as basic authentication. A failure is only logged.
-    CRL_RELOAD_URL: Secret = secret_url().only(Binaries::Tasker);
+    CRL_RELOAD_URL: Secret = secret_url().only(Binaries::Tasker).check(HTTP_URL, is_http);
     /// Days before its end from which on a certificate is warned of.
     CERT_EXPIRY_WARNING_DAYS: u32 = integer().default("30").between(1, 825).only(Binaries::Tasker);
     /// TLS endpoints whose certificates are watched too, as `host:port` separated by commas, such as `api.example.com:443`.
@@ -32,7 +33,7 @@ settings! {
     SLA_REPORT_RECIPIENTS: Vec<String> = list().only(Binaries::Tasker)
         .check("at most 50 addresses separated by commas, such as sla@example.com", super::notice::are_addresses);
     /// Address that a rollout's orders are posted to, one for each target, where the campaign names no `dispatch_url` of its own. `{tenant}`, `{device}` and `{campaign}` in it are filled in. Unlike a campaign's, it may be a private address.
-    ROLLOUT_DISPATCH_URL: Secret = secret_url().only(Binaries::Tasker);
+    ROLLOUT_DISPATCH_URL: Secret = secret_url().only(Binaries::Tasker).check(HTTP_URL, is_http_template);
     /// Secret (`whsec_…`) that the posts to `ROLLOUT_DISPATCH_URL` are signed with.
     ROLLOUT_DISPATCH_SECRET: Secret = secret().only(Binaries::Tasker);
     /// How often a running rollout takes its next step.

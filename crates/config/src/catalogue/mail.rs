@@ -6,6 +6,7 @@ use std::time::Duration;
 use url::Url;
 use voiceai_runtime::Secret;
 
+use super::form::{HTTP_ORIGIN, is_http_origin};
 use crate::duration::parse_duration;
 use crate::setting::{Binaries, settings};
 use crate::value::kinds::{choice, duration, integer, list, path, rate, secret, text, url};
@@ -75,7 +76,8 @@ settings! {
     /// How often it is looked for what has been kept long enough.
     MAIL_CLEANUP_INTERVAL: Duration = duration().default("1h").between(100, 86_400_000).only(Binaries::Tasker);
     /// Address at which recipients reach this service, for links that end a subscription: `https://mail.example.com`.
-    MAIL_PUBLIC_URL: Url = url().required_with("MAIL_UNSUBSCRIBE_SECRET").only(Binaries::Tasker);
+    MAIL_PUBLIC_URL: Url = url().required_with("MAIL_UNSUBSCRIBE_SECRET").only(Binaries::Tasker)
+        .check(HTTP_ORIGIN, is_http_origin);
     /// Key of the signature in those links; at least 32 bytes.
     MAIL_UNSUBSCRIBE_SECRET: Secret = secret().required_with("MAIL_PUBLIC_URL").only(Binaries::Tasker)
         .check("at least 32 bytes", |raw| raw.len() >= 32);

@@ -4,6 +4,7 @@
 //! Only what code reads is declared: a variable without a reader would be a promise.
 
 pub mod duty;
+pub mod form;
 pub mod general;
 pub mod housekeeping;
 pub mod http;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use url::Url;
 use voiceai_runtime::Secret;
 
+use super::form::is_http;
 use crate::setting::{Binaries, settings};
 use crate::value::kinds::{boolean, duration, integer, list, seconds, secret_url};
 
@@ -45,10 +46,6 @@ settings! {
 }
 
 const HTTP_URL: &str = "an http:// or https:// URL of a service, such as http://10.0.0.5:8080";
-
-fn is_http(raw: &str) -> bool {
-    Url::parse(raw).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
-}
 
 /// True for a name under which a service may be watched.
 #[must_use]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use voiceai_runtime::Secret;
 
+use super::form::{HTTP_URL, is_http};
 use crate::setting::{Binaries, settings};
 use crate::value::kinds::{duration, list, secret, secret_url};
 
@@ -16,7 +17,7 @@ settings! {
     /// After a mail about an event of a group, further notices of the same event and group wait this long and come in one mail. `0s` sends each by itself.
     ALERT_THROTTLE: Duration = duration().default("15m").between(0, 86_400_000).only(Binaries::Tasker);
     /// Address that every notice is posted to as well, as JSON. It may be a private one.
-    ALERT_WEBHOOK_URL: Secret = secret_url().only(Binaries::Tasker);
+    ALERT_WEBHOOK_URL: Secret = secret_url().only(Binaries::Tasker).check(HTTP_URL, is_http);
     /// Secret (`whsec_…`) that those posts are signed with by the Standard Webhooks scheme. Without it they are not signed.
     ALERT_WEBHOOK_SECRET: Secret = secret().only(Binaries::Tasker);
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use url::Url;
 use voiceai_runtime::Secret;
 
+use super::form::is_http_origin;
 use crate::setting::{Binaries, settings};
 use crate::value::kinds::{duration, integer, list, secret, text, url};
 
@@ -13,7 +14,7 @@ settings! {
 
     /// Where the agents are called: an agent's name takes the place of `{agent}`, or is added as the last part of the path. Without it no orchestration job is run and no orchestration schedule fires.
     ORCHESTRATION_AGENTS_URL: Url = url().only(Binaries::Tasker)
-        .check("an http:// or https:// address without user, password, query and fragment", is_agents_url);
+        .check("an http:// or https:// address without user, password, query and fragment", is_http_origin);
     /// What the agents are shown as `Authorization: Bearer …`.
     ORCHESTRATION_AGENTS_TOKEN: Secret = secret().only(Binaries::Tasker).rotates();
     /// The agents there are, by name, in the order in which a batch calls them.
@@ -34,17 +35,6 @@ settings! {
     ORCHESTRATION_JOB_RETENTION: Duration = duration().default("7d").between(86_400_000, 315_360_000_000).only(Binaries::Tasker);
     /// How long the phases of an orchestration job are kept.
     ORCHESTRATION_LOG_RETENTION: Duration = duration().default("30d").between(86_400_000, 315_360_000_000).only(Binaries::Tasker);
-}
-
-fn is_agents_url(raw: &str) -> bool {
-    Url::parse(raw).is_ok_and(|url| {
-        matches!(url.scheme(), "http" | "https")
-            && url.has_host()
-            && url.username().is_empty()
-            && url.password().is_none()
-            && url.query().is_none()
-            && url.fragment().is_none()
-    })
 }
 
 /// Whether this can be an agent's name.

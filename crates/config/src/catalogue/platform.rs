@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use voiceai_runtime::Secret;
 
+use super::form::{is_aws_region, is_namespace};
 use crate::setting::settings;
 use crate::value::kinds::{boolean, seconds, secret, text};
 
@@ -15,19 +16,13 @@ settings! {
         .check("names separated by single slashes, such as voiceai/staging", is_namespace);
     /// How often a running service reads every layer again, give or take a tenth. Settings marked as picked up while the service runs then take effect; so they do at once where a login with the old value was refused. While the stores cannot be read, the last good values stay in use, with a warning that says their age.
     SECRETS_REFRESH_INTERVAL: Duration = seconds().default("5m").between(1_000, 86_400_000);
-    /// AWS region.
-    AWS_REGION: String = text().default("eu-central-1").bootstrap();
+    /// AWS region. That of another S3 store is `S3_REGION`.
+    AWS_REGION: String = text().default("eu-central-1").bootstrap()
+        .check("a region of AWS such as eu-central-1 (that of another S3 store is S3_REGION)", is_aws_region);
     /// True where the instance's own role is to be used and nothing else. Static keys beside it are refused: they would win in silence.
     AWS_USE_INSTANCE_PROFILE: bool = boolean().default("false");
     /// Static access key. The AWS credential chain reads the environment's itself; one that a higher layer holds stands in for whatever that chain finds, except for reading those layers.
     AWS_ACCESS_KEY_ID: Secret = secret().bootstrap().required_with("AWS_SECRET_ACCESS_KEY").rotates();
     /// Static secret key beside `AWS_ACCESS_KEY_ID`.
     AWS_SECRET_ACCESS_KEY: Secret = secret().bootstrap().required_with("AWS_ACCESS_KEY_ID").rotates();
-}
-
-fn is_namespace(raw: &str) -> bool {
-    let is_name = |part: &str| {
-        !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
-    };
-    raw.trim_matches('/').split('/').all(is_name)
 }

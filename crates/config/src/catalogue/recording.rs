@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::form::is_region;
+use super::storage::REGION;
 use crate::setting::{Binaries, settings};
 use crate::value::choices;
 use crate::value::kinds::{boolean, choice, duration, integer, path, text};
@@ -30,7 +32,7 @@ settings! {
     /// Bucket of the recordings: originals are read there, and what is made of them is stored beside them.
     RECORDINGS_S3_BUCKET: String = text().only(Binaries::Tasker).required_when("RECORDING_ENABLED", "true");
     /// Region of that bucket.
-    RECORDINGS_S3_REGION: String = text().only(Binaries::Tasker).computed_default("`S3_REGION`, else `AWS_REGION`");
+    RECORDINGS_S3_REGION: String = text().only(Binaries::Tasker).computed_default("`S3_REGION`, else `AWS_REGION`").check(REGION, is_region);
     /// What a processed recording is stored as.
     RECORDING_FORMAT: RecordingFormat = choice().default("opus").only(Binaries::Tasker);
     /// Kilobits a second of `opus` and `mp3`.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use url::Url;
 use voiceai_runtime::Secret;
 
+use super::form::{HTTP_ORIGIN, is_http_origin};
 use crate::setting::{Binaries, settings};
 use crate::value::kinds::{duration, integer, list, millis, path, secret, secret_url, text, url};
 
@@ -52,7 +53,7 @@ settings! {
     /// Token of the Hetzner Cloud project, for the scripts of the provider `hetzner`.
     HETZNER_API_TOKEN: Secret = secret().only(Binaries::Scaler).rotates();
     /// Address of a Hetzner Cloud API other than the public one, for the scripts of the provider `hetzner`.
-    HCLOUD_ENDPOINT: Url = url().only(Binaries::Scaler);
+    HCLOUD_ENDPOINT: Url = url().only(Binaries::Scaler).check(HTTP_ORIGIN, is_http_origin);
     /// Beginning of the Redis keys of Kamailio's dispatcher records.
     DISPATCHER_KEY_PREFIX: String = text().default("dispatcher:entry::").only(Binaries::Scaler);
     /// The Redis that Kamailio reads, with its database number.

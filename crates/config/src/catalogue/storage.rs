@@ -6,6 +6,7 @@ use std::time::Duration;
 use url::Url;
 use voiceai_runtime::Secret;
 
+use super::form::{HTTP_ORIGIN, is_http_origin, is_region};
 pub use crate::catalogue::platform::AWS_REGION;
 use crate::setting::{Binaries, settings};
 use crate::value::kinds::{boolean, duration, integer, list, path, secret, secret_url, text, url};
@@ -18,13 +19,15 @@ settings! {
     /// Folder inside the bucket.
     S3_PREFIX: String = text().default("database-dumps").only(Binaries::Tasker);
     /// Address of an S3 server other than AWS. Buckets are then addressed by path.
-    S3_ENDPOINT: Url = url().only(Binaries::Tasker);
+    S3_ENDPOINT: Url = url().only(Binaries::Tasker).check(HTTP_ORIGIN, is_http_origin);
+    /// Address at which those who are given a link to an export reach the store, where it is another one than that at which the services do. Links are signed for it, with the bucket in the path; what stands there must hand on path, query and `Host` as they came.
+    S3_PUBLIC_ENDPOINT: Url = url().only(Binaries::Tasker).computed_default("`S3_ENDPOINT`, else AWS").check(HTTP_ORIGIN, is_http_origin);
     /// Access key.
     S3_ACCESS_KEY: Secret = secret().required_with("S3_SECRET_KEY").only(Binaries::Tasker).rotates();
     /// Secret key beside `S3_ACCESS_KEY`.
     S3_SECRET_KEY: Secret = secret().required_with("S3_ACCESS_KEY").only(Binaries::Tasker).rotates();
     /// Region of the bucket, where it is another one than `AWS_REGION`.
-    S3_REGION: String = text().only(Binaries::Tasker).computed_default("`AWS_REGION`");
+    S3_REGION: String = text().only(Binaries::Tasker).computed_default("`AWS_REGION`").check(REGION, is_region);
     /// Whether requests carry the checksums that AWS's own clients send by default. Set it to false for a store that refuses them, to true for another store than AWS that takes them.
     S3_CHECKSUMS: bool = boolean().only(Binaries::Tasker).computed_default("`true`; `false` where `S3_ENDPOINT` is set");
     /// Address of a further database to back up, by the name that `backup run --database` and the job's payload give: `BACKUP_DATABASE_BILLING_URL` is `billing`.
@@ -65,6 +68,8 @@ settings! {
     EXPORT_CALLBACK_RETRY_LADDER: Vec<String> = list().default("0s,10s,1m,5m,30m").only(Binaries::Tasker)
         .check("durations separated by commas, such as 0s,10s,1m, at most 50, each at most 7d", super::webhook::is_ladder);
 }
+
+pub(super) const REGION: &str = "the name of a region, such as eu-central-1 or fsn1";
 
 fn is_compression(text: &str) -> bool {
     let (method, level) = text.split_once(':').map_or((text, None), |(method, level)| (method, Some(level)));

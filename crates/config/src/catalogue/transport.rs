@@ -6,6 +6,7 @@ use std::time::Duration;
 use url::Url;
 use voiceai_runtime::Secret;
 
+use super::form::{HTTP_ORIGIN, is_http_origin};
 use crate::setting::{Binaries, Source, settings};
 use crate::value::kinds::{address, boolean, choice, duration, integer, list, path, port, secret, text, url};
 use crate::value::{Address, choices};
@@ -75,7 +76,7 @@ settings! {
     /// File with rules that say how replies of the mail server are understood, before the built-in ones: see docs/mail.md.
     MAIL_REPLY_RULES_FILE: PathBuf = path().only(Binaries::Tasker);
     /// Address of an SES API other than AWS's own.
-    SES_ENDPOINT: Url = url().only(Binaries::Tasker);
+    SES_ENDPOINT: Url = url().only(Binaries::Tasker).check(HTTP_ORIGIN, is_http_origin);
     /// Configuration set that mail is sent with.
     SES_CONFIGURATION_SET: String = text().only(Binaries::Tasker);
     /// SES tenant that mail is sent for. `{tenant}` in it stands for the mail's own tenant; mail that has none is then sent for no SES tenant.

@@ -230,3 +230,38 @@ fn the_stacks_exports_are_all_that_a_tasker_needs() {
     assert_eq!(loaded.settings, "database-dumps");
     assert_eq!(loaded.warnings, []);
 }
+
+#[test]
+fn an_address_without_a_host_a_zone_for_a_region_and_a_way_up_are_refused_by_name() {
+    let wrong = [
+        ("ALERT_WEBHOOK_URL", "https:///services/s3cret-canary", "with a host"),
+        ("CRL_RELOAD_URL", "http:reload", "URL with a host"),
+        ("ROLLOUT_DISPATCH_URL", "https:///{device}", "URL with a host"),
+        ("S3_ENDPOINT", "http:///store", "an http:// or https:// address"),
+        ("S3_PUBLIC_ENDPOINT", "files.example.com", "an http:// or https:// address"),
+        ("SES_ENDPOINT", "ses:443", "an http:// or https:// address"),
+        ("MAIL_PUBLIC_URL", "https:///unsubscribe", "an http:// or https:// address"),
+        ("AWS_REGION", "eu-central-1a", "a region of AWS such as eu-central-1"),
+        ("S3_REGION", "Frankfurt", "the name of a region"),
+        ("RECORDINGS_S3_REGION", "eu/central", "the name of a region"),
+        ("NAMESPACE", "voiceai/../other", "names separated by single slashes"),
+    ];
+    let pairs = wrong.iter().map(|(name, value, _)| (*name, *value));
+    let needed = [
+        ("REDIS_URL", "redis://h"),
+        ("DATABASE_URL", "postgres://h/d"),
+        ("MAIL_UNSUBSCRIBE_SECRET", "0123456789abcdef0123456789abcdef"),
+    ];
+    let resolved = Resolved::from_pairs(Binary::Tasker, pairs.chain(needed));
+    let report = resolved.read_whole(|_| ()).unwrap_err();
+    let text = report.to_string();
+    assert!(!text.contains("canary"), "{text}");
+    for (name, _, expected) in wrong {
+        let violation = report.violations.iter().find(|one| one.name == name);
+        let violation = violation.unwrap_or_else(|| panic!("{name} is not among {text}"));
+        assert!(violation.expected.contains(expected), "{violation:?}");
+        assert_eq!(violation.layer.as_deref(), Some("environment"), "{violation:?}");
+        assert!(violation.remedy.starts_with("Correct it in "), "{violation:?}");
+    }
+    assert_eq!(report.violations.len(), wrong.len(), "{text}");
+}

@@ -35,6 +35,7 @@ pub(crate) fn store_settings(s3: &S3, endpoint: &str, bucket: &str) -> S3Setting
         bucket: bucket.to_owned(),
         prefix: String::new(),
         endpoint: Some(endpoint.to_owned()),
+        public_endpoint: None,
         region: "us-east-1".to_owned(),
         keys: Some((Secret::new(s3.access_key.clone()), Secret::new(s3.secret_key.clone()))),
         checksums: false,

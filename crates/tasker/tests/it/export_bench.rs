@@ -57,6 +57,7 @@ impl Bench {
             bucket: bucket.to_owned(),
             prefix: String::new(),
             endpoint: Some(format!("http://127.0.0.1:{}", way.port())),
+            public_endpoint: None,
             region: "us-east-1".to_owned(),
             keys: Some((Secret::new(s3.access_key.clone()), Secret::new(s3.secret_key.clone()))),
             renewed: None,

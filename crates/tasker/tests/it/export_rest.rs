@@ -1,7 +1,9 @@
 //! Exports over HTTP, by the real binary.
 
+use std::process::Command;
+
 use serde_json::{Value, json};
-use voiceai_testkit::wait_for;
+use voiceai_testkit::{TcpProxy, wait_for};
 
 use crate::http::Listening;
 use crate::stage::{PATIENCE, Stage};
@@ -12,12 +14,17 @@ const TABLE: &str = "CREATE TABLE devices (device_id text, tenant_id text, statu
 const JSON: &str = "Content-Type: application/json";
 
 async fn listening(stage: &Stage, s3: &voiceai_testkit::S3) -> Listening {
-    let variables = [
+    listening_with(stage, s3, &[]).await
+}
+
+async fn listening_with(stage: &Stage, s3: &voiceai_testkit::S3, more: &[(&str, &str)]) -> Listening {
+    let mut variables = vec![
         ("EXPORTS_S3_BUCKET", s3.bucket.as_str()),
         ("S3_ENDPOINT", s3.endpoint.as_str()),
         ("S3_ACCESS_KEY", s3.access_key.as_str()),
         ("S3_SECRET_KEY", s3.secret_key.as_str()),
     ];
+    variables.extend(more);
     Listening::start(stage, &variables).await
 }
 
@@ -69,6 +76,47 @@ async fn an_export_is_ordered_looked_at_downloaded_and_removed() {
     let actions: Vec<_> =
         audit["entries"].as_array().unwrap().iter().filter(|row| row["actor"] == "ada").collect();
     assert_eq!(actions.len(), 1, "{audit}");
+}
+
+// The proxy of this process has to go on while curl is waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_is_signed_for_the_address_that_users_reach() {
+    let stage = Stage::new().await.quiet().await;
+    stage.database.execute(TABLE).await;
+    let s3 = voiceai_testkit::s3().await;
+    let inner = url::Url::parse(&s3.endpoint).unwrap();
+    let outside = TcpProxy::start(inner.port().unwrap()).await;
+    // Another name and another port than the service's own way.
+    let public = format!("http://localhost:{}", outside.port());
+    let tasker = listening_with(&stage, &s3, &[("S3_PUBLIC_ENDPOINT", &format!("{public}/"))]).await;
+    let accepted = order(&tasker, &json!({ "export_type": "devices", "format": "ndjson" })).json(202);
+    let path = format!("/exports/{}", accepted["export_id"].as_str().unwrap());
+    wait_for(PATIENCE, "the export is made", async || {
+        let shown = tasker.get(&path).json(200);
+        if shown["status"] == "COMPLETED" { Ok(()) } else { Err(shown.to_string()) }
+    })
+    .await;
+    assert_eq!(outside.connections(), 0, "the service itself goes the inner way");
+    assert_eq!(tasker.get_following(&format!("{path}/download")).lines().count(), 100);
+    assert_eq!(outside.connections(), 1, "the link leads outside");
+    let program = stage.program().envs([
+        ("EXPORTS_S3_BUCKET", s3.bucket.as_str()),
+        ("S3_ENDPOINT", s3.endpoint.as_str()),
+        ("S3_PUBLIC_ENDPOINT", public.as_str()),
+        ("S3_ACCESS_KEY", s3.access_key.as_str()),
+        ("S3_SECRET_KEY", s3.secret_key.as_str()),
+    ]);
+    let id = accepted["export_id"].as_str().unwrap();
+    let shown = crate::stage::answer(program.args(["export", "show", id, "--json"])).await.json(0);
+    let link = shown["link"].as_str().unwrap();
+    assert!(link.starts_with(&format!("{public}/{}/exports/", s3.bucket)), "{link}");
+    let status = |url: &str| {
+        let asked = Command::new("curl").args(["-s", "-o", "/dev/null", "-w", "%{http_code}", url]).output();
+        String::from_utf8(asked.unwrap().stdout).unwrap()
+    };
+    assert_eq!(status(link), "200");
+    // The store holds a link to the host it was signed for: a link signed for the inner way would be of no use outside.
+    assert_eq!(status(&link.replace(&public, s3.endpoint.trim_end_matches('/'))), "403");
 }
 
 #[tokio::test]

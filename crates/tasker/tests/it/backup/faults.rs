@@ -113,6 +113,7 @@ async fn a_bucket_that_is_missing_or_closed_is_told_before_anything_starts() {
         bucket: bucket.to_owned(),
         prefix: "database-dumps".to_owned(),
         endpoint: Some(bench.s3.endpoint.clone()),
+        public_endpoint: None,
         region: "us-east-1".to_owned(),
         keys: Some((Secret::new(bench.s3.access_key.clone()), Secret::new(secret))),
         renewed: None,

@@ -74,6 +74,7 @@ pub(crate) async fn context(url: &str, s3: &S3) -> BackupContext {
         bucket: s3.bucket.clone(),
         prefix: "database-dumps".to_owned(),
         endpoint: Some(s3.endpoint.clone()),
+        public_endpoint: None,
         region: "us-east-1".to_owned(),
         keys: Some((Secret::new(s3.access_key.clone()), Secret::new(s3.secret_key.clone()))),
         renewed: None,
