@@ -287,8 +287,13 @@ async fn restore(
     let restored = backup::restore(&context, keys.id(), &target, &cancellable()?).await?;
     note_restore(ground, &act, &restored.manifest.id, &restored.into).await;
     output.one(&restored, |restored| {
+        let how = if restored.digests_compared {
+            ""
+        } else {
+            " by their number; their content could not be compared, as this server hashes text in another way"
+        };
         format!(
-            "{} restored into {}: {} rows in {} tables are as the manifest says\n",
+            "{} restored into {}: {} rows in {} tables are as the manifest says{how}\n",
             restored.manifest.id, restored.into, restored.rows, restored.tables
         )
     })

@@ -113,7 +113,7 @@ async fn a_prefix_of_odd_characters_is_a_folder_as_any_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_whose_store_fails_in_the_middle_leaves_nothing_and_is_whole_the_next_time() {
-    const FAULTS: [(Fault, &str, u8); 4] = [
+    const FAULTS: [(Fault, &str, u8); 5] = [
         (|first| is_part(first, 1).then_some((507, "InsufficientStorage")), "the store is full", 1),
         (|first| is_part(first, 1).then_some((403, "ExpiredToken")), "does not accept the credentials", 4),
         (
@@ -127,6 +127,12 @@ async fn a_backup_whose_store_fails_in_the_middle_leaves_nothing_and_is_whole_th
         (
             |first| first.contains(".manifest.json").then_some((507, "InsufficientStorage")),
             "the store is full",
+            1,
+        ),
+        // A store that gives back something else than it was given.
+        (
+            |first| (first.starts_with("GET ") && first.contains(".dump")).then_some((200, "Swapped")),
+            "is damaged: its SHA-256 is",
             1,
         ),
     ];

@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, Executor as _, Row as _};
 use voiceai_postgres::sqlx;
 
 use super::error::BackupError;
-use super::manifest::{Content, DatabaseFacts, TableFacts};
+use super::manifest::{Content, DatabaseFacts, RowHash, TableFacts};
 
 /// Tables whose rows a dump carries: not the system's, not an extension's own, not temporary, not foreign. Of a partitioned
 /// table each partition counts for itself. Materialised views are left out: a restore fills them anew.
@@ -29,6 +29,27 @@ const DATABASE: &str = "
     SELECT d.datname::text, pg_catalog.current_setting('server_version'), pg_catalog.pg_encoding_to_char(d.encoding)::text,
            d.datcollate::text, d.datctype::text, pg_catalog.pg_database_size(d.oid)
     FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()";
+
+/// What [`RowHash::HashText`] makes of this text on a server where it may be used; on one of the other byte order, or of a
+/// version that hashes in another way, it makes something else.
+const HASHED: (&str, i64) =
+    ("SELECT pg_catalog.hashtextextended('voiceai' COLLATE pg_catalog.\"C\", 0)", 6_948_195_086_651_930_766);
+
+/// The best way of hashing rows that this server has. To be asked outside of a transaction, which an old server's refusal
+/// would end.
+pub(super) async fn row_hash(session: &mut PgConnection) -> RowHash {
+    let (statement, usual) = HASHED;
+    match sqlx::query_scalar::<_, i64>(statement).fetch_one(session).await {
+        Ok(hashed) if hashed == usual => RowHash::HashText,
+        // A session that is gone says so in the next statement.
+        Ok(_) | Err(_) => RowHash::Md5,
+    }
+}
+
+/// Whether this server hashes rows as those of a manifest were hashed.
+pub(super) async fn is_comparable(session: &mut PgConnection, hash: RowHash) -> bool {
+    hash == RowHash::Md5 || row_hash(session).await == hash
+}
 
 /// A table on the list.
 #[derive(Debug, Clone)]
@@ -69,12 +90,13 @@ pub(super) async fn lock(
     locked.map(|_| ()).map_err(BackupError::database("lock of the tables", place))
 }
 
-/// Counts and digests everything.
+/// Counts everything, and digests it in this way.
 pub(super) async fn content(
     session: &mut PgConnection,
     place: &str,
     tables: Vec<Listed>,
     only: &[String],
+    row_hash: RowHash,
 ) -> Result<Content, BackupError> {
     let failed = || BackupError::database("count", place);
     let schemas = sqlx::query(SCHEMAS).fetch_all(&mut *session).await.map_err(failed())?;
@@ -89,12 +111,13 @@ pub(super) async fn content(
     }
     let mut content = Content {
         schemas,
+        row_hash,
         tables: Vec::with_capacity(tables.len()),
         // They belong to no schema, and so to no dump of some.
         large_objects: if only.is_empty() { objects.unsigned_abs() } else { 0 },
     };
     for table in tables {
-        let (rows, digest) = match count_and_digest(session, &table).await {
+        let (rows, digest) = match count_and_digest(session, &table, row_hash).await {
             Ok(both) => both,
             Err(error) if is_too_large(&error) => {
                 tracing::warn!(schema = table.schema, table = table.name, %error, "a row is too large for a digest");
@@ -112,10 +135,17 @@ pub(super) async fn content(
 async fn count_and_digest(
     session: &mut PgConnection,
     table: &Listed,
+    row_hash: RowHash,
 ) -> Result<(u64, Option<String>), sqlx::Error> {
+    let hash = match row_hash {
+        // As it always was, for the manifests that there are; a column of the name t stands for the whole row here.
+        RowHash::Md5 => {
+            "('x' || pg_catalog.\"left\"(pg_catalog.md5(t::text), 16))::pg_catalog.bit(64)::pg_catalog.int8"
+        }
+        RowHash::HashText => "pg_catalog.hashtextextended((t.*)::text COLLATE pg_catalog.\"C\", 0)",
+    };
     let statement = format!(
-        "SELECT pg_catalog.count(*), COALESCE(pg_catalog.sum(('x' || pg_catalog.\"left\"(pg_catalog.md5(t::text), 16))\
-         ::pg_catalog.bit(64)::pg_catalog.int8), 0)::text FROM ONLY {} t",
+        "SELECT pg_catalog.count(*), COALESCE(pg_catalog.sum({hash}), 0)::text FROM ONLY {} t",
         table.quoted
     );
     // An error must not end the snapshot.
@@ -173,15 +203,33 @@ pub(super) async fn begin_snapshot(session: &mut PgConnection, place: &str) -> R
     session.execute(sqlx::raw_sql(begin)).await.map(|_| ()).map_err(BackupError::database("snapshot", place))
 }
 
-/// The content of a database that nobody else writes to.
+/// Has the session's statements done by one process: what is counted beside a dump takes no other core from it, and no
+/// workers from the database's own queries.
+pub(super) async fn alone(session: &mut PgConnection, place: &str) -> Result<(), BackupError> {
+    let set = session.execute("SET LOCAL max_parallel_workers_per_gather = 0").await;
+    set.map(|_| ()).map_err(BackupError::database("snapshot", place))
+}
+
+/// The content of a database that nobody else writes to, to be compared with that of a manifest. On a server that hashes
+/// rows in another way, without digests.
 pub(super) async fn content_now(
     session: &mut PgConnection,
     place: &str,
     only: &[String],
+    row_hash: RowHash,
 ) -> Result<Content, BackupError> {
+    let comparable = is_comparable(session, row_hash).await;
     begin_snapshot(session, place).await?;
     let tables = tables(session, place, only).await?;
-    let content = content(session, place, tables, only).await?;
+    let usable = if comparable { row_hash } else { RowHash::Md5 };
+    let mut content = content(session, place, tables, only, usable).await?;
     session.execute("COMMIT").await.map_err(BackupError::database("count", place))?;
+    if !comparable {
+        tracing::warn!(
+            database = place,
+            "this server hashes text in another way: only counts can be compared"
+        );
+        content.tables.iter_mut().for_each(|table| table.digest = None);
+    }
     Ok(content)
 }

@@ -106,6 +106,16 @@ pub enum BackupError {
         /// Each difference.
         differences: Vec<String>,
     },
+    /// The server that a proof would be made on cannot make the digests of the manifest.
+    #[error(
+        "the server of `{database}` (version {server_version}) hashes text in another way than the one the backup is of"
+    )]
+    Incomparable {
+        /// Host and name.
+        database: String,
+        /// Such as `15.18`.
+        server_version: String,
+    },
     /// The target of a restore may not be used.
     #[error("restore into `{database}` refused: {problem}")]
     Target {
@@ -153,6 +163,7 @@ impl BackupError {
             | Self::NoTool { .. }
             | Self::Busy { .. }
             | Self::Target { .. }
+            | Self::Incomparable { .. }
             | Self::UnknownDatabase { .. }
             | Self::NoSchema { .. }
             | Self::Encryption { .. } => ExitCode::Refused,
@@ -176,6 +187,7 @@ impl BackupError {
             Self::Manifest { .. } => "backup_manifest",
             Self::Damaged { .. } => "backup_damaged",
             Self::Differs { .. } => "backup_differs",
+            Self::Incomparable { .. } => "backup_incomparable",
             Self::Target { .. } => "backup_target",
             Self::Cancelled => "cancelled",
         }
@@ -210,6 +222,9 @@ impl BackupError {
             }
             Self::Damaged { .. } | Self::Differs { .. } => {
                 "Do not rely on this backup: take a new one at once, and look after the store."
+            }
+            Self::Incomparable { .. } => {
+                "Prove it where DATABASE_URL is a server on a machine of the same byte order; `backup restore` works here, and compares counts."
             }
             Self::Target { .. } => "Create an empty database of its own and give its address with --into.",
             Self::Cancelled => "Start it again.",

@@ -5,15 +5,17 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// The layout of the manifest that this version writes; a newer one is refused rather than misread.
+/// The first layout of a manifest. One newer than all of these is refused rather than misread.
 pub(super) const FORMAT: u32 = 1;
 /// The layout of a manifest whose dump is encrypted or of some schemas alone: a version that does not know of either refuses it.
 const FORMAT_SPECIAL: u32 = 2;
+/// The layout of one whose digests are not sums of MD5: a version that compares them with such sums refuses it.
+const FORMAT_HASHED: u32 = 3;
 
 /// Written last, beside the dump: only a dump with a manifest is a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Layout of this document: 1, or 2 where the dump is encrypted or holds some schemas alone.
+    /// Layout of this document: 3; where digests are sums of MD5 2 of a dump that is encrypted or of some schemas alone, else 1.
     pub format: u32,
     /// The backup's name: 14 hexadecimal digits.
     pub id: String,
@@ -88,10 +90,34 @@ pub struct DatabaseFacts {
 pub struct Content {
     /// Schemas that are not the system's, in order.
     pub schemas: Vec<String>,
+    /// How the digests were made.
+    #[serde(default, skip_serializing_if = "RowHash::is_first")]
+    pub row_hash: RowHash,
     /// Every table with rows of its own, by schema and name.
     pub tables: Vec<TableFacts>,
     /// Number of large objects.
     pub large_objects: u64,
+}
+
+/// How a row becomes the 64 bits that are summed up in a table's digest. In both ways the row's text is hashed, and the same
+/// row gives the same bits on every server that has the way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RowHash {
+    /// The first half of its MD5: every server has it.
+    #[default]
+    Md5,
+    /// PostgreSQL's `hashtextextended`, on which its hash partitions stand: half the work. Servers from version 11 on
+    /// little-endian machines have it.
+    HashText,
+}
+
+impl RowHash {
+    /// What older manifests do not name.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+    fn is_first(&self) -> bool {
+        *self == Self::Md5
+    }
 }
 
 /// One table.
@@ -103,7 +129,7 @@ pub struct TableFacts {
     pub name: String,
     /// Number of rows.
     pub rows: u64,
-    /// A sum over every row's MD5 that does not depend on their order; nothing when a row is too large to be hashed.
+    /// A sum over every row's hash that does not depend on their order; nothing when a row is too large to be hashed.
     pub digest: Option<String>,
 }
 
@@ -180,8 +206,12 @@ pub struct Proof {
 
 impl Manifest {
     /// The layout for a dump like this.
-    pub(super) const fn format_of(encrypted: bool, partial: bool) -> u32 {
-        if encrypted || partial { FORMAT_SPECIAL } else { FORMAT }
+    pub(super) const fn format_of(encrypted: bool, partial: bool, row_hash: RowHash) -> u32 {
+        match row_hash {
+            RowHash::HashText => FORMAT_HASHED,
+            RowHash::Md5 if encrypted || partial => FORMAT_SPECIAL,
+            RowHash::Md5 => FORMAT,
+        }
     }
 
     /// Reads a manifest.
@@ -195,9 +225,9 @@ impl Manifest {
         }
         let Format { format } =
             serde_json::from_slice(bytes).map_err(|error| format!("not a manifest ({error})"))?;
-        if !(FORMAT..=FORMAT_SPECIAL).contains(&format) {
+        if !(FORMAT..=FORMAT_HASHED).contains(&format) {
             return Err(format!(
-                "has format {format}, and this version reads formats {FORMAT} to {FORMAT_SPECIAL}"
+                "has format {format}, and this version reads formats {FORMAT} to {FORMAT_HASHED}"
             ));
         }
         serde_json::from_slice(bytes).map_err(|error| error.to_string())
@@ -308,8 +338,12 @@ mod tests {
 
     #[test]
     fn every_kind_of_difference_is_told() {
-        let content =
-            |tables: Vec<TableFacts>| Content { schemas: vec!["ops".to_owned()], tables, large_objects: 1 };
+        let content = |tables: Vec<TableFacts>| Content {
+            schemas: vec!["ops".to_owned()],
+            row_hash: RowHash::HashText,
+            tables,
+            large_objects: 1,
+        };
         let expected =
             content(vec![table("a", 2, Some("x")), table("b", 3, Some("y")), table("c", 1, Some("z"))]);
         assert_eq!(expected.differences(&expected), Vec::<String>::new());
@@ -333,8 +367,21 @@ mod tests {
     }
 
     #[test]
+    fn a_content_that_names_no_hash_has_sums_of_md5_and_writes_none() {
+        let old: Content =
+            serde_json::from_str(r#"{"schemas":[],"tables":[],"large_objects":0}"#).expect("old");
+        assert_eq!(old.row_hash, RowHash::Md5);
+        let text = |content: &Content| serde_json::to_string(content).expect("text");
+        assert!(!text(&old).contains("row_hash"), "{}", text(&old));
+        let new = Content { row_hash: RowHash::HashText, ..old };
+        assert!(text(&new).contains(r#""row_hash":"hashtext""#), "{}", text(&new));
+        let format = |hash| (Manifest::format_of(false, false, hash), Manifest::format_of(true, false, hash));
+        assert_eq!((format(RowHash::Md5), format(RowHash::HashText)), ((1, 2), (3, 3)));
+    }
+
+    #[test]
     fn a_manifest_of_another_format_is_refused_by_name() {
-        assert!(Manifest::parse(br#"{"format":3,"id":"x"}"#).expect_err("newer").contains("format 3"));
+        assert!(Manifest::parse(br#"{"format":4,"id":"x"}"#).expect_err("newer").contains("format 4"));
         assert!(Manifest::parse(b"{}").is_err() && Manifest::parse(b"<html>").is_err());
     }
 }

@@ -42,18 +42,8 @@ pub(super) async fn pour(
     cancel: &CancellationToken,
 ) -> Result<(), BackupError> {
     check_length(ctx, manifest).await?;
-    if let (Some(_), None, Sink::Nowhere) = (&manifest.encryption, &ctx.policy.identity_file, sink) {
-        // Who encrypts need not be able to decrypt: then the checksum is all that can be looked at.
-        let fed = tokio::select! {
-            biased;
-            () = cancel.cancelled() => return Err(BackupError::Cancelled),
-            fed = feed(ctx, manifest, Way::Nowhere) => fed?,
-        };
-        return check_sum(manifest, &fed);
-    }
     let identity = identity(ctx, manifest)?;
-    let mut command = tool.command(if let Sink::Database(address) = sink { Some(address) } else { None });
-    command.stdin(std::process::Stdio::piped()).args(["--format=custom", "--no-password"]);
+    let mut command = tool.reading(if let Sink::Database(address) = sink { Some(address) } else { None });
     match sink {
         Sink::Nowhere => command.args(["--file=/dev/null"]),
         // A dump of the schema `public` creates it, and every database has one: --clean drops that one first, inside the
@@ -90,6 +80,24 @@ pub(super) async fn pour(
         () = cancel.cancelled() => Err(BackupError::Cancelled),
         ended = running.ended_well() => ended,
     }
+}
+
+/// Reads the dump for its length and SHA-256 alone.
+///
+/// # Errors
+/// [`BackupError::Damaged`] when the dump is not the one that was stored; the store's.
+pub(super) async fn compare(
+    ctx: &BackupContext,
+    manifest: &Manifest,
+    cancel: &CancellationToken,
+) -> Result<(), BackupError> {
+    check_length(ctx, manifest).await?;
+    let fed = tokio::select! {
+        biased;
+        () = cancel.cancelled() => return Err(BackupError::Cancelled),
+        fed = feed(ctx, manifest, Way::Nowhere) => fed?,
+    };
+    check_sum(manifest, &fed)
 }
 
 fn check_sum(manifest: &Manifest, fed: &Fed) -> Result<(), BackupError> {

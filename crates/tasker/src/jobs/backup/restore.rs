@@ -26,6 +26,8 @@ pub struct Restored {
     pub tables: usize,
     /// Rows compared.
     pub rows: u64,
+    /// Whether digests were compared; `false` on a server that hashes text in another way: then counts alone were.
+    pub digests_compared: bool,
     /// From the first byte to the last comparison.
     pub duration_ms: u64,
 }
@@ -63,7 +65,8 @@ pub async fn restore(
     tracing::info!(backup_id = manifest.id, into = into.place(), "restore started");
     let begun = Instant::now();
     pour(ctx, &manifest, &tool, Sink::Database(into), cancel).await?;
-    let content = content::content_now(&mut session, into.place(), &manifest.only_schemas).await?;
+    let row_hash = manifest.content.row_hash;
+    let content = content::content_now(&mut session, into.place(), &manifest.only_schemas, row_hash).await?;
     let _ = session.close().await;
     let differences = manifest.content.differences(&content);
     if !differences.is_empty() {
@@ -71,6 +74,7 @@ pub async fn restore(
     }
     let duration_ms = millis(begun);
     let (tables, rows) = (content.tables.len(), content.rows());
+    let digests_compared = content.row_hash == row_hash;
     tracing::info!(
         backup_id = manifest.id,
         into = into.place(),
@@ -79,7 +83,7 @@ pub async fn restore(
         duration_ms,
         "restored and compared"
     );
-    Ok(Restored { manifest, into: into.place().to_owned(), tables, rows, duration_ms })
+    Ok(Restored { manifest, into: into.place().to_owned(), tables, rows, digests_compared, duration_ms })
 }
 
 async fn check_target(ctx: &BackupContext, into: &Address) -> Result<PgConnection, BackupError> {

@@ -7,18 +7,18 @@ use opentelemetry::KeyValue;
 use serde::Serialize;
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Row as _};
-use tokio::io::AsyncRead;
 use tokio_util::sync::CancellationToken;
-use voiceai_aws::{PartSizes, S3ErrorKind, Uploaded};
+use voiceai_aws::Uploaded;
 use voiceai_postgres::sqlx;
 
 use super::content::{self, Listed};
 use super::crypt;
+use super::dump::{Compression, Dump};
 use super::error::BackupError;
 use super::lock::Lock;
-use super::manifest::{Content, DatabaseFacts, Encryption, Keys, Manifest, Proof};
-use super::pour::{Sink, pour};
-use super::tools::{Running, Tool, major};
+use super::manifest::{Content, Encryption, Keys, Manifest, Proof, RowHash};
+use super::pour::{Sink, compare, pour};
+use super::tools::major;
 use super::{BackupContext, catalogue, prune, random_digits, record, sweep};
 
 /// A backup that exists.
@@ -144,23 +144,33 @@ async fn take(
     let compression = Compression::of(&ctx.policy.compression);
     let mut session = ctx.database.connect(&format!("voiceai-backup {}", keys.id())).await?;
     let facts = content::database_facts(&mut session, place).await?;
-    let dump = ctx.tools.find("pg_dump", major(&facts.server_version).max(compression.least_major)).await?;
-    let check = ctx.tools.find("pg_restore", dump.major).await?;
+    let tool = ctx.tools.find("pg_dump", major(&facts.server_version).max(compression.least_major)).await?;
+    let check = ctx.tools.find("pg_restore", tool.major).await?;
+    let row_hash = content::row_hash(&mut session).await;
     content::begin_snapshot(&mut session, place).await?;
+    content::alone(&mut session, place).await?;
     let (snapshot, snapshot_at) = export_snapshot(&mut session, place).await?;
     let tables = content::tables(&mut session, place, &ctx.schemas).await?;
     content::lock(&mut session, place, &tables).await?;
-    let job = Dump { ctx, key: keys.dump(), tool: &dump, snapshot, facts: &facts, compression, recipients };
-    let (uploaded, content) = job.dump_and_count(session, tables, cancel).await?;
-    confirm_length(ctx, &keys.dump(), uploaded.bytes).await?;
-    let manifest = Manifest {
-        format: Manifest::format_of(!ctx.policy.recipients.is_empty(), !ctx.schemas.is_empty()),
+    let size_bytes = facts.size_bytes;
+    let dump = Dump {
+        ctx,
+        key: keys.dump(),
+        tool: &tool,
+        check: &check,
+        snapshot,
+        size_bytes,
+        compression,
+        recipients,
+    };
+    let manifest = |uploaded: Uploaded| Manifest {
+        format: Manifest::format_of(!ctx.policy.recipients.is_empty(), !ctx.schemas.is_empty(), row_hash),
         id: keys.id().to_owned(),
         key: keys.dump(),
         environment: ctx.environment.clone(),
         instance: ctx.instance.clone(),
         request: request.map(str::to_owned),
-        database: facts,
+        database: facts.clone(),
         target: ctx.target.clone(),
         only_schemas: ctx.schemas.clone(),
         compression: Some(ctx.policy.compression.clone()),
@@ -168,22 +178,21 @@ async fn take(
             method: crypt::METHOD.to_owned(),
             recipients: ctx.policy.recipients.clone(),
         }),
-        client_version: dump.version.clone(),
+        client_version: tool.version.clone(),
         snapshot_at,
         started_at,
         finished_at: Timestamp::now(),
         bytes: uploaded.bytes,
         sha256: uploaded.sha256,
         parts: uploaded.parts,
-        content,
+        content: Content::default(),
     };
-    // What the store gives back, and what pg_restore makes of it: a dump that only looks whole is found out here.
-    pour(ctx, &manifest, &check, Sink::Nowhere, cancel).await?;
+    let stored = store_and_count(&dump, manifest, session, (tables, row_hash), cancel).await?;
     lock.check().await?;
     if cancel.is_cancelled() {
         return Err(BackupError::Cancelled);
     }
-    let manifest = Manifest { finished_at: Timestamp::now(), ..manifest };
+    let manifest = Manifest { finished_at: Timestamp::now(), ..stored };
     let text = serde_json::to_vec_pretty(&manifest)
         .map_err(|error| BackupError::Manifest { key: keys.manifest(), problem: error.to_string() })?;
     ctx.store.put_small(&keys.manifest(), text.into(), "application/json").await?;
@@ -202,149 +211,64 @@ async fn export_snapshot(
     Ok((row.get(0), at))
 }
 
-async fn confirm_length(ctx: &BackupContext, key: &str, bytes: u64) -> Result<(), BackupError> {
-    let stored = ctx.store.head(key).await?.map(|object| object.size);
-    if stored == Some(bytes) {
-        return Ok(());
-    }
-    let problem = match stored {
-        Some(stored) => format!("{bytes} bytes were sent and the store has {stored}"),
-        None => "the store took it and does not have it".to_owned(),
+/// Stores the dump and reads it back while the same snapshot is counted; the one that fails ends the other.
+async fn store_and_count(
+    dump: &Dump<'_>,
+    manifest: impl FnOnce(Uploaded) -> Manifest,
+    mut session: PgConnection,
+    (tables, row_hash): (Vec<Listed>, RowHash),
+    cancel: &CancellationToken,
+) -> Result<Manifest, BackupError> {
+    let ctx = dump.ctx;
+    let place = ctx.database.place();
+    let stop = cancel.child_token();
+    // pg_dump needs the snapshot until then.
+    let dumped = CancellationToken::new();
+    let store = async {
+        let uploaded = dump.upload(&stop).await;
+        dumped.cancel();
+        let stored = async {
+            let manifest = manifest(uploaded?);
+            read_back(ctx, &manifest, dump, &stop).await?;
+            Ok(manifest)
+        };
+        let stored = stored.await;
+        if stored.is_err() {
+            stop.cancel();
+        }
+        stored
     };
-    Err(BackupError::Damaged { id: key.to_owned(), problem })
-}
-
-/// One `pg_dump` on its way to the bucket.
-struct Dump<'a> {
-    ctx: &'a BackupContext,
-    key: String,
-    tool: &'a Tool,
-    snapshot: String,
-    facts: &'a DatabaseFacts,
-    compression: Compression,
-    recipients: Vec<age::x25519::Recipient>,
-}
-
-/// `BACKUP_COMPRESSION` in the words of `pg_dump`.
-#[derive(Debug, PartialEq, Eq)]
-struct Compression {
-    argument: Option<String>,
-    /// The first `pg_dump` that has the method.
-    least_major: u32,
-}
-
-impl Compression {
-    fn of(setting: &str) -> Self {
-        let (argument, least_major) = match setting.split_once(':') {
-            _ if setting == "none" => (Some("--compress=0".to_owned()), 0),
-            _ if setting == "gzip" => (None, 0),
-            Some(("gzip", level)) => (Some(format!("--compress={level}")), 0),
-            _ => (Some(format!("--compress={setting}")), 16),
+    let count = async {
+        let counted = tokio::select! {
+            biased;
+            () = stop.cancelled() => Err(BackupError::Cancelled),
+            counted = content::content(&mut session, place, tables, &ctx.schemas, row_hash) => counted,
         };
-        Self { argument, least_major }
-    }
-}
-
-/// A pattern of `pg_dump` that matches this schema alone.
-fn pattern(schema: &str) -> String {
-    format!("\"{}\"", schema.replace('"', "\"\""))
-}
-
-impl Dump<'_> {
-    /// Streams the dump while the same snapshot is counted; the one that fails ends the other.
-    async fn dump_and_count(
-        &self,
-        mut session: PgConnection,
-        tables: Vec<Listed>,
-        cancel: &CancellationToken,
-    ) -> Result<(Uploaded, Content), BackupError> {
-        let place = self.ctx.database.place();
-        let stop = cancel.child_token();
-        let upload = async {
-            let uploaded = self.upload(&stop).await;
-            if uploaded.is_err() {
-                stop.cancel();
-            }
-            uploaded
-        };
-        let count = async {
-            let counted = tokio::select! {
-                biased;
-                () = stop.cancelled() => Err(BackupError::Cancelled),
-                counted = content::content(&mut session, place, tables, &self.ctx.schemas) => counted,
-            };
-            if counted.is_err() {
-                stop.cancel();
-            }
-            counted
-        };
-        let (uploaded, counted) = tokio::join!(upload, count);
-        // The session is the snapshot: pg_dump has it until here.
+        if counted.is_err() {
+            stop.cancel();
+        }
+        dumped.cancelled().await;
         let _ = session.close().await;
-        match (uploaded, counted) {
-            (Ok(uploaded), Ok(content)) => Ok((uploaded, content)),
-            // The one that was not merely told to stop is the cause.
-            (Err(BackupError::Cancelled) | Ok(_), Err(cause)) | (Err(cause), _) => Err(cause),
-        }
-    }
-
-    async fn upload(&self, stop: &CancellationToken) -> Result<Uploaded, BackupError> {
-        let mut command = self.tool.command(Some(&self.ctx.database));
-        command.args(["--format=custom", "--no-password", "--lock-wait-timeout=60s"]);
-        command.args(&self.compression.argument);
-        command.args(self.ctx.schemas.iter().map(|schema| format!("--schema={}", pattern(schema))));
-        command.arg(format!("--snapshot={}", self.snapshot)).stdout(std::process::Stdio::piped());
-        let mut running = self.tool.start(&mut command)?;
-        let stdout: Box<dyn AsyncRead + Send + Unpin> = match running.child.stdout.take() {
-            Some(stdout) => Box::new(stdout),
-            None => Box::new(tokio::io::empty()),
-        };
-        let source: Box<dyn AsyncRead + Send + Unpin> = if self.recipients.is_empty() {
-            stdout
-        } else {
-            Box::new(crypt::encrypting(stdout, self.recipients.clone()))
-        };
-        let sizes = PartSizes::for_expected(self.facts.size_bytes);
-        let mut ended = None;
-        let approve = async |_| approve(&mut running, &mut ended).await;
-        let uploaded = self.ctx.store.put_stream(&self.key, source, sizes, stop, approve).await;
-        match (uploaded, ended) {
-            (_, Some(error)) => Err(error),
-            (Err(error), None) if error.kind() == S3ErrorKind::Cancelled => Err(BackupError::Cancelled),
-            (uploaded, None) => Ok(uploaded?),
-        }
+        counted
+    };
+    match tokio::join!(store, count) {
+        (Ok(manifest), Ok(content)) => Ok(Manifest { content, ..manifest }),
+        // The one that was not merely told to stop is the cause.
+        (Err(BackupError::Cancelled) | Ok(_), Err(cause)) | (Err(cause), _) => Err(cause),
     }
 }
 
-/// The end of the pipe says nothing: a killed `pg_dump` closes it too. Only exit 0 makes the stream a dump.
-async fn approve(running: &mut Running, ended: &mut Option<BackupError>) -> Result<(), std::io::Error> {
-    running.ended_well().await.map_err(|error| {
-        let refused = std::io::Error::other(error.to_string());
-        *ended = Some(error);
-        refused
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_compression_is_written_as_every_pg_dump_that_has_it_reads_it() {
-        let of = |setting| {
-            let Compression { argument, least_major } = Compression::of(setting);
-            (argument.unwrap_or_default(), least_major)
-        };
-        assert_eq!(of("gzip"), (String::new(), 0));
-        assert_eq!(of("none"), ("--compress=0".to_owned(), 0));
-        assert_eq!(of("gzip:9"), ("--compress=9".to_owned(), 0));
-        assert_eq!(of("lz4"), ("--compress=lz4".to_owned(), 16));
-        assert_eq!(of("zstd:19"), ("--compress=zstd:19".to_owned(), 16));
-    }
-
-    #[test]
-    fn a_schemas_name_is_never_read_as_a_pattern() {
-        assert_eq!(pattern("a*b"), "\"a*b\"");
-        assert_eq!(pattern("odd\"name"), "\"odd\"\"name\"");
+/// Whether the store gives back what it was given, byte for byte. `pg_restore` has read these bytes before; what is
+/// encrypted it reads once more where there is a key, which shows that the key opens it.
+async fn read_back(
+    ctx: &BackupContext,
+    manifest: &Manifest,
+    dump: &Dump<'_>,
+    stop: &CancellationToken,
+) -> Result<(), BackupError> {
+    if manifest.encryption.is_some() && ctx.policy.identity_file.is_some() {
+        pour(ctx, manifest, dump.check, Sink::Nowhere, stop).await
+    } else {
+        compare(ctx, manifest, stop).await
     }
 }

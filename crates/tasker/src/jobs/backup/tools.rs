@@ -71,7 +71,12 @@ impl Tools {
         for folder in &self.folders {
             let path = folder.join(name);
             if let Some(version) = version(&path).await {
+                let fits = major(&version) == least;
                 found.push(Tool { name, path, major: major(&version), version });
+                // None can fit better, and a distribution's wrapper on the search path takes its time to answer.
+                if fits {
+                    break;
+                }
             }
         }
         choose(found, name, least)
@@ -132,6 +137,13 @@ impl Tool {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
+        command
+    }
+
+    /// `pg_restore` that reads an archive of `pg_dump`'s custom format from its standard input.
+    pub(super) fn reading(&self, address: Option<&Address>) -> Command {
+        let mut command = self.command(address);
+        command.stdin(Stdio::piped()).args(["--format=custom", "--no-password"]);
         command
     }
 

@@ -88,13 +88,24 @@ async fn restored(
     check_length(ctx, manifest).await?;
     let scratch = Scratch::create(ctx, &manifest.database).await?;
     let outcome = async {
+        let place = scratch.address.place();
+        let row_hash = manifest.content.row_hash;
+        // Counts alone prove nothing: told before the dump is restored for it.
+        let mut session = scratch.address.connect("voiceai-verify").await?;
+        let facts = content::database_facts(&mut session, place).await?;
+        let is_comparable = content::is_comparable(&mut session, row_hash).await;
+        // A restore may take longer than an idle session lives.
+        let _ = session.close().await;
+        if !is_comparable {
+            let database = place.to_owned();
+            return Err(BackupError::Incomparable { database, server_version: facts.server_version });
+        }
         pour(ctx, manifest, &tool, Sink::Database(&scratch.address), cancel).await?;
         let mut session = scratch.address.connect("voiceai-verify").await?;
-        let facts = content::database_facts(&mut session, scratch.address.place()).await?;
         let content = tokio::select! {
             biased;
             () = cancel.cancelled() => return Err(BackupError::Cancelled),
-            content = content::content_now(&mut session, scratch.address.place(), &manifest.only_schemas) => content?,
+            content = content::content_now(&mut session, place, &manifest.only_schemas, row_hash) => content?,
         };
         let _ = session.close().await;
         Ok((content, facts.server_version))

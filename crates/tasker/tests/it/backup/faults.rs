@@ -43,9 +43,41 @@ async fn a_dump_that_ends_well_but_is_not_whole_is_found_out_before_it_counts() 
     let mut bench = Bench::new().await;
     let (_folder, tools) = tools_with("$REAL \"$@\" | head -c 20000; exit 0");
     bench.ctx.tools = tools;
-    let failed = run(&bench.ctx, None, &never()).await.expect_err("half an archive");
-    assert!(failed.to_string().contains("pg_restore"), "{failed}");
-    bench.assert_nothing_left().await;
+    // Encrypted to somebody whose key is not here, it is read before it is encrypted.
+    for recipients in [vec![], vec![age::x25519::Identity::generate().to_public().to_string()]] {
+        bench.ctx.policy.recipients = recipients;
+        let failed = run(&bench.ctx, None, &never()).await.expect_err("half an archive");
+        assert!(failed.to_string().contains("pg_restore"), "{failed}");
+        bench.assert_nothing_left().await;
+    }
+}
+
+#[tokio::test]
+async fn a_check_that_ends_early_ends_the_dump_and_says_why() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut bench = Bench::new().await;
+    // More than fits into a pipe, and no end: only the check's can end this backup.
+    let (folder, tools) = tools_with("$REAL \"$@\"; yes | head -c 1000000; exec sleep 300");
+    bench.ctx.tools = tools;
+    let version = "case \"$1\" in --version) echo 'pg_restore (PostgreSQL) 99.1'; exit;; esac";
+    let path = folder.path().join("pg_restore");
+    for (script, says) in [
+        (
+            "echo 'pg_restore: error: odd archive' >&2; exit 1",
+            "pg_restore ended with exit code 1: pg_restore: error: odd archive",
+        ),
+        ("head -c 100 >/dev/null; kill -9 $$", "pg_restore was ended by signal 9"),
+        ("head -c 100 >/dev/null; exit 0", "pg_restore stopped reading before the end"),
+    ] {
+        std::fs::write(&path, format!("#!/bin/bash\n{version}\n{script}\n")).expect("written");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("executable");
+        bench.ctx.tools = Tools::in_folders(vec![folder.path().to_owned()]);
+        let (limit, cancel) = (Duration::from_secs(60), never());
+        let ended = tokio::time::timeout(limit, run(&bench.ctx, None, &cancel));
+        let failed = ended.await.expect(says).expect_err(says);
+        assert!(failed.to_string().contains(says), "{says}: {failed}");
+        bench.assert_nothing_left().await;
+    }
 }
 
 #[tokio::test]
@@ -186,7 +218,7 @@ async fn a_wrong_password_is_told_without_showing_it_and_the_right_one_is_seen_n
     assert!(verify(&ctx, "latest", &never()).await.expect("a proof").proved);
 }
 
-async fn execute(url: &str, sql: &'static str) {
+pub(super) async fn execute(url: &str, sql: &'static str) {
     use voiceai_postgres::sqlx::{Connection as _, Executor as _, PgConnection, raw_sql};
     let mut session = PgConnection::connect(url).await.expect("connected");
     session.execute(raw_sql(sql)).await.expect(sql);

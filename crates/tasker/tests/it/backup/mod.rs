@@ -1,6 +1,7 @@
 //! Backups on a real PostgreSQL and a real S3 store.
 
 mod damage;
+mod digest;
 mod faults;
 mod job;
 mod series;
