@@ -13,14 +13,13 @@ mod templates;
 use std::sync::Arc;
 
 use axum::Router;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::Value;
 use utoipa::openapi::OpenApi as Document;
-use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
-use utoipa::{Modify, OpenApi, ToSchema};
+use utoipa::{OpenApi, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
-use voiceai_listener::{Operator, Problem};
+use voiceai_listener::{Bearer, Operator, Problem, ProblemDocument};
 use voiceai_postgres::PgPool;
 use voiceai_postgres::audit::{self, Entry};
 
@@ -117,39 +116,6 @@ fn router() -> OpenApiRouter<Arc<Rest>> {
     security(("bearer" = [])),
 )]
 struct Api;
-
-struct Bearer;
-
-impl Modify for Bearer {
-    fn modify(&self, document: &mut Document) {
-        let mut bearer = Http::new(HttpAuthScheme::Bearer);
-        bearer.description = Some("The value of INTERNAL_HTTP_TOKEN.".to_owned());
-        let components = document.components.get_or_insert_default();
-        components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
-    }
-}
-
-/// An error (RFC 9457). Described here, written by the listener.
-#[derive(Serialize, ToSchema)]
-#[schema(as = Problem)]
-struct ProblemDocument {
-    /// `urn:voiceai:problem:` and the code.
-    r#type: String,
-    /// The status in words.
-    title: String,
-    /// The status.
-    status: u16,
-    /// A stable snake_case word, which clients may compare.
-    code: String,
-    /// What happened.
-    detail: String,
-    /// What to do.
-    remedy: Option<String>,
-    /// The request, as it stands in the log.
-    request_id: Option<String>,
-    /// The field of the body that is wrong.
-    field: Option<String>,
-}
 
 /// Why something is done, for the audit trail.
 #[derive(Debug, Default, Deserialize, ToSchema)]

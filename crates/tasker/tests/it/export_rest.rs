@@ -8,12 +8,12 @@ use voiceai_testkit::{TcpProxy, wait_for};
 use crate::http::Listening;
 use crate::stage::{PATIENCE, Stage};
 
-const TABLE: &str = "CREATE TABLE devices (device_id text, tenant_id text, status text);
+pub(crate) const TABLE: &str = "CREATE TABLE devices (device_id text, tenant_id text, status text);
                      INSERT INTO devices SELECT 'd' || i, 't' || i % 2, 'ONLINE' FROM generate_series(1, 100) i";
 
-const JSON: &str = "Content-Type: application/json";
+pub(crate) const JSON: &str = "Content-Type: application/json";
 
-async fn listening(stage: &Stage, s3: &voiceai_testkit::S3) -> Listening {
+pub(crate) async fn listening(stage: &Stage, s3: &voiceai_testkit::S3) -> Listening {
     listening_with(stage, s3, &[]).await
 }
 
@@ -28,7 +28,7 @@ async fn listening_with(stage: &Stage, s3: &voiceai_testkit::S3, more: &[(&str, 
     Listening::start(stage, &variables).await
 }
 
-fn order(tasker: &Listening, body: &Value) -> crate::http::Reply {
+pub(crate) fn order(tasker: &Listening, body: &Value) -> crate::http::Reply {
     tasker.post("/exports", &["-H", JSON, "-H", "X-Operator: ada", "-d", &body.to_string()])
 }
 

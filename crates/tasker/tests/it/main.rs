@@ -12,6 +12,7 @@ mod cron;
 mod duty;
 mod enqueue;
 mod export;
+mod export_api;
 mod export_bench;
 mod export_callback;
 mod export_exact;

@@ -29,6 +29,7 @@ pub use error::ExportError;
 pub use job::{ExportCleanup, ExportRun};
 pub use query::{Source, check, source};
 pub use rows::{Export, Filter, Order, STATES, create, get, list};
+pub(crate) use rows::{formats, states};
 pub use shape::Format;
 pub use store::remove;
 

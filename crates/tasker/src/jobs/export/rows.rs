@@ -8,6 +8,8 @@ use serde::Serialize;
 use serde_json::Value;
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
+use utoipa::ToSchema;
+use utoipa::openapi::{ObjectBuilder, Type};
 use uuid::Uuid;
 use voiceai_postgres::{PgPool, sqlx};
 
@@ -31,19 +33,23 @@ pub struct Order {
 }
 
 /// An order as it stands.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Export {
     /// Its id.
+    #[schema(value_type = String, format = "uuid")]
     pub id: Uuid,
     /// Whose rows; everybody's where absent.
     pub tenant_id: Option<String>,
     /// What is exported.
     pub export_type: String,
     /// `csv`, `json`, `ndjson` or `parquet`.
+    #[schema(schema_with = formats)]
     pub format: String,
     /// Which rows.
+    #[schema(value_type = Object)]
     pub filters: Value,
     /// `PENDING`, `PROCESSING`, `COMPLETED` or `FAILED`.
+    #[schema(schema_with = states)]
     pub status: String,
     /// The object's key.
     pub file_path: Option<String>,
@@ -67,7 +73,7 @@ pub struct Export {
     pub attempt: i64,
     /// Where its end is told.
     pub callback_url: Option<String>,
-    /// `waiting`, `delivered` or `failed`; absent until it has ended.
+    /// `waiting`, `delivered` or `failed`; null until it has ended, and where nobody is told.
     pub callback_state: Option<String>,
     /// Calls made.
     pub callback_attempts: i32,
@@ -75,6 +81,23 @@ pub struct Export {
     pub callback_error: Option<String>,
     /// When the last call was made.
     pub callback_at: Option<Timestamp>,
+}
+
+/// The formats as a schema.
+pub(crate) fn formats() -> ObjectBuilder {
+    let described = "How it is written.";
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .enum_values(Some(Format::ALL.map(Format::word)))
+        .description(Some(described))
+}
+
+/// The states as a schema.
+pub(crate) fn states() -> ObjectBuilder {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .enum_values(Some(STATES))
+        .description(Some("Where it stands."))
 }
 
 const COLUMNS: &str = "id, tenant_id, export_type, format, filters, status, file_path, file_size_bytes, row_count, error, \
