@@ -11,7 +11,7 @@ use voiceai_queue::{Attempt, Job, JobError, Outcome};
 
 use crate::error::PlatformError;
 use crate::period::{Asked, Known, Period, window};
-use crate::tables::Needs;
+use crate::tables::{Needs, newest, oldest};
 use crate::upkeep::{HOUSEKEEPING_QUEUE, Upkeep};
 
 const LIMIT: Duration = Duration::from_secs(1_200);
@@ -108,12 +108,12 @@ LEFT JOIN (
            count(*) FILTER (WHERE event_type = 'api_request') AS requests,
            count(*) FILTER (WHERE event_type = 'generation_completed') AS generations,
            count(*) FILTER (WHERE event_type = 'api_error') AS errors,
-           avg(CASE WHEN event_type = 'api_request' AND jsonb_typeof(properties -> 'response_time_ms') = 'number'
-                    THEN (properties ->> 'response_time_ms')::numeric END)::integer AS response_ms
+           avg(CASE WHEN event_type = 'api_request' AND jsonb_typeof((properties -> 'response_time_ms')::jsonb) = 'number'
+                    THEN GREATEST(LEAST((properties ->> 'response_time_ms')::numeric, 2147483647), 0) END)::integer AS response_ms
     FROM analytics_events WHERE "timestamp" >= $1 AND "timestamp" < $2 GROUP BY 1
 ) e ON e.at = h.at
 LEFT JOIN (
-    SELECT date_trunc('hour', created_at, 'UTC') AS at, sum(-amount)::integer AS used FROM credit_transactions
+    SELECT date_trunc('hour', created_at, 'UTC') AS at, LEAST(COALESCE(sum(-amount), 0), 2147483647)::integer AS used FROM credit_transactions
     WHERE type = 'generation' AND created_at >= $1 AND created_at < $2 GROUP BY 1
 ) c ON c.at = h.at
 LEFT JOIN (
@@ -163,7 +163,7 @@ LEFT JOIN (
     FROM visits GROUP BY 1
 ) v ON v.at = d.at
 LEFT JOIN (
-    SELECT date_trunc('day', created_at, 'UTC') AS at, sum(-amount)::integer AS used FROM credit_transactions
+    SELECT date_trunc('day', created_at, 'UTC') AS at, LEAST(COALESCE(sum(-amount), 0), 2147483647)::integer AS used FROM credit_transactions
     WHERE type = 'generation' AND created_at >= $1 AND created_at < $2 GROUP BY 1
 ) c ON c.at = d.at
 LEFT JOIN (
@@ -184,11 +184,11 @@ ON CONFLICT (date) DO UPDATE SET
 impl AnalyticsAggregate {
     async fn aggregate(&self, upkeep: &Upkeep) -> Result<Value, PlatformError> {
         let (newest, statement) = match self.period {
-            Period::Hour => ("(SELECT max(hour) FROM analytics_hourly)", HOURLY),
-            Period::Day => ("(SELECT max(date)::timestamptz FROM analytics_daily)", DAILY),
+            Period::Hour => (newest("analytics_hourly", "hour"), HOURLY),
+            Period::Day => (newest("analytics_daily", "date"), DAILY),
         };
         let mut session = upkeep.session(LIMIT).await?;
-        let sql = format!("SELECT {newest}, (SELECT min(\"timestamp\") FROM analytics_events)");
+        let sql = format!("SELECT {newest}, {}", oldest("analytics_events", "\"timestamp\""));
         let (newest, oldest): (Option<jiff_sqlx::Timestamp>, Option<jiff_sqlx::Timestamp>) =
             sqlx::query_as(AssertSqlSafe(sql))
                 .fetch_one(&mut session)

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use uuid::Uuid;
 use voiceai_postgres::sqlx::{self, AssertSqlSafe, PgConnection};
 use voiceai_queue::{Attempt, Job, JobError, Outcome};
 
@@ -54,8 +53,9 @@ impl Job for Cohorts {
 
 async fn compute(upkeep: &Upkeep, attempt: &Attempt) -> Result<Value, PlatformError> {
     let mut session = upkeep.session(LIMIT).await?;
-    let rows: Vec<(Uuid, String, String, String, String)> = sqlx::query_as(
-        "SELECT id, slug::text, cohort_type::text, granularity::text, metric::text FROM analytics_cohorts \
+    let rows: Vec<(String, String, String, String, String)> = sqlx::query_as(
+        "SELECT id::text, COALESCE(slug::text, id::text), COALESCE(cohort_type::text, ''), COALESCE(granularity::text, ''), \
+             COALESCE(metric::text, '') FROM analytics_cohorts \
          WHERE status = 'published' ORDER BY slug",
     )
     .fetch_all(&mut session)
@@ -64,11 +64,16 @@ async fn compute(upkeep: &Upkeep, attempt: &Attempt) -> Result<Value, PlatformEr
     let (mut computed, mut refused) = (0, Vec::new());
     for (id, slug, begins, granularity, metric) in rows {
         check_stop(attempt)?;
-        match statement(&begins, &granularity, &metric) {
-            Ok(sql) => {
-                cohort(&mut session, id, sql).await?;
-                computed += 1;
-            }
+        let done = match statement(&begins, &granularity, &metric) {
+            Ok(sql) => match cohort(&mut session, &id, sql).await {
+                Err(error) if error.is_final() => Err(crate::text(&error)),
+                done => Ok(done?),
+            },
+            Err(reason) => Err(reason),
+        };
+        match done {
+            Ok(()) => computed += 1,
+            // One bad row keeps none of the others from being computed.
             Err(reason) => {
                 tracing::warn!(cohort = slug, reason, "a cohort cannot be computed");
                 refused.push(json!({ "slug": slug, "reason": reason }));
@@ -131,9 +136,9 @@ fn statement(begins: &str, granularity: &str, metric: &str) -> Result<String, St
     Ok(format!(
         "WITH spec AS (SELECT COALESCE(start_date::timestamp, date_trunc('{unit}', now() AT TIME ZONE 'UTC') \
                  - ({COHORTS} - 1) * interval '1 {unit}') AS first, \
-                 COALESCE(end_date::timestamp, now() AT TIME ZONE 'UTC') AS last FROM analytics_cohorts WHERE id = $1), \
+                 COALESCE(end_date::timestamp, now() AT TIME ZONE 'UTC') AS last FROM analytics_cohorts WHERE id::text = $1), \
              members AS MATERIALIZED (SELECT m.user_id, date_trunc('{unit}', m.at AT TIME ZONE 'UTC') AS at \
-                 FROM ({members}) m, spec WHERE date_trunc('{unit}', m.at AT TIME ZONE 'UTC') BETWEEN \
+                 FROM ({members}) m, spec WHERE isfinite(m.at) AND date_trunc('{unit}', m.at AT TIME ZONE 'UTC') BETWEEN \
                      date_trunc('{unit}', spec.first) AND spec.last), \
              cohorts AS (SELECT at, count(*) AS size FROM members GROUP BY at), \
              acts AS MATERIALIZED (SELECT m.at AS cohort, date_trunc('{unit}', a.at AT TIME ZONE 'UTC') AS at, a.user_id, a.cents \
@@ -147,18 +152,20 @@ fn statement(begins: &str, granularity: &str, metric: &str) -> Result<String, St
     ))
 }
 
-async fn cohort(session: &mut PgConnection, id: Uuid, sql: String) -> Result<(), PlatformError> {
+async fn cohort(session: &mut PgConnection, id: &str, sql: String) -> Result<(), PlatformError> {
     let rows: Vec<(String, i64, i32, i64)> = sqlx::query_as(AssertSqlSafe(sql))
         .bind(id)
         .fetch_all(&mut *session)
         .await
         .map_err(PlatformError::database("compute a cohort"))?;
-    sqlx::query("UPDATE analytics_cohorts SET cohort_data = $2, last_computed_at = now() WHERE id = $1")
-        .bind(id)
-        .bind(Value::Object(table(&rows)))
-        .execute(session)
-        .await
-        .map_err(PlatformError::database("write a cohort's figures"))?;
+    sqlx::query(
+        "UPDATE analytics_cohorts SET cohort_data = $2, last_computed_at = now() WHERE id::text = $1",
+    )
+    .bind(id)
+    .bind(Value::Object(table(&rows)))
+    .execute(session)
+    .await
+    .map_err(PlatformError::database("write a cohort's figures"))?;
     Ok(())
 }
 

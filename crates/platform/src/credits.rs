@@ -48,9 +48,9 @@ async fn reset(upkeep: &Upkeep, attempt: &Attempt) -> Result<Value, PlatformErro
         // One statement: a user's credit, the day it was filled on and the entry in the books change together or not at all. Credit that
         // was bought is never taken away: a balance above the plan's is left as it is.
         let (reset, credits): (i64, i64) = sqlx::query_as(
-            "WITH due AS (SELECT u.id, u.credits_remaining AS before, \
-                     GREATEST(u.credits_remaining, CASE WHEN p.credits_per_day < 0 THEN $2 ELSE p.credits_per_day END) AS after \
-                 FROM app_users u JOIN subscription_plans p ON p.tier = u.subscription_tier \
+            "WITH due AS (SELECT u.id, COALESCE(u.credits_remaining, 0) AS before, \
+                     GREATEST(COALESCE(u.credits_remaining, 0), CASE WHEN p.credits_per_day < 0 THEN $2 ELSE p.credits_per_day END) AS after \
+                 FROM app_users u JOIN subscription_plans p ON p.tier::text = u.subscription_tier::text \
                  WHERE u.subscription_status = 'active' \
                      AND (u.credits_reset_at IS NULL OR u.credits_reset_at < date_trunc('day', now(), 'UTC')) \
                  LIMIT $1 FOR UPDATE OF u SKIP LOCKED), \
@@ -74,8 +74,8 @@ async fn reset(upkeep: &Upkeep, attempt: &Attempt) -> Result<Value, PlatformErro
     }
     // A user whose tier is no plan would be passed over in silence for ever.
     let unknown: Vec<String> = sqlx::query_scalar(
-        "SELECT DISTINCT u.subscription_tier::text FROM app_users u WHERE u.subscription_status = 'active' \
-             AND NOT EXISTS (SELECT FROM subscription_plans p WHERE p.tier = u.subscription_tier) ORDER BY 1 LIMIT 20",
+        "SELECT DISTINCT COALESCE(u.subscription_tier::text, '(none)') FROM app_users u WHERE u.subscription_status = 'active' \
+             AND NOT EXISTS (SELECT FROM subscription_plans p WHERE p.tier::text = u.subscription_tier::text) ORDER BY 1 LIMIT 20",
     )
     .fetch_all(&upkeep.pool)
     .await

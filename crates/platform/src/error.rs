@@ -84,7 +84,10 @@ impl PlatformError {
             Self::Database { source: sqlx::Error::Database(error), .. } => error.code().is_some_and(|code| {
                 ["22", "23", "42"].iter().any(|class| code.starts_with(class)) && code != "42P01"
             }),
-            Self::Database { .. } => false,
+            // A column of a type that this release does not read.
+            Self::Database { source, .. } => {
+                matches!(source, sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_))
+            }
         }
     }
 

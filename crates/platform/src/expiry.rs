@@ -36,12 +36,14 @@ async fn expire_commands(upkeep: &Upkeep, attempt: &Attempt) -> Result<Value, Pl
     loop {
         check_stop(attempt)?;
         let (late, never): (i64, i64) = sqlx::query_as(
-            "WITH due AS (SELECT tenant_id, command_id FROM device_commands \
+            // Two plain words rather than a choice between them: those fit a column of any type.
+            "WITH due AS (SELECT tenant_id, command_id, published_at IS NULL AS never FROM device_commands \
                  WHERE status = 'queued' AND expires_at <= now() ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED), \
-             ended AS (UPDATE device_commands c \
-                 SET status = CASE WHEN c.published_at IS NULL THEN 'expired' ELSE 'missed' END \
-                 FROM due WHERE c.tenant_id = due.tenant_id AND c.command_id = due.command_id RETURNING c.status) \
-             SELECT count(*) FILTER (WHERE status = 'missed'), count(*) FILTER (WHERE status = 'expired') FROM ended",
+             late AS (UPDATE device_commands c SET status = 'missed' FROM due \
+                 WHERE NOT due.never AND c.tenant_id = due.tenant_id AND c.command_id = due.command_id RETURNING 1), \
+             never AS (UPDATE device_commands c SET status = 'expired' FROM due \
+                 WHERE due.never AND c.tenant_id = due.tenant_id AND c.command_id = due.command_id RETURNING 1) \
+             SELECT (SELECT count(*) FROM late), (SELECT count(*) FROM never)",
         )
         .bind(upkeep.batch())
         .fetch_one(&upkeep.pool)
@@ -69,7 +71,10 @@ impl Job for ExecutionsExpire {
     async fn run(&self, upkeep: &Upkeep, attempt: &Attempt) -> Result<Outcome, JobError> {
         const NEEDS: Needs = Needs(&[
             ("jobs", &["tenant_id", "job_id", "status", "expires_at", "updated_at"]),
-            ("job_executions", &["tenant_id", "job_id", "status", "status_details", "last_updated_at"]),
+            (
+                "job_executions",
+                &["tenant_id", "job_id", "device_id", "status", "status_details", "last_updated_at"],
+            ),
         ]);
         upkeep.finish(Self::KIND, NEEDS, expire_executions(upkeep, attempt)).await
     }
@@ -81,14 +86,14 @@ async fn expire_executions(upkeep: &Upkeep, attempt: &Attempt) -> Result<Value, 
         check_stop(attempt)?;
         // Only what no device has begun: an execution in progress ends by its device.
         let done = sqlx::query(
-            "WITH due AS (SELECT e.ctid, e.tenant_id, e.job_id FROM job_executions e \
+            "WITH due AS (SELECT e.tenant_id, e.job_id, e.device_id FROM job_executions e \
                  JOIN jobs j ON j.tenant_id = e.tenant_id AND j.job_id = e.job_id \
                  WHERE j.status = 'IN_PROGRESS' AND j.expires_at <= now() AND e.status = 'QUEUED' \
                  LIMIT $1 FOR UPDATE OF e SKIP LOCKED) \
              UPDATE job_executions e SET status = 'TIMED_OUT', last_updated_at = now(), \
-                 status_details = (CASE jsonb_typeof(e.status_details) WHEN 'object' THEN e.status_details ELSE '{}' END) \
+                 status_details = (CASE jsonb_typeof(e.status_details::jsonb) WHEN 'object' THEN e.status_details::jsonb ELSE '{}' END) \
                      || '{\"reason\": \"job_expired\"}' \
-             FROM due WHERE e.ctid = due.ctid AND e.tenant_id = due.tenant_id AND e.job_id = due.job_id \
+             FROM due WHERE e.tenant_id = due.tenant_id AND e.job_id = due.job_id AND e.device_id = due.device_id \
                  AND e.status = 'QUEUED'",
         )
         .bind(upkeep.batch())

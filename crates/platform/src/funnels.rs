@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use uuid::Uuid;
 use voiceai_postgres::sqlx::{self, AssertSqlSafe, PgConnection};
 use voiceai_queue::{Attempt, Job, JobError, Outcome};
 
@@ -60,8 +59,9 @@ struct Step {
 
 async fn compute(upkeep: &Upkeep, attempt: &Attempt) -> Result<Value, PlatformError> {
     let mut session = upkeep.session(LIMIT).await?;
-    let funnels: Vec<(Uuid, String, Value, i32)> = sqlx::query_as(
-        "SELECT id, slug::text, steps, COALESCE(window_days, 30) FROM analytics_funnels WHERE status = 'published' ORDER BY slug",
+    let funnels: Vec<(String, String, Option<Value>, i64)> = sqlx::query_as(
+        "SELECT id::text, COALESCE(slug::text, id::text), steps, COALESCE(window_days, 30)::bigint FROM analytics_funnels \
+         WHERE status = 'published' ORDER BY slug",
     )
     .fetch_all(&mut session)
     .await
@@ -69,11 +69,15 @@ async fn compute(upkeep: &Upkeep, attempt: &Attempt) -> Result<Value, PlatformEr
     let (mut computed, mut refused) = (0, Vec::new());
     for (id, slug, steps, days) in funnels {
         check_stop(attempt)?;
-        match parse(&steps, days) {
-            Ok(steps) => {
-                funnel(&mut session, id, &steps, days).await?;
-                computed += 1;
-            }
+        let done = match parse(&steps.unwrap_or_default(), days) {
+            Ok((steps, days)) => match funnel(&mut session, &id, &steps, days).await {
+                Err(error) if error.is_final() => Err(crate::text(&error)),
+                done => Ok(done?),
+            },
+            Err(reason) => Err(reason),
+        };
+        match done {
+            Ok(()) => computed += 1,
             // One bad row keeps none of the others from being computed.
             Err(reason) => {
                 tracing::warn!(funnel = slug, reason, "a funnel cannot be computed");
@@ -84,16 +88,15 @@ async fn compute(upkeep: &Upkeep, attempt: &Attempt) -> Result<Value, PlatformEr
     Ok(json!({ "computed": computed, "refused": refused }))
 }
 
-fn parse(steps: &Value, days: i32) -> Result<Vec<Step>, String> {
+fn parse(steps: &Value, days: i64) -> Result<(Vec<Step>, i32), String> {
     let steps: Vec<Step> = serde_json::from_value(steps.clone())
         .map_err(|error| format!("steps: a list of {{\"name\", \"event\"}} is wanted: {error}"))?;
     if steps.is_empty() || steps.len() > STEPS_MAX {
         return Err(format!("steps: 1 to {STEPS_MAX} are wanted, not {}", steps.len()));
     }
-    if !(1..=730).contains(&days) {
-        return Err(format!("window_days: 1 to 730 are wanted, not {days}"));
-    }
-    Ok(steps)
+    let window = i32::try_from(days).ok().filter(|days| (1..=730).contains(days));
+    let window = window.ok_or_else(|| format!("window_days: 1 to 730 are wanted, not {days}"))?;
+    Ok((steps, window))
 }
 
 /// One statement for a funnel of `n` steps: `$1` the events' names in order, `$2` the window in days. An actor is a user, or a session
@@ -133,7 +136,7 @@ fn percent(part: i64, of: i64) -> Option<f64> {
 
 async fn funnel(
     session: &mut PgConnection,
-    id: Uuid,
+    id: &str,
     steps: &[Step],
     days: i32,
 ) -> Result<(), PlatformError> {
@@ -158,7 +161,7 @@ async fn funnel(
         .collect();
     sqlx::query(
         "UPDATE analytics_funnels SET total_entered = $2::bigint, total_completed = $3::bigint, conversion_rate = $4::float8, \
-             avg_time_to_complete = make_interval(secs => $5), step_metrics = $6, last_computed_at = now() WHERE id = $1",
+             avg_time_to_complete = make_interval(secs => $5), step_metrics = $6, last_computed_at = now() WHERE id::text = $1",
     )
     .bind(id)
     .bind(entered)

@@ -6,14 +6,14 @@ use jiff::{SignedDuration, Timestamp};
 use jiff_sqlx::ToSqlx as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use uuid::Uuid;
-use voiceai_postgres::sqlx::{self, PgConnection, Row as _};
+use voiceai_postgres::sqlx::{self, AssertSqlSafe, PgConnection, Row as _};
 use voiceai_queue::{Attempt, Job, JobError, Outcome};
 
 use crate::error::PlatformError;
+use crate::escalation::addresses;
 use crate::llm_costs::USAGE;
 use crate::period::{Period, month_start, week_start};
-use crate::tables::Needs;
+use crate::tables::{Needs, instant};
 use crate::upkeep::{HOUSEKEEPING_QUEUE, Upkeep, begin, check_stop, enqueue, notice};
 
 const LIMIT: Duration = Duration::from_secs(300);
@@ -161,20 +161,31 @@ fn is_told_again(frequency: &str, last: Option<Timestamp>, watched: Watched, now
 
 async fn look(upkeep: &Upkeep, attempt: &Attempt) -> Result<Value, PlatformError> {
     let mut session = upkeep.session(LIMIT).await?;
-    let ids: Vec<Uuid> = sqlx::query_scalar("SELECT id FROM llm_budget_alerts WHERE is_active ORDER BY id")
-        .fetch_all(&mut session)
-        .await
-        .map_err(PlatformError::database("read the alerts of costs"))?;
-    let (mut triggered, mut unknown) = (0, Vec::new());
+    let ids: Vec<String> =
+        sqlx::query_scalar("SELECT id::text FROM llm_budget_alerts WHERE is_active ORDER BY id")
+            .fetch_all(&mut session)
+            .await
+            .map_err(PlatformError::database("read the alerts of costs"))?;
+    let (mut triggered, mut unknown, mut failed) = (0, Vec::new(), Vec::new());
     for id in &ids {
         check_stop(attempt)?;
-        match alert(&mut session, *id, Timestamp::now()).await? {
-            Looked::Triggered => triggered += 1,
-            Looked::Unknown(alert_type) => unknown.push(json!({ "id": id, "alert_type": alert_type })),
-            Looked::Quiet => {}
+        match alert(&mut session, id, Timestamp::now()).await {
+            Ok(Looked::Triggered) => triggered += 1,
+            Ok(Looked::Unknown(alert_type)) => unknown.push(json!({ "id": id, "alert_type": alert_type })),
+            Ok(Looked::Quiet) => {}
+            // One alert that cannot be looked at keeps no other from being told.
+            Err(error) if error.is_final() => failed.push(format!("{id}: {}", crate::text(&error))),
+            Err(error) => return Err(error),
         }
     }
-    Ok(json!({ "alerts": ids.len(), "triggered": triggered, "unknown": unknown }))
+    match failed.first() {
+        None => Ok(json!({ "alerts": ids.len(), "triggered": triggered, "unknown": unknown })),
+        Some(first) => {
+            let reason =
+                format!("{} of {} could not be looked at, among them {first}", failed.len(), ids.len());
+            Err(PlatformError::invalid("llm_budget_alerts", reason))
+        }
+    }
 }
 
 enum Looked {
@@ -184,22 +195,25 @@ enum Looked {
 }
 
 /// One alert, under its row's lock: what is told, the history and the row change together.
-async fn alert(session: &mut PgConnection, id: Uuid, now: Timestamp) -> Result<Looked, PlatformError> {
+async fn alert(session: &mut PgConnection, id: &str, now: Timestamp) -> Result<Looked, PlatformError> {
     let tried = "look at an alert of costs";
     let mut transaction = begin(session, tried).await?;
-    let row = sqlx::query(
-        "SELECT organization_id, name::text, alert_type::text, threshold_cents::bigint, threshold_requests::bigint, \
-             COALESCE(spike_percent, 200)::bigint, COALESCE(notification_emails, '{}')::text[], \
-             COALESCE(notification_frequency::text, 'once'), last_triggered_at \
-         FROM llm_budget_alerts WHERE id = $1 AND is_active FOR UPDATE SKIP LOCKED",
-    )
-    .bind(id)
-    .fetch_optional(&mut *transaction)
-    .await
-    .map_err(PlatformError::database(tried))?;
+    let sql = format!(
+        "SELECT organization_id::text, COALESCE(name::text, id::text), COALESCE(alert_type::text, ''), \
+             COALESCE(threshold_cents, 0)::bigint, threshold_requests::bigint, \
+             COALESCE(spike_percent, 200)::bigint, array_remove(COALESCE(notification_emails, '{{}}')::text[], NULL), \
+             COALESCE(notification_frequency::text, 'once'), {} \
+         FROM llm_budget_alerts WHERE id::text = $1 AND is_active FOR UPDATE SKIP LOCKED",
+        instant("last_triggered_at")
+    );
+    let row = sqlx::query(AssertSqlSafe(sql))
+        .bind(id)
+        .fetch_optional(&mut *transaction)
+        .await
+        .map_err(PlatformError::database(tried))?;
     let Some(row) = row else { return Ok(Looked::Quiet) };
     let wrong = |error| PlatformError::database(tried)(error);
-    let organization: Option<Uuid> = row.try_get(0).map_err(wrong)?;
+    let organization: Option<String> = row.try_get(0).map_err(wrong)?;
     let (name, alert_type): (String, String) =
         (row.try_get(1).map_err(wrong)?, row.try_get(2).map_err(wrong)?);
     let limits = Limits {
@@ -207,14 +221,15 @@ async fn alert(session: &mut PgConnection, id: Uuid, now: Timestamp) -> Result<L
         requests: row.try_get(4).map_err(wrong)?,
         spike_percent: row.try_get(5).map_err(wrong)?,
     };
-    let emails: Vec<String> = row.try_get(6).map_err(wrong)?;
+    // One that is written wrongly would keep the mail from all of them.
+    let emails = addresses(&row.try_get::<Vec<String>, _>(6).map_err(wrong)?.join(","));
     let frequency: String = row.try_get(7).map_err(wrong)?;
     let last: Option<jiff_sqlx::Timestamp> = row.try_get(8).map_err(wrong)?;
     let Some(watched) = watched(&alert_type, now) else {
         tracing::warn!(alert = %id, alert_type, "an alert of costs has a type that nobody knows");
         return Ok(Looked::Unknown(alert_type));
     };
-    let measured = measure(&mut transaction, watched, organization).await?;
+    let measured = measure(&mut transaction, watched, organization.as_deref()).await?;
     let Some(reason) = exceeded(watched, limits, measured) else { return Ok(Looked::Quiet) };
     if !is_told_again(&frequency, last.map(jiff_sqlx::Timestamp::to_jiff), watched, now) {
         return Ok(Looked::Quiet);
@@ -224,10 +239,11 @@ async fn alert(session: &mut PgConnection, id: Uuid, now: Timestamp) -> Result<L
         Watched::Spike(hour) => (hour, hour + SignedDuration::from_hours(1)),
     };
     sqlx::query(
-        "WITH alert AS (UPDATE llm_budget_alerts SET last_triggered_at = $2, last_value_cents = $3::bigint, \
-             trigger_count = COALESCE(trigger_count, 0) + 1 WHERE id = $1) \
+        "WITH alert AS (UPDATE llm_budget_alerts SET last_triggered_at = $2::timestamptz, last_value_cents = $3::bigint, \
+             trigger_count = COALESCE(trigger_count, 0) + 1 WHERE id::text = $1 RETURNING id) \
          INSERT INTO llm_alert_history (alert_id, triggered_at, trigger_value_cents, threshold_cents, period_start, period_end, \
-             notification_sent) VALUES ($1, $2, $3::bigint, $4::bigint, $5, $6, true)",
+             notification_sent) \
+         SELECT id, $2::timestamptz, $3::bigint, $4::bigint, $5::timestamptz, $6::timestamptz, true FROM alert",
     )
     .bind(id)
     .bind(now.to_sqlx())
@@ -239,14 +255,7 @@ async fn alert(session: &mut PgConnection, id: Uuid, now: Timestamp) -> Result<L
     .await
     .map_err(wrong)?;
     let reason = format!("{name}: {reason}");
-    notice(
-        &mut transaction,
-        "llm_cost",
-        &organization.map_or("all".to_owned(), |id| id.to_string()),
-        &reason,
-        now,
-    )
-    .await?;
+    notice(&mut transaction, "llm_cost", organization.as_deref().unwrap_or("all"), &reason, now).await?;
     if !emails.is_empty() {
         let subject = format!("Language models cost more than planned: {name}");
         let mail = json!({ "to": emails, "subject": subject, "text_body": format!("{reason}\n") });
@@ -259,7 +268,7 @@ async fn alert(session: &mut PgConnection, id: Uuid, now: Timestamp) -> Result<L
 async fn measure(
     session: &mut PgConnection,
     watched: Watched,
-    organization: Option<Uuid>,
+    organization: Option<&str>,
 ) -> Result<Measured, PlatformError> {
     let (since, until, before) = match watched {
         Watched::Since(since) => (since, None, since),
@@ -272,7 +281,7 @@ async fn measure(
              count(*) FILTER (WHERE created_at >= $1), \
              COALESCE(sum(estimated_cost_cents) FILTER (WHERE created_at < $1), 0)::bigint \
          FROM llm_usage_log WHERE created_at >= $3 AND ($2::timestamptz IS NULL OR created_at < $2) \
-             AND ($4::uuid IS NULL OR organization_id = $4)",
+             AND ($4::text IS NULL OR organization_id::text = $4)",
     )
     .bind(since.to_sqlx())
     .bind(until.map(Timestamp::to_sqlx))

@@ -6,12 +6,12 @@ use jiff::Timestamp;
 use jiff_sqlx::ToSqlx as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use voiceai_postgres::sqlx;
+use voiceai_postgres::sqlx::{self, AssertSqlSafe};
 use voiceai_queue::{Attempt, Job, JobError, Outcome};
 
 use crate::error::PlatformError;
 use crate::period::{Asked, Known, Period, window};
-use crate::tables::Needs;
+use crate::tables::{Needs, oldest};
 use crate::upkeep::{HOUSEKEEPING_QUEUE, Upkeep, begin};
 
 const LIMIT: Duration = Duration::from_secs(1_200);
@@ -123,8 +123,11 @@ impl LlmAggregate {
         let tried = "sum up the costs of language models";
         let mut session = upkeep.session(LIMIT).await?;
         let (newest, oldest): (Option<jiff_sqlx::Timestamp>, Option<jiff_sqlx::Timestamp>) = sqlx::query_as(
-            "SELECT (SELECT max(period_start) FROM llm_cost_aggregates WHERE period_type = $1), \
-                 (SELECT min(created_at) FROM llm_usage_log)",
+            AssertSqlSafe(format!(
+                "SELECT (SELECT max(period_start)::timestamptz FROM llm_cost_aggregates \
+                         WHERE period_type = $1 AND period_start > '-infinity' AND period_start <= now()), {}",
+                oldest("llm_usage_log", "created_at")
+            )),
         )
         .bind(word)
         .fetch_one(&mut session)

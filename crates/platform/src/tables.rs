@@ -68,6 +68,36 @@ pub async fn missing(pool: &PgPool, needs: Needs) -> Result<Option<Missing>, Pla
     Ok(None)
 }
 
+/// SQL that gives `text`, an expression of type text, the type that `column` of `table` has in this installation: a tenant's id may be
+/// a uuid, and a state a word or an enum. Planned once a statement, so that an index on the column can be used.
+pub(crate) fn typed(table: &str, column: &str, text: &str) -> String {
+    format!("(jsonb_populate_record(NULL::{table}, jsonb_build_object('{column}', {text}))).{column}")
+}
+
+/// SQL that reads a time of the platform's, with or without a zone (then UTC), as one that a program can hold: of a time without end
+/// there is none, and the year 9000 is as far.
+pub(crate) fn instant(column: &str) -> String {
+    format!(
+        "CASE WHEN {column} IS NOT NULL THEN \
+             GREATEST(LEAST({column}::timestamptz, '9000-01-01 00:00:00+00'), '0002-01-01 00:00:00+00') END"
+    )
+}
+
+/// SQL that reads the oldest time of a column by its index. One without end is no time that something happened at.
+pub(crate) fn oldest(table: &str, column: &str) -> String {
+    format!(
+        "(SELECT GREATEST({column}::timestamptz, '0002-01-01 00:00:00+00') FROM {table} \
+          WHERE {column} > '-infinity' AND {column} < 'infinity' ORDER BY {column} LIMIT 1)"
+    )
+}
+
+/// SQL that reads the newest begin of a bucket, up to now: one of the future was not computed by anybody.
+pub(crate) fn newest(table: &str, column: &str) -> String {
+    format!(
+        "(SELECT max({column})::timestamptz FROM {table} WHERE {column} > '-infinity' AND {column} <= now())"
+    )
+}
+
 /// Runs a job's work where its tables are there, and ends the job: with the work's result; as done and skipped where a table or
 /// column is absent; else as [`PlatformError::into_outcome`] says.
 ///

@@ -11,7 +11,7 @@ use voiceai_queue::{Attempt, Job, JobError, Outcome};
 
 use crate::error::PlatformError;
 use crate::period::{Asked, Known, Period, window};
-use crate::tables::Needs;
+use crate::tables::{Needs, newest, oldest};
 use crate::upkeep::{HOUSEKEEPING_QUEUE, Upkeep};
 
 const LIMIT: Duration = Duration::from_secs(1_200);
@@ -61,9 +61,7 @@ impl UsageAggregate {
             Period::Day => ("usage_daily", "day", "::date"),
         };
         let mut session = upkeep.session(LIMIT).await?;
-        let sql = format!(
-            "SELECT (SELECT max({column})::timestamptz FROM {table}), (SELECT min(occurred_at) FROM usage_events)"
-        );
+        let sql = format!("SELECT {}, {}", newest(table, column), oldest("usage_events", "occurred_at"));
         let (newest, oldest): (Option<jiff_sqlx::Timestamp>, Option<jiff_sqlx::Timestamp>) =
             sqlx::query_as(AssertSqlSafe(sql))
                 .fetch_one(&mut session)
@@ -82,8 +80,9 @@ impl UsageAggregate {
         // A day is summed from the events, not from the hours: it is right whether or not its hours were.
         let sql = format!(
             "INSERT INTO {table} (tenant_id, metric, {column}, quantity, events, computed_at) \
-             SELECT tenant_id, metric, date_trunc('{unit}', occurred_at, 'UTC'){cast}, sum(quantity), count(*), now() \
-             FROM usage_events WHERE occurred_at >= $1 AND occurred_at < $2 GROUP BY 1, 2, 3 \
+             SELECT tenant_id, metric, date_trunc('{unit}', occurred_at, 'UTC'){cast}, COALESCE(sum(quantity), 0), count(*), now() \
+             FROM usage_events WHERE occurred_at >= $1 AND occurred_at < $2 AND tenant_id IS NOT NULL AND metric IS NOT NULL \
+             GROUP BY 1, 2, 3 \
              ON CONFLICT (tenant_id, metric, {column}) DO UPDATE \
              SET quantity = EXCLUDED.quantity, events = EXCLUDED.events, computed_at = EXCLUDED.computed_at"
         );

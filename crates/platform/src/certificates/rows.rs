@@ -8,6 +8,7 @@ use voiceai_postgres::sqlx::{self, PgPool, Row as _};
 use super::crl::{Revoked, serial};
 use super::standing::RevocationList;
 use crate::PlatformError;
+use crate::tables::typed;
 
 /// Rows of one statement.
 const BATCH: i64 = 1_000;
@@ -52,7 +53,8 @@ pub(super) async fn expire(pool: &PgPool) -> Result<u64, PlatformError> {
 pub(super) async fn revoked(pool: &PgPool) -> Result<(Vec<Revoked>, Vec<String>), PlatformError> {
     let tried = || PlatformError::database("read the revoked certificates");
     let rows = sqlx::query(
-        "SELECT id::text, serial_number::text, cert_pem::text, COALESCE(revoked_at, updated_at, now()), revoked_reason::text \
+        "SELECT id::text, serial_number::text, cert_pem::text, \
+             GREATEST(LEAST(COALESCE(revoked_at, updated_at, now())::timestamptz, now()), '1970-01-01 00:00:00+00'), revoked_reason::text \
          FROM device_certificates WHERE status = 'REVOKED' ORDER BY id",
     )
     .fetch_all(pool)
@@ -156,11 +158,12 @@ pub(super) async fn count_ending(pool: &PgPool, days: u32) -> Result<u64, Platfo
 pub(super) async fn ending(pool: &PgPool, days: u32) -> Result<Vec<Ending>, PlatformError> {
     let tried = || PlatformError::database("read the certificates that end soon");
     let rows = sqlx::query(
-        "SELECT lower(c.fingerprint_sha256::text), c.tenant_id::text, c.device_id::text, c.issuer::text, c.not_after \
+        "SELECT COALESCE(lower(c.fingerprint_sha256::text), 'row-' || c.id), COALESCE(c.tenant_id::text, ''), \
+             COALESCE(c.device_id::text, ''), c.issuer::text, c.not_after::timestamptz \
          FROM device_certificates c \
          WHERE c.status = 'ACTIVE' AND c.not_after > now() AND c.not_after <= now() + make_interval(days => $1) \
            AND NOT EXISTS (SELECT FROM ops.certificate_warnings w \
-                           WHERE w.fingerprint = lower(c.fingerprint_sha256::text) AND NOT w.ended) \
+                           WHERE w.fingerprint = COALESCE(lower(c.fingerprint_sha256::text), 'row-' || c.id) AND NOT w.ended) \
          ORDER BY c.not_after, c.id LIMIT 10000",
     )
     .bind(i32::try_from(days).unwrap_or(i32::MAX))
@@ -240,14 +243,19 @@ pub(super) async fn warn(
     .execute(&mut *tx)
     .await
     .map_err(tried())?;
-    if let (true, Some((tenant, device))) = (alerts, &ending.device) {
-        sqlx::query(
+    if let (true, Some((tenant, device))) = (alerts, &ending.device)
+        && !tenant.is_empty()
+    {
+        let sql = format!(
             "INSERT INTO fleet_alert (tenant_id, device_id, alert_type, fingerprint, status, severity, summary, details) \
-             SELECT $1, $2, 'CERT_EXPIRING', $3, 'OPEN', 4, $4, $5 \
-             WHERE NOT EXISTS (SELECT FROM fleet_alert WHERE tenant_id = $1 AND fingerprint = $3 \
+             SELECT {owner}, {}, 'CERT_EXPIRING', $3, 'OPEN', 4, $4, $5 \
+             WHERE NOT EXISTS (SELECT FROM fleet_alert WHERE tenant_id = {owner} AND fingerprint = $3 \
                                AND status IN ('OPEN', 'ACKNOWLEDGED')) \
              ON CONFLICT DO NOTHING",
-        )
+            typed("fleet_alert", "device_id", "$2::text"),
+            owner = typed("fleet_alert", "tenant_id", "$1::text"),
+        );
+        sqlx::query(sqlx::AssertSqlSafe(sql))
         .bind(tenant)
         .bind(device)
         .bind(fingerprint_of_alert(&ending.fingerprint))
@@ -270,7 +278,7 @@ pub(super) async fn close_alerts(pool: &PgPool) -> Result<u64, PlatformError> {
     sqlx::query(
         "UPDATE fleet_alert a SET status = 'CLOSED', closed_at = now() \
          FROM device_certificates c \
-         WHERE a.alert_type = 'CERT_EXPIRING' AND a.status IN ('OPEN', 'ACKNOWLEDGED') AND a.tenant_id = c.tenant_id \
+         WHERE a.alert_type = 'CERT_EXPIRING' AND a.status IN ('OPEN', 'ACKNOWLEDGED') AND a.tenant_id::text = c.tenant_id::text \
            AND a.fingerprint = 'cert-expiring:' || lower(c.fingerprint_sha256::text) AND c.status = 'REVOKED'",
     )
     .execute(pool)

@@ -16,6 +16,7 @@ use voiceai_webhook::Request;
 use super::EscalationContext;
 use super::channel::{Delivery, Message, delivery};
 use crate::outgoing::{Outgoing, Verdict, judge};
+use crate::tables::typed;
 use crate::{Needs, PlatformError, finish};
 
 const NEEDS: Needs = Needs(&[
@@ -142,40 +143,42 @@ async fn round(context: &EscalationContext) -> Result<Value, PlatformError> {
 /// Makes a row for each alert of the last day, event and channel that a rule wants: the rule with the lowest priority number speaks for
 /// its channel. While a throttle holds, the row is made later. Rules speak only for what happens after they were made.
 async fn route(pool: &PgPool) -> Result<u64, PlatformError> {
-    sqlx::query(
+    let sql = format!(
         "INSERT INTO notification_jobs (tenant_id, alert_id, channel_id, rule_id, deliver_on_event, payload_json) \
-         SELECT DISTINCT ON (a.id, r.channel_id, e.event) a.tenant_id, a.id, r.channel_id, r.rule_id, e.event, \
+         SELECT DISTINCT ON (a.id, r.channel_id, e.event) a.tenant_id, a.id, r.channel_id, r.rule_id, {}, \
              jsonb_build_object('alert_type', a.alert_type, 'severity', a.severity, 'at', e.at) \
          FROM notification_routing_rules r \
          JOIN notification_channels c ON c.channel_id = r.channel_id AND c.tenant_id = r.tenant_id AND c.is_enabled \
          JOIN fleet_alert a ON a.tenant_id = r.tenant_id \
          CROSS JOIN LATERAL (VALUES \
-             ('OPEN', CASE WHEN a.status <> 'CLOSED' THEN a.created_at END), \
+             ('OPEN', CASE WHEN a.status <> 'CLOSED' THEN a.created_at::timestamptz END), \
              ('ACKNOWLEDGED', (to_jsonb(a) ->> 'acknowledged_at')::timestamptz), \
-             ('CLOSED', CASE WHEN a.status = 'CLOSED' THEN a.closed_at END)) AS e (event, at) \
-         WHERE r.is_enabled AND e.event = ANY (COALESCE(r.deliver_on, ARRAY['OPEN'])) \
+             ('CLOSED', CASE WHEN a.status = 'CLOSED' THEN a.closed_at::timestamptz END)) AS e (event, at) \
+         WHERE r.is_enabled AND e.event = ANY (COALESCE(r.deliver_on::text[], ARRAY['OPEN'])) \
            AND e.at > now() - interval '1 day' \
            AND e.at >= COALESCE((to_jsonb(r) ->> 'created_at')::timestamptz, '-infinity') \
            AND COALESCE((to_jsonb(a) ->> 'silenced_until')::timestamptz, '-infinity') <= now() \
            AND (r.min_severity IS NULL OR a.severity >= r.min_severity) \
-           AND (COALESCE(r.alert_type, '') IN ('', a.alert_type)) \
-           AND (COALESCE(cardinality(r.site_ids), 0) = 0 OR a.site_id = ANY (r.site_ids)) \
+           AND (COALESCE(r.alert_type::text, '') IN ('', a.alert_type::text)) \
+           AND (COALESCE(cardinality(r.site_ids), 0) = 0 OR a.site_id::text = ANY (r.site_ids::text[])) \
            AND (COALESCE(cardinality(r.device_prefixes), 0) = 0 \
-                OR EXISTS (SELECT FROM unnest(r.device_prefixes) AS p (prefix) WHERE starts_with(a.device_id, p.prefix))) \
+                OR EXISTS (SELECT FROM unnest(r.device_prefixes) AS p (prefix) WHERE starts_with(a.device_id::text, p.prefix))) \
            AND (COALESCE(r.device_tag_key, '') = '' \
                 OR a.details -> 'tags' ->> r.device_tag_key = COALESCE(r.device_tag_val, a.details -> 'tags' ->> r.device_tag_key)) \
            AND NOT EXISTS (SELECT FROM notification_jobs j WHERE j.tenant_id = a.tenant_id AND j.alert_id = a.id \
-                           AND j.channel_id = r.channel_id AND j.deliver_on_event = e.event) \
-           AND (r.throttle_minutes <= 0 OR NOT EXISTS ( \
+                           AND j.channel_id = r.channel_id AND j.deliver_on_event::text = e.event) \
+           AND (COALESCE(r.throttle_minutes, 0) <= 0 OR NOT EXISTS ( \
                 SELECT FROM notification_log l WHERE l.channel_id = r.channel_id AND l.alert_id = a.id AND l.success \
-                AND l.sent_at > now() - make_interval(mins => r.throttle_minutes))) \
+                AND l.sent_at > now() - r.throttle_minutes * interval '1 minute')) \
          ORDER BY a.id, r.channel_id, e.event, COALESCE(r.priority, 100), r.rule_id \
          LIMIT 5000 ON CONFLICT DO NOTHING",
-    )
-    .execute(pool)
-    .await
-    .map(|done| done.rows_affected())
-    .map_err(PlatformError::database("route alerts to channels"))
+        typed("notification_jobs", "deliver_on_event", "e.event")
+    );
+    sqlx::query(sqlx::AssertSqlSafe(sql))
+        .execute(pool)
+        .await
+        .map(|done| done.rows_affected())
+        .map_err(PlatformError::database("route alerts to channels"))
 }
 
 /// Rows whose process ended while it had them.
@@ -197,11 +200,12 @@ async fn claim(pool: &PgPool) -> Result<Vec<Row>, PlatformError> {
              SELECT job_id FROM notification_jobs WHERE status = 'PENDING' AND next_run_at <= now() \
              ORDER BY next_run_at, job_id LIMIT $1 FOR UPDATE SKIP LOCKED \
          ), taken AS ( \
-             UPDATE notification_jobs j SET status = 'PROCESSING', attempts = j.attempts + 1, updated_at = now() \
+             UPDATE notification_jobs j SET status = 'PROCESSING', attempts = COALESCE(j.attempts, 0) + 1, updated_at = now() \
              FROM due WHERE j.job_id = due.job_id \
              RETURNING j.job_id, j.attempts, j.deliver_on_event, j.alert_id, j.channel_id \
          ) \
-         SELECT t.job_id::bigint, t.attempts::bigint, t.deliver_on_event::text, t.alert_id::bigint, t.channel_id::bigint, \
+         SELECT t.job_id::bigint, t.attempts::bigint, COALESCE(t.deliver_on_event::text, 'OPEN'), \
+             COALESCE(t.alert_id, 0)::bigint, COALESCE(t.channel_id, 0)::bigint, \
              c.channel_type::text, c.config, to_jsonb(a) \
          FROM taken t LEFT JOIN notification_channels c ON c.channel_id = t.channel_id AND c.is_enabled \
          LEFT JOIN fleet_alert a ON a.id = t.alert_id",

@@ -66,7 +66,7 @@ async fn due(
     let policy = if tables.rules { by_rule } else { "NULL::bigint" };
     // A silenced alert stays due, and goes up once the silence is over.
     let statement = format!(
-        "SELECT a.id::bigint, a.tenant_id::text, COALESCE(a.escalation_level, 0)::bigint, \
+        "SELECT a.id::bigint, COALESCE(a.tenant_id::text, ''), COALESCE(a.escalation_level, 0)::bigint, \
              COALESCE({policy}, (SELECT p.policy_id::bigint FROM escalation_policies p \
                                  WHERE p.tenant_id = a.tenant_id AND p.is_default ORDER BY p.policy_id LIMIT 1)), \
              to_jsonb(a) \

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use uuid::Uuid;
 use voiceai_postgres::sqlx::{self, AssertSqlSafe, PgConnection};
 use voiceai_queue::{Attempt, Job, JobError, Outcome};
 
@@ -14,6 +13,8 @@ use crate::tables::Needs;
 use crate::upkeep::{HOUSEKEEPING_QUEUE, Upkeep, begin, check_stop};
 
 const LIMIT: Duration = Duration::from_secs(600);
+/// The segment in its own type, whose id `$1` is as text.
+const ID: &str = "(SELECT id FROM newsletter_segments WHERE id::text = $1)";
 
 /// Computes every dynamic segment anew. Segments that are kept by hand are only counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,8 +42,8 @@ impl Job for NewsletterSegments {
 
 async fn update(upkeep: &Upkeep, attempt: &Attempt) -> Result<Value, PlatformError> {
     let mut session = upkeep.session(LIMIT).await?;
-    let segments: Vec<(Uuid, String, Value, bool)> = sqlx::query_as(
-        "SELECT id, slug::text, criteria, COALESCE(is_dynamic, false) FROM newsletter_segments ORDER BY slug",
+    let segments: Vec<(String, String, Option<Value>, bool)> = sqlx::query_as(
+        "SELECT id::text, COALESCE(slug::text, id::text), criteria, COALESCE(is_dynamic, false) FROM newsletter_segments ORDER BY slug",
     )
     .fetch_all(&mut session)
     .await
@@ -50,24 +51,30 @@ async fn update(upkeep: &Upkeep, attempt: &Attempt) -> Result<Value, PlatformErr
     let (mut updated, mut joined, mut left, mut refused) = (0_u64, 0_u64, 0_u64, Vec::new());
     for (id, slug, criteria, is_dynamic) in segments {
         check_stop(attempt)?;
-        if is_dynamic {
-            match condition(&criteria) {
-                Ok(condition) => {
-                    let (in_, out) = members(&mut session, id, &condition).await?;
-                    joined += in_;
-                    left += out;
-                }
-                // Its members stay as they are: no criteria is not "nobody", and not "everybody".
-                Err(reason) => {
-                    tracing::warn!(segment = slug, reason, "a segment cannot be computed");
-                    refused.push(json!({ "slug": slug, "reason": reason }));
-                    continue;
-                }
-            }
-        } else {
-            count(&mut session, id).await?;
+        if !is_dynamic {
+            count(&mut session, &id).await?;
+            updated += 1;
+            continue;
         }
-        updated += 1;
+        let done = match condition(&criteria.unwrap_or_default()) {
+            Ok(condition) => match members(&mut session, &id, &condition).await {
+                Err(error) if error.is_final() => Err(crate::text(&error)),
+                done => Ok(done?),
+            },
+            Err(reason) => Err(reason),
+        };
+        match done {
+            Ok((in_, out)) => {
+                joined += in_;
+                left += out;
+                updated += 1;
+            }
+            // Its members stay as they are: no criteria is not "nobody", and not "everybody".
+            Err(reason) => {
+                tracing::warn!(segment = slug, reason, "a segment cannot be computed");
+                refused.push(json!({ "slug": slug, "reason": reason }));
+            }
+        }
     }
     Ok(json!({ "updated": updated, "joined": joined, "left": left, "refused": refused }))
 }
@@ -75,7 +82,7 @@ async fn update(upkeep: &Upkeep, attempt: &Attempt) -> Result<Value, PlatformErr
 /// Members that stay keep their row, and with it the moment they joined.
 async fn members(
     session: &mut PgConnection,
-    id: Uuid,
+    id: &str,
     condition: &Condition,
 ) -> Result<(u64, u64), PlatformError> {
     let tried = "compute a segment";
@@ -84,12 +91,12 @@ async fn members(
     let mut changed = [0; 2];
     let statements = [
         format!(
-            "DELETE FROM newsletter_segment_members m WHERE m.segment_id = $1 AND NOT EXISTS \
+            "DELETE FROM newsletter_segment_members m WHERE m.segment_id = {ID} AND NOT EXISTS \
                  (SELECT FROM newsletter_subscribers s WHERE s.id = m.subscriber_id AND {sql})"
         ),
         format!(
             "INSERT INTO newsletter_segment_members (segment_id, subscriber_id) \
-             SELECT $1, s.id FROM newsletter_subscribers s WHERE {sql} ON CONFLICT DO NOTHING"
+             SELECT {ID}, s.id FROM newsletter_subscribers s WHERE {sql} ON CONFLICT DO NOTHING"
         ),
     ];
     for (changed, statement) in changed.iter_mut().zip(statements) {
@@ -105,14 +112,15 @@ async fn members(
     Ok((changed[1], changed[0]))
 }
 
-async fn count(session: &mut PgConnection, id: Uuid) -> Result<(), PlatformError> {
-    sqlx::query(
+async fn count(session: &mut PgConnection, id: &str) -> Result<(), PlatformError> {
+    let sql = format!(
         "UPDATE newsletter_segments SET last_computed_at = now(), subscriber_count = \
-             (SELECT count(*) FROM newsletter_segment_members WHERE segment_id = $1) WHERE id = $1",
-    )
-    .bind(id)
-    .execute(session)
-    .await
-    .map_err(PlatformError::database("count a segment's members"))?;
+             (SELECT count(*) FROM newsletter_segment_members WHERE segment_id = {ID}) WHERE id = {ID}"
+    );
+    sqlx::query(AssertSqlSafe(sql))
+        .bind(id)
+        .execute(session)
+        .await
+        .map_err(PlatformError::database("count a segment's members"))?;
     Ok(())
 }

@@ -6,13 +6,12 @@ use jiff::Timestamp;
 use jiff_sqlx::ToSqlx as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use uuid::Uuid;
-use voiceai_postgres::sqlx::{self, PgConnection};
+use voiceai_postgres::sqlx::{self, AssertSqlSafe, PgConnection};
 use voiceai_queue::{Attempt, Job, JobError, Outcome};
 use voiceai_webhook::{NewEvent, emit_within};
 
 use crate::error::PlatformError;
-use crate::tables::Needs;
+use crate::tables::{Needs, typed};
 use crate::upkeep::{HOUSEKEEPING_QUEUE, Upkeep, begin, check_stop, enqueue, from_row};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -69,13 +68,13 @@ impl Job for NewsletterSequences {
 /// An enrollment whose turn it is, with its next step; none where the sequence has no further one.
 #[derive(Debug)]
 struct Due {
-    id: Uuid,
-    sequence_id: Uuid,
-    subscriber_id: Uuid,
+    id: String,
+    sequence_id: String,
+    subscriber_id: String,
     email: String,
     subscriber_status: String,
-    step_id: Option<Uuid>,
-    step_order: Option<i32>,
+    step_id: Option<String>,
+    step_order: Option<i64>,
     action_type: Option<String>,
     subject: Option<String>,
     content_html: Option<String>,
@@ -103,7 +102,7 @@ from_row!(Due {
 enum Action {
     Mail(Value),
     Tag(String),
-    Segment(Uuid),
+    Segment(String),
     Event {
         tenant: String,
         event: String,
@@ -163,10 +162,8 @@ fn parse(action: &str, due: &Due) -> Result<Action, String> {
         }
         "tag" => Ok(Action::Tag(text("tag")?)),
         "segment" => {
-            let id = text("segment_id")?;
-            id.parse()
-                .map(Action::Segment)
-                .map_err(|_| format!("action_config: segment_id `{id}` is no UUID"))
+            let id = config["segment_id"].as_i64().map(|id| id.to_string());
+            Ok(Action::Segment(id.map_or_else(|| text("segment_id"), Ok)?))
         }
         "webhook" => Ok(Action::Event { tenant: text("tenant")?, event: text("event")? }),
         "wait_until" => {
@@ -198,6 +195,11 @@ async fn advance(upkeep: &Upkeep, attempt: &Attempt) -> Result<Value, PlatformEr
     }))
 }
 
+/// An enrollment's id in the column's own type.
+fn enrollment(parameter: &str) -> String {
+    typed("newsletter_sequence_enrollments", "id", &format!("{parameter}::text"))
+}
+
 /// When a step is due after the one before it.
 const DELAY: &str = "(n.delay_value || ' ' || n.delay_unit)::interval";
 
@@ -210,7 +212,7 @@ async fn schedule(session: &mut PgConnection) -> Result<u64, PlatformError> {
          FROM newsletter_sequences q WHERE q.id = e.sequence_id AND q.status = 'active' \
              AND e.status = 'active' AND e.next_step_at IS NULL"
     );
-    let done = sqlx::query(sqlx::AssertSqlSafe(sql))
+    let done = sqlx::query(AssertSqlSafe(sql))
         .execute(session)
         .await
         .map_err(PlatformError::database("schedule the first steps of sequences"))?;
@@ -226,8 +228,9 @@ async fn one(
     let tried = "take a step of a sequence";
     let mut transaction = begin(session, tried).await?;
     let due: Option<Due> = sqlx::query_as(
-        "SELECT e.id, e.sequence_id, e.subscriber_id, s.email::text AS email, \
-             COALESCE(s.status::text, 'active') AS subscriber_status, n.id AS step_id, n.step_order, \
+        "SELECT e.id::text AS id, e.sequence_id::text AS sequence_id, e.subscriber_id::text AS subscriber_id, \
+             COALESCE(s.email::text, '') AS email, COALESCE(s.status::text, 'active') AS subscriber_status, \
+             n.id::text AS step_id, n.step_order::bigint AS step_order, \
              n.action_type::text AS action_type, n.subject::text AS subject, n.content_html, n.content_text, n.action_config \
          FROM newsletter_sequence_enrollments e \
          JOIN newsletter_sequences q ON q.id = e.sequence_id AND q.status = 'active' \
@@ -250,9 +253,12 @@ async fn one(
     }
     match &turn {
         Turn::Take(Action::Wait(at)) if *at > Timestamp::now() => {
-            let sql = "UPDATE newsletter_sequence_enrollments SET next_step_at = $2 WHERE id = $1";
-            sqlx::query(sql)
-                .bind(due.id)
+            let sql = format!(
+                "UPDATE newsletter_sequence_enrollments SET next_step_at = $2::timestamptz WHERE id = {}",
+                enrollment("$1")
+            );
+            sqlx::query(AssertSqlSafe(sql))
+                .bind(&due.id)
                 .bind(at.to_sqlx())
                 .execute(&mut *transaction)
                 .await
@@ -281,21 +287,28 @@ async fn take(
     match action {
         Action::Mail(mail) => {
             enqueue(transaction, "email-queue", "send-email", mail).await?;
-            sqlx::query("UPDATE newsletter_sequence_steps SET emails_sent = COALESCE(emails_sent, 0) + 1 WHERE id = $1")
-                .bind(due.step_id)
+            let sql = format!(
+                "UPDATE newsletter_sequence_steps SET emails_sent = COALESCE(emails_sent, 0) + 1 WHERE id = {}",
+                typed("newsletter_sequence_steps", "id", "$1::text")
+            );
+            sqlx::query(AssertSqlSafe(sql))
+                .bind(&due.step_id)
                 .execute(transaction)
                 .await
                 .map_err(PlatformError::database(tried))?;
         }
         Action::Tag(tag) => {
-            let sql = "UPDATE newsletter_subscribers SET interests = array_append(COALESCE(interests, '{}'), $2) \
-                       WHERE id = $1 AND NOT COALESCE($2 = ANY(interests), false)";
-            let query = sqlx::query(sql).bind(due.subscriber_id).bind(tag);
+            let sql = format!(
+                "UPDATE newsletter_subscribers SET interests = array_append(COALESCE(interests, '{{}}'), $2) \
+                 WHERE id = {} AND NOT COALESCE($2 = ANY(interests), false)",
+                typed("newsletter_subscribers", "id", "$1::text")
+            );
+            let query = sqlx::query(AssertSqlSafe(sql)).bind(&due.subscriber_id).bind(tag);
             query.execute(transaction).await.map_err(PlatformError::database(tried))?;
         }
         Action::Segment(segment) => {
             let there: bool =
-                sqlx::query_scalar("SELECT EXISTS (SELECT FROM newsletter_segments WHERE id = $1)")
+                sqlx::query_scalar("SELECT EXISTS (SELECT FROM newsletter_segments WHERE id::text = $1)")
                     .bind(segment)
                     .fetch_one(&mut *transaction)
                     .await
@@ -303,8 +316,13 @@ async fn take(
             if !there {
                 return Ok(Err(format!("segment {segment} does not exist")));
             }
-            let sql = "INSERT INTO newsletter_segment_members (segment_id, subscriber_id) VALUES ($1, $2) ON CONFLICT DO NOTHING";
-            let query = sqlx::query(sql).bind(segment).bind(due.subscriber_id);
+            let sql = format!(
+                "INSERT INTO newsletter_segment_members (segment_id, subscriber_id) \
+                 SELECT g.id, e.subscriber_id FROM newsletter_segments g, newsletter_sequence_enrollments e \
+                 WHERE g.id::text = $1 AND e.id = {} ON CONFLICT DO NOTHING",
+                enrollment("$2")
+            );
+            let query = sqlx::query(AssertSqlSafe(sql)).bind(segment).bind(&due.id);
             query.execute(transaction).await.map_err(PlatformError::database(tried))?;
         }
         Action::Event { tenant, event } => {
@@ -330,12 +348,13 @@ async fn take(
 /// The step is behind; the next one's delay begins, or the sequence is at its end.
 async fn step_on(transaction: &mut PgConnection, due: &Due) -> Result<(), PlatformError> {
     let sql = format!(
-        "UPDATE newsletter_sequence_enrollments e SET current_step = $2, next_step_at = now() + \
-             (SELECT {DELAY} FROM newsletter_sequence_steps n WHERE n.sequence_id = e.sequence_id AND n.step_order > $2 \
-                  ORDER BY n.step_order LIMIT 1) WHERE e.id = $1 RETURNING e.next_step_at IS NULL"
+        "UPDATE newsletter_sequence_enrollments e SET current_step = $2::bigint, next_step_at = now() + \
+             (SELECT {DELAY} FROM newsletter_sequence_steps n WHERE n.sequence_id = e.sequence_id AND n.step_order > $2::bigint \
+                  ORDER BY n.step_order LIMIT 1) WHERE e.id = {} RETURNING e.next_step_at IS NULL",
+        enrollment("$1")
     );
-    let at_end: bool = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
-        .bind(due.id)
+    let at_end: bool = sqlx::query_scalar(AssertSqlSafe(sql))
+        .bind(&due.id)
         .bind(due.step_order)
         .fetch_one(&mut *transaction)
         .await
@@ -344,18 +363,21 @@ async fn step_on(transaction: &mut PgConnection, due: &Due) -> Result<(), Platfo
 }
 
 async fn end(transaction: &mut PgConnection, due: &Due, status: &str) -> Result<(), PlatformError> {
-    sqlx::query(
-        "WITH ended AS (UPDATE newsletter_sequence_enrollments SET status = $2, next_step_at = NULL, \
-             completed_at = CASE WHEN $2 = 'completed' THEN now() ELSE completed_at END WHERE id = $1 RETURNING sequence_id) \
+    let sql = format!(
+        "WITH ended AS (UPDATE newsletter_sequence_enrollments SET status = {}, next_step_at = NULL, \
+             completed_at = CASE WHEN $2 = 'completed' THEN now() ELSE completed_at END WHERE id = {} RETURNING sequence_id) \
          UPDATE newsletter_sequences q SET active_enrollments = GREATEST(COALESCE(q.active_enrollments, 0) - 1, 0), \
              total_completed = COALESCE(q.total_completed, 0) + CASE WHEN $2 = 'completed' THEN 1 ELSE 0 END \
          FROM ended WHERE q.id = ended.sequence_id",
-    )
-    .bind(due.id)
-    .bind(status)
-    .execute(transaction)
-    .await
-    .map_err(PlatformError::database("end a sequence of a subscriber"))?;
+        typed("newsletter_sequence_enrollments", "status", "$2::text"),
+        enrollment("$1")
+    );
+    sqlx::query(AssertSqlSafe(sql))
+        .bind(&due.id)
+        .bind(status)
+        .execute(transaction)
+        .await
+        .map_err(PlatformError::database("end a sequence of a subscriber"))?;
     Ok(())
 }
 
@@ -365,12 +387,12 @@ mod tests {
 
     fn due(action: &str, config: Value) -> Due {
         Due {
-            id: Uuid::nil(),
-            sequence_id: Uuid::nil(),
-            subscriber_id: Uuid::nil(),
+            id: "e-1".into(),
+            sequence_id: "q-1".into(),
+            subscriber_id: "s-1".into(),
             email: "kim@example.com".into(),
             subscriber_status: "active".into(),
-            step_id: Some(Uuid::nil()),
+            step_id: Some("n-1".into()),
             step_order: Some(2),
             action_type: Some(action.into()),
             subject: Some("Hello".into()),
@@ -384,7 +406,7 @@ mod tests {
     fn a_step_that_cannot_be_taken_says_what_is_wanted() {
         for (action, config, says) in [
             ("tag", json!({}), "`tag` is wanted"),
-            ("segment", json!({"segment_id": "x"}), "is no UUID"),
+            ("segment", json!({"segment": "x"}), "`segment_id` is wanted"),
             ("webhook", json!({"tenant": "t"}), "`event` is wanted"),
             ("wait_until", json!({"until": "soon"}), "is no time"),
             ("call", json!({}), "is not known"),
@@ -405,7 +427,7 @@ mod tests {
         assert_eq!(turn(&gone), Turn::Cancel);
         assert_eq!(turn(&Due { action_type: None, ..due("email", json!({})) }), Turn::Complete);
         let Turn::Take(Action::Mail(mail)) = turn(&due("email", json!({}))) else { panic!() };
-        assert_eq!(mail["idempotency_key"], "sequence:00000000-0000-0000-0000-000000000000:2");
+        assert_eq!(mail["idempotency_key"], "sequence:e-1:2");
         assert_eq!(mail["text_body"], "Text");
         assert!(mail.get("html_body").is_none());
     }

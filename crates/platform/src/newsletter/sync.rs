@@ -45,8 +45,9 @@ const PARTS: [Part; 3] = [
         name: "statuses",
         needs: Needs(&[("email_bounce_list", &["email", "bounce_type", "expires_at"])]),
         statement: "UPDATE newsletter_subscribers s SET updated_at = now(), \
-                 status = CASE b.bounce_type WHEN 'complaint' THEN 'complained' WHEN 'unsubscribe' THEN 'unsubscribed' \
-                     ELSE 'bounced' END, \
+                 status = (jsonb_populate_record(NULL::newsletter_subscribers, jsonb_build_object('status', \
+                     CASE b.bounce_type WHEN 'complaint' THEN 'complained' WHEN 'unsubscribe' THEN 'unsubscribed' \
+                     ELSE 'bounced' END))).status, \
                  unsubscribed_at = CASE WHEN b.bounce_type = 'unsubscribe' THEN COALESCE(s.unsubscribed_at, now()) \
                      ELSE s.unsubscribed_at END \
              FROM email_bounce_list b \

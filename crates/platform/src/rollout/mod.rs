@@ -118,7 +118,13 @@ impl Job for RolloutStep {
 
 async fn step(context: &RolloutContext) -> Result<Value, PlatformError> {
     let (mut ordered, mut refused, mut ended, mut running, mut stuck) = (0, 0, Vec::new(), 0, Vec::new());
-    for campaign in rows::running(&context.pool).await? {
+    let (campaigns, nobodys) = rows::running(&context.pool).await?;
+    for campaign in nobodys {
+        let reason = "its tenant_id is empty";
+        tracing::warn!(campaign, reason, "a rollout cannot take its step");
+        stuck.push(json!({ "campaign": campaign, "reason": reason }));
+    }
+    for campaign in campaigns {
         let way = way(context, &campaign);
         if let Err(reason) = &way {
             tracing::warn!(campaign = campaign.id, reason, "a rollout has nowhere to post its orders");

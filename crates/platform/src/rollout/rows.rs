@@ -7,6 +7,7 @@ use voiceai_postgres::sqlx::{self, PgConnection, PgPool, Row as _};
 
 use super::decide::{Counts, Pace, Step, decide};
 use crate::PlatformError;
+use crate::tables::typed;
 
 /// How long an order may be under way before another process gives it again.
 const CLAIM: &str = "interval '60 seconds'";
@@ -33,10 +34,11 @@ pub(super) struct Order {
     pub(super) attempts: i32,
 }
 
-pub(super) async fn running(pool: &PgPool) -> Result<Vec<Campaign>, PlatformError> {
+/// The campaigns that run, and the ids of those that nobody can carry out: they belong to no tenant.
+pub(super) async fn running(pool: &PgPool) -> Result<(Vec<Campaign>, Vec<i64>), PlatformError> {
     let tried = || PlatformError::database("read the rollouts that run");
     let rows = sqlx::query(
-        "SELECT c.id::bigint, c.tenant_id::text, c.name::text, c.rollout_strategy::text, c.rollout_rate::bigint, \
+        "SELECT c.id::bigint, c.tenant_id::text, COALESCE(c.name::text, c.id::text), c.rollout_strategy::text, c.rollout_rate::bigint, \
              c.abort_threshold::float8, to_jsonb(c) \
          FROM ota_campaigns c WHERE c.status = 'RUNNING' ORDER BY c.id LIMIT 1000",
     )
@@ -47,13 +49,23 @@ pub(super) async fn running(pool: &PgPool) -> Result<Vec<Campaign>, PlatformErro
         .fetch_one(pool)
         .await
         .map_err(tried())?;
-    let mut campaigns = Vec::with_capacity(rows.len());
+    let (mut campaigns, mut nobodys) = (Vec::with_capacity(rows.len()), Vec::new());
     for row in rows {
         let own: Value = row.try_get(6).map_err(tried())?;
+        let id: i64 = row.try_get(0).map_err(tried())?;
+        let Some(tenant) = row.try_get::<Option<String>, _>(1).map_err(tried())? else {
+            nobodys.push(id);
+            continue;
+        };
         let mut what = json!({});
-        if let (true, Some(version)) = (has_firmware, own["firmware_version_id"].as_i64()) {
+        let version = match &own["firmware_version_id"] {
+            Value::Null => None,
+            Value::String(text) => Some(text.clone()),
+            other => Some(other.to_string()),
+        };
+        if let (true, Some(version)) = (has_firmware, version) {
             let found: Option<Value> =
-                sqlx::query_scalar("SELECT to_jsonb(f) FROM firmware_versions f WHERE f.id = $1::bigint")
+                sqlx::query_scalar("SELECT to_jsonb(f) FROM firmware_versions f WHERE f.id::text = $1")
                     .bind(version)
                     .fetch_optional(pool)
                     .await
@@ -66,8 +78,8 @@ pub(super) async fn running(pool: &PgPool) -> Result<Vec<Campaign>, PlatformErro
             own["dispatch_url"].as_str().map(str::trim).filter(|url| !url.is_empty()).map(str::to_owned);
         let rate: i64 = row.try_get::<Option<i64>, _>(4).map_err(tried())?.unwrap_or(10);
         campaigns.push(Campaign {
-            id: row.try_get(0).map_err(tried())?,
-            tenant: row.try_get(1).map_err(tried())?,
+            id,
+            tenant,
             name: row.try_get(2).map_err(tried())?,
             pace: Pace {
                 is_canary: row.try_get::<Option<String>, _>(3).map_err(tried())?.as_deref() == Some("canary"),
@@ -78,7 +90,7 @@ pub(super) async fn running(pool: &PgPool) -> Result<Vec<Campaign>, PlatformErro
             what,
         });
     }
-    Ok(campaigns)
+    Ok((campaigns, nobodys))
 }
 
 /// What one look at a campaign led to.
@@ -135,50 +147,59 @@ pub(super) async fn look(
     Ok(looked)
 }
 
+/// The tenant of a campaign, `$2`, in the type that its targets have it in.
+fn owner() -> String {
+    typed("ota_device_status", "tenant_id", "$2::text")
+}
+
 /// Targets that were ordered long ago and never reported an end.
 async fn time_out(
     connection: &mut PgConnection,
     campaign: &Campaign,
     after: Duration,
 ) -> Result<(), PlatformError> {
-    sqlx::query(
+    let sql = format!(
         "UPDATE ota_device_status d SET status = 'FAILED', completed_at = now(), error_message = 'no report of its end' \
-         WHERE d.campaign_id = $1::bigint AND d.tenant_id = $2 AND d.status IN ('DOWNLOADING', 'INSTALLING') \
+         WHERE d.campaign_id = $1::bigint AND d.tenant_id = {} AND d.status IN ('DOWNLOADING', 'INSTALLING') \
            AND COALESCE((SELECT o.sent_at FROM ops.rollout_orders o WHERE o.tenant = $2 AND o.campaign = $1::bigint::text \
-                         AND o.target = d.device_id), d.started_at, d.created_at) < now() - make_interval(secs => $3) \
+                         AND o.target = d.device_id::text), d.started_at::timestamptz, d.created_at::timestamptz) < now() - make_interval(secs => $3) \
            AND NOT (d.status = 'DOWNLOADING' AND EXISTS ( \
                 SELECT FROM ops.rollout_orders o WHERE o.tenant = $2 AND o.campaign = $1::bigint::text \
-                AND o.target = d.device_id AND o.state = 'claimed'))",
-    )
-    .bind(campaign.id)
-    .bind(&campaign.tenant)
-    .bind(after.as_secs_f64())
-    .execute(connection)
-    .await
-    .map(drop)
-    .map_err(PlatformError::database("fail the targets that never reported"))
+                AND o.target = d.device_id::text AND o.state = 'claimed'))",
+        owner()
+    );
+    sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(campaign.id)
+        .bind(&campaign.tenant)
+        .bind(after.as_secs_f64())
+        .execute(connection)
+        .await
+        .map(drop)
+        .map_err(PlatformError::database("fail the targets that never reported"))
 }
 
 async fn recount(connection: &mut PgConnection, campaign: &Campaign) -> Result<Counts, PlatformError> {
     let tried = || PlatformError::database("count a rollout's targets");
-    let row = sqlx::query(
+    let sql = format!(
         "WITH counted AS ( \
              SELECT count(*) AS total, count(*) FILTER (WHERE status = 'PENDING') AS pending, \
                  count(*) FILTER (WHERE status IN ('DOWNLOADING', 'INSTALLING')) AS under_way, \
                  count(*) FILTER (WHERE status = 'SUCCESS') AS succeeded, count(*) FILTER (WHERE status = 'FAILED') AS failed \
-             FROM ota_device_status WHERE campaign_id = $1::bigint AND tenant_id = $2 \
+             FROM ota_device_status WHERE campaign_id = $1::bigint AND tenant_id = {} \
          ), written AS ( \
              UPDATE ota_campaigns c SET total_devices = n.total, succeeded = n.succeeded, failed = n.failed, \
                  started_at = COALESCE(c.started_at, now()) \
              FROM counted n WHERE c.id = $1::bigint \
          ) \
          SELECT pending, under_way, succeeded, failed FROM counted",
-    )
-    .bind(campaign.id)
-    .bind(&campaign.tenant)
-    .fetch_one(connection)
-    .await
-    .map_err(tried())?;
+        owner()
+    );
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(campaign.id)
+        .bind(&campaign.tenant)
+        .fetch_one(connection)
+        .await
+        .map_err(tried())?;
     let count = |column: usize| row.try_get::<i64, _>(column).map(i64::unsigned_abs).map_err(tried());
     Ok(Counts { pending: count(0)?, under_way: count(1)?, succeeded: count(2)?, failed: count(3)? })
 }
@@ -192,8 +213,8 @@ async fn claim(
     let tried = || PlatformError::database("claim a rollout's targets");
     let statement = format!(
         "WITH chosen AS ( \
-             SELECT d.id, d.device_id FROM ota_device_status d \
-             WHERE d.campaign_id = $1::bigint AND d.tenant_id = $2 AND d.status = 'PENDING' \
+             SELECT d.id, d.device_id::text AS device_id FROM ota_device_status d \
+             WHERE d.campaign_id = $1::bigint AND d.tenant_id = {owner} AND d.status = 'PENDING' \
              ORDER BY d.id LIMIT $3 FOR UPDATE SKIP LOCKED \
          ), marked AS ( \
              UPDATE ota_device_status d SET status = 'DOWNLOADING', started_at = now(), error_message = NULL \
@@ -208,15 +229,16 @@ async fn claim(
              UPDATE ops.rollout_orders o SET attempts = o.attempts + 1, claimed_at = clock_timestamp(), \
                  claim_expires_at = clock_timestamp() + {CLAIM} \
              FROM ( \
-                 SELECT x.target FROM ops.rollout_orders x JOIN ota_device_status d ON d.tenant_id = x.tenant \
-                     AND d.campaign_id::text = x.campaign AND d.device_id = x.target AND d.status = 'DOWNLOADING' \
+                 SELECT x.target FROM ops.rollout_orders x JOIN ota_device_status d ON d.tenant_id = {owner} \
+                     AND d.campaign_id = $1::bigint AND d.device_id::text = x.target AND d.status = 'DOWNLOADING' \
                  WHERE x.tenant = $2 AND x.campaign = $1::bigint::text AND x.state = 'claimed' AND x.claim_expires_at <= clock_timestamp() \
                  ORDER BY x.claimed_at LIMIT $4 \
              ) AS due \
              WHERE o.tenant = $2 AND o.campaign = $1::bigint::text AND o.target = due.target \
              RETURNING o.target, o.attempts \
          ) \
-         SELECT target, attempts FROM left_over UNION ALL SELECT target, attempts FROM fresh"
+         SELECT target, attempts FROM left_over UNION ALL SELECT target, attempts FROM fresh",
+        owner = owner()
     );
     let rows = sqlx::query(sqlx::AssertSqlSafe(statement))
         .bind(campaign.id)
@@ -242,19 +264,25 @@ async fn end(
     let tried = || PlatformError::database("end a rollout");
     if status == "ABORTED" {
         // Also those whose order was claimed and is not known to have left.
-        sqlx::query(
+        let sql = format!(
             "UPDATE ota_device_status d SET status = 'SKIPPED', completed_at = now(), error_message = 'the rollout was aborted' \
-             WHERE d.campaign_id = $1::bigint AND d.tenant_id = $2 AND (d.status = 'PENDING' OR (d.status = 'DOWNLOADING' \
+             WHERE d.campaign_id = $1::bigint AND d.tenant_id = {} AND (d.status = 'PENDING' OR (d.status = 'DOWNLOADING' \
                    AND EXISTS (SELECT FROM ops.rollout_orders o WHERE o.tenant = $2 AND o.campaign = $1::bigint::text \
-                               AND o.target = d.device_id AND o.state = 'claimed' AND o.claim_expires_at <= clock_timestamp())))",
-        )
-        .bind(campaign.id)
-        .bind(&campaign.tenant)
-        .execute(&mut *connection)
-        .await
-        .map_err(tried())?;
+                               AND o.target = d.device_id::text AND o.state = 'claimed' AND o.claim_expires_at <= clock_timestamp())))",
+            owner()
+        );
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(campaign.id)
+            .bind(&campaign.tenant)
+            .execute(&mut *connection)
+            .await
+            .map_err(tried())?;
     }
-    sqlx::query("UPDATE ota_campaigns SET status = $2, completed_at = now() WHERE id = $1::bigint")
+    let sql = format!(
+        "UPDATE ota_campaigns SET status = {}, completed_at = now() WHERE id = $1::bigint",
+        typed("ota_campaigns", "status", "$2::text")
+    );
+    sqlx::query(sqlx::AssertSqlSafe(sql))
         .bind(campaign.id)
         .bind(status)
         .execute(&mut *connection)
@@ -335,17 +363,20 @@ pub(super) async fn refused(
     .await
     .map_err(tried())?;
     if wait.is_none() {
-        sqlx::query(
+        let sql = format!(
             "UPDATE ota_device_status SET status = 'FAILED', completed_at = now(), error_message = $4 \
-             WHERE tenant_id = $1 AND campaign_id = $2::bigint AND device_id = $3 AND status = 'DOWNLOADING'",
-        )
-        .bind(&campaign.tenant)
-        .bind(campaign.id)
-        .bind(&order.target)
-        .bind(error)
-        .execute(&mut *tx)
-        .await
-        .map_err(tried())?;
+             WHERE tenant_id = {} AND campaign_id = $2::bigint AND device_id = {} AND status = 'DOWNLOADING'",
+            typed("ota_device_status", "tenant_id", "$1::text"),
+            typed("ota_device_status", "device_id", "$3::text")
+        );
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(&campaign.tenant)
+            .bind(campaign.id)
+            .bind(&order.target)
+            .bind(error)
+            .execute(&mut *tx)
+            .await
+            .map_err(tried())?;
     }
     tx.commit().await.map_err(tried())
 }

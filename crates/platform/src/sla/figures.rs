@@ -9,6 +9,7 @@ use voiceai_postgres::PgPool;
 use voiceai_postgres::sqlx::{self, Row as _};
 
 use crate::PlatformError;
+use crate::tables::typed;
 
 /// Devices that are listed.
 const TOP: i64 = 5;
@@ -47,19 +48,24 @@ pub(super) async fn read(
 ) -> Result<Figures, PlatformError> {
     let tried = || PlatformError::database("read the figures of a service level report");
     let days = i32::try_from(days).unwrap_or(i32::MAX);
+    let [registry, state, alert] =
+        ["device_registry", "device_state", "fleet_alert"].map(|table| typed(table, "tenant_id", "$1::text"));
     let devices = if has_registry {
-        "SELECT count(*) FROM (SELECT device_id FROM device_registry WHERE tenant_id = $1 \
-         UNION SELECT device_id FROM device_state WHERE tenant_id = $1) d"
+        format!(
+            "SELECT count(*) FROM (SELECT device_id::text FROM device_registry WHERE tenant_id = {registry} \
+             UNION SELECT device_id::text FROM device_state WHERE tenant_id = {state}) d"
+        )
     } else {
-        "SELECT count(*) FROM device_state WHERE tenant_id = $1"
+        format!("SELECT count(*) FROM device_state WHERE tenant_id = {state}")
     };
     let statement = format!(
-        "SELECT ({devices}), (SELECT count(*) FROM device_state WHERE tenant_id = $1 AND status = 'ONLINE'), \
+        "SELECT ({devices}), (SELECT count(*) FROM device_state WHERE tenant_id = {state} AND status = 'ONLINE'), \
              count(*) FILTER (WHERE created_at > now() - make_interval(days => $2)), \
-             count(*) FILTER (WHERE created_at > now() - make_interval(days => $2) AND status <> 'CLOSED'), \
+             count(*) FILTER (WHERE created_at > now() - make_interval(days => $2) AND status IS DISTINCT FROM 'CLOSED'), \
              (avg(extract(epoch FROM closed_at - created_at)) FILTER ( \
-                 WHERE status = 'CLOSED' AND closed_at > now() - make_interval(days => $2) AND closed_at >= created_at) / 60)::float8 \
-         FROM fleet_alert WHERE tenant_id = $1"
+                 WHERE status = 'CLOSED' AND closed_at > now() - make_interval(days => $2) AND closed_at >= created_at \
+                   AND isfinite(closed_at) AND isfinite(created_at)) / 60)::float8 \
+         FROM fleet_alert WHERE tenant_id = {alert}"
     );
     let row = sqlx::query(sqlx::AssertSqlSafe(statement))
         .bind(tenant)
@@ -68,17 +74,18 @@ pub(super) async fn read(
         .await
         .map_err(tried())?;
     let count = |column: usize| row.try_get::<i64, _>(column).map_err(tried());
-    let top: Vec<(String, i64)> = sqlx::query_as(
+    let statement = format!(
         "SELECT device_id::text, count(*) FROM fleet_alert \
-         WHERE tenant_id = $1 AND created_at > now() - make_interval(days => $2) AND COALESCE(device_id::text, '') <> '' \
-         GROUP BY device_id ORDER BY count(*) DESC, device_id LIMIT $3",
-    )
-    .bind(tenant)
-    .bind(days)
-    .bind(TOP)
-    .fetch_all(pool)
-    .await
-    .map_err(tried())?;
+         WHERE tenant_id = {alert} AND created_at > now() - make_interval(days => $2) AND COALESCE(device_id::text, '') <> '' \
+         GROUP BY device_id ORDER BY count(*) DESC, device_id LIMIT $3"
+    );
+    let top: Vec<(String, i64)> = sqlx::query_as(sqlx::AssertSqlSafe(statement))
+        .bind(tenant)
+        .bind(days)
+        .bind(TOP)
+        .fetch_all(pool)
+        .await
+        .map_err(tried())?;
     Ok(Figures {
         total_devices: count(0)?,
         online_devices: count(1)?,

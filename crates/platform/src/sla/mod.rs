@@ -17,6 +17,7 @@ pub use figures::{Figures, TopDevice};
 
 use crate::escalation::channel::recipients;
 use crate::outgoing::plain_id;
+use crate::tables::typed;
 use crate::{Needs, PlatformError, finish, missing};
 
 const NEEDS: Needs = Needs(&[
@@ -136,7 +137,7 @@ impl SlaReport {
 async fn tenants(pool: &PgPool, only: Option<&str>) -> Result<Vec<Tenant>, PlatformError> {
     let tried = || PlatformError::database("read the tenants");
     let rows = sqlx::query(
-        "SELECT t.tenant_id::text, t.name::text, to_jsonb(t) FROM tenants t \
+        "SELECT t.tenant_id::text, COALESCE(NULLIF(btrim(t.name::text), ''), t.tenant_id::text), to_jsonb(t) FROM tenants t \
          WHERE t.status = 'ACTIVE' AND to_jsonb(t) ->> 'deleted_at' IS NULL AND ($1::text IS NULL OR t.tenant_id::text = $1) \
            AND t.tenant_id::text NOT LIKE '\\_\\_%' \
          ORDER BY t.tenant_id",
@@ -194,20 +195,22 @@ async fn one(
     if new == 0 {
         return Ok(false);
     }
-    sqlx::query(
+    let sql = format!(
         "WITH run AS ( \
              INSERT INTO report_runs (tenant_id, report_type, status, triggered_by, parameters, row_count, completed_at) \
-             VALUES ($1, 'sla_summary', 'done', 'scheduled', $3, $4, now()) RETURNING run_id \
+             VALUES ({}, 'sla_summary', 'done', 'scheduled', $3, $4, now()) RETURNING run_id \
          ) \
          UPDATE ops.sla_reports SET run_id = run.run_id::text FROM run WHERE tenant = $1 AND day = $2",
-    )
-    .bind(&tenant.id)
-    .bind(day.to_sqlx())
-    .bind(&report)
-    .bind(i32::try_from(figures.total_devices).unwrap_or(i32::MAX))
-    .execute(&mut *tx)
-    .await
-    .map_err(tried())?;
+        typed("report_runs", "tenant_id", "$1::text")
+    );
+    sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(&tenant.id)
+        .bind(day.to_sqlx())
+        .bind(&report)
+        .bind(i32::try_from(figures.total_devices).unwrap_or(i32::MAX))
+        .execute(&mut *tx)
+        .await
+        .map_err(tried())?;
     let own = &tenant.row["metadata"]["sla_report"];
     let locale = own["locale"].as_str().or_else(|| tenant.row["locale"].as_str());
     for (suffix, to, locale) in

@@ -8,6 +8,7 @@ use voiceai_postgres::sqlx::{self, PgConnection};
 use voiceai_webhook::{NewEvent, WebhookError, emit_within};
 
 use crate::error::PlatformError;
+use crate::tables::typed;
 use crate::upkeep::enqueue;
 
 /// The template of all these mails.
@@ -47,18 +48,25 @@ pub(super) async fn tell(
 ) -> Result<(), PlatformError> {
     let email = subject.email.as_deref().map(str::trim).filter(|email| !email.is_empty());
     let error = email.is_none().then_some("the tenant has no contact_email");
-    sqlx::query(
+    let sql = format!(
         "INSERT INTO subscription_notifications (tenant_id, notification_type, scheduled_at, sent_at, channel, status, error) \
-         VALUES ($1, $2, $3, CASE WHEN $4::text IS NULL THEN $3 END, 'email', \
-             CASE WHEN $4::text IS NULL THEN 'SENT' ELSE 'FAILED' END, $4)",
-    )
-    .bind(&subject.tenant)
-    .bind(&news.kind)
-    .bind(now.to_sqlx())
-    .bind(error)
-    .execute(&mut *transaction)
-    .await
-    .map_err(PlatformError::database("note a notification of a subscription"))?;
+         VALUES ({}, {}, $3::timestamptz, CASE WHEN $4::text IS NULL THEN $3::timestamptz END, 'email', {}, $4)",
+        typed("subscription_notifications", "tenant_id", "$1::text"),
+        typed("subscription_notifications", "notification_type", "$2::text"),
+        typed(
+            "subscription_notifications",
+            "status",
+            "CASE WHEN $4::text IS NULL THEN 'SENT' ELSE 'FAILED' END"
+        )
+    );
+    sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(&subject.tenant)
+        .bind(&news.kind)
+        .bind(now.to_sqlx())
+        .bind(error)
+        .execute(&mut *transaction)
+        .await
+        .map_err(PlatformError::database("note a notification of a subscription"))?;
     if let Some(email) = email {
         enqueue(transaction, "email-queue", "send-email", &mail(subject, news, email)).await?;
     }
@@ -115,17 +123,20 @@ pub(super) async fn audit(
     after: &Value,
     details: &Value,
 ) -> Result<(), PlatformError> {
-    sqlx::query(
+    let sql = format!(
         "INSERT INTO subscription_audit (tenant_id, event_type, actor_type, actor_id, previous_state, new_state, details) \
-         VALUES ($1, $2, 'system', 'voiceai-tasker', $3, $4, $5)",
-    )
-    .bind(&subject.tenant)
-    .bind(event_type)
-    .bind(before)
-    .bind(after)
-    .bind(details)
-    .execute(transaction)
-    .await
-    .map_err(PlatformError::database("write the trail of subscriptions"))?;
+         VALUES ({}, {}, 'system', 'voiceai-tasker', $3, $4, $5)",
+        typed("subscription_audit", "tenant_id", "$1::text"),
+        typed("subscription_audit", "event_type", "$2::text")
+    );
+    sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(&subject.tenant)
+        .bind(event_type)
+        .bind(before)
+        .bind(after)
+        .bind(details)
+        .execute(transaction)
+        .await
+        .map_err(PlatformError::database("write the trail of subscriptions"))?;
     Ok(())
 }

@@ -14,7 +14,7 @@ use super::billing::BillingPause;
 use super::decide::{Course, State, Step, decide};
 use crate::error::PlatformError;
 use crate::stripe::{Stripe, StripeSubscription};
-use crate::tables::Needs;
+use crate::tables::{Needs, instant, typed};
 use crate::upkeep::{HOUSEKEEPING_QUEUE, Upkeep, check_stop, enqueue, from_row, mark, notice};
 
 /// Subscriptions read at a time.
@@ -78,12 +78,20 @@ from_row!(Line {
     locale
 });
 
-const LINE: &str = "SELECT s.subscription_id, s.tenant_id, s.status, s.term_end, s.grace_end, \
+/// A row of [`Line`], by what it is called in this installation and whatever types its columns have there.
+fn line_sql() -> String {
+    format!(
+        "SELECT s.subscription_id::text AS subscription_id, s.tenant_id::text AS tenant_id, s.status::text AS status, \
+    {} AS term_end, {} AS grace_end, \
     to_jsonb(s) ->> 'parent_subscription_id' AS parent, to_jsonb(s) ->> 'plan_id' AS plan, \
     NULLIF(to_jsonb(s) ->> 'stripe_subscription_id', '') AS stripe_id, \
-    COALESCE(to_jsonb(t) ->> 'contact_name', t.name) AS name, to_jsonb(t) ->> 'contact_email' AS email, \
+    COALESCE(to_jsonb(t) ->> 'contact_name', t.name::text) AS name, to_jsonb(t) ->> 'contact_email' AS email, \
     NULLIF(to_jsonb(t) ->> 'locale', '') AS locale \
-    FROM subscriptions s JOIN tenants t ON t.tenant_id = s.tenant_id";
+    FROM subscriptions s JOIN tenants t ON t.tenant_id = s.tenant_id",
+        instant("s.term_end"),
+        instant("s.grace_end")
+    )
+}
 
 impl Line {
     fn course(&self) -> Option<Course> {
@@ -150,6 +158,7 @@ async fn maintain(upkeep: &Upkeep, attempt: &Attempt) -> Result<Value, PlatformE
     let horizon =
         now + SignedDuration::from_hours(24 * upkeep.settings.notice_days.first().copied().unwrap_or(0));
     let mut after = String::new();
+    let mut failed = Vec::new();
     loop {
         let lines = page(upkeep, &after, horizon).await?;
         let Some(last) = lines.last() else { break };
@@ -157,24 +166,38 @@ async fn maintain(upkeep: &Upkeep, attempt: &Attempt) -> Result<Value, PlatformE
         for line in lines {
             check_stop(attempt)?;
             let stripe = upkeep.stripe.as_ref().filter(|_| line.stripe_id.is_some());
-            match line.step(upkeep, now) {
-                Step::Nothing => {}
-                Step::Remind { .. } => apply(upkeep, &line, None, now, &mut counts).await?,
-                _ if stripe.is_some() && away.is_some() => counts.waiting += 1,
-                _ => match known(stripe, &line).await {
-                    Ok(known) => apply(upkeep, &line, known.as_ref(), now, &mut counts).await?,
-                    Err(PlatformError::StripeRefused { status, message }) => {
-                        refused(upkeep, &line, status, &message, now).await?;
-                        counts.refused += 1;
-                    }
-                    Err(error @ PlatformError::StripeAway { .. }) => {
-                        counts.waiting += 1;
-                        away = Some(error);
-                    }
-                    Err(error) => return Err(error),
-                },
+            let step = line.step(upkeep, now);
+            if step == Step::Nothing {
+                continue;
+            }
+            let asks = !matches!(step, Step::Remind { .. }) && stripe.is_some();
+            if asks && away.is_some() {
+                counts.waiting += 1;
+                continue;
+            }
+            match one(upkeep, &line, stripe.filter(|_| asks), now, &mut counts).await {
+                Ok(()) => {}
+                Err(error @ PlatformError::StripeAway { .. }) => {
+                    counts.waiting += 1;
+                    away = Some(error);
+                }
+                // One row that cannot be written keeps no other tenant from being told.
+                Err(error) if error.is_final() => {
+                    let error = crate::text(&error);
+                    tracing::error!(
+                        subscription = line.subscription_id,
+                        error,
+                        "a subscription cannot be maintained"
+                    );
+                    failed.push(format!("{}: {error}", line.subscription_id));
+                }
+                Err(error) => return Err(error),
             }
         }
+    }
+    if let Some(first) = failed.first() {
+        let reason = format!("{} could not be maintained, among them {first}", failed.len());
+        return Err(PlatformError::invalid("subscriptions", reason));
     }
     match away {
         // The rest was done; what waits for Stripe is tried again by the kind's policy.
@@ -183,12 +206,32 @@ async fn maintain(upkeep: &Upkeep, attempt: &Attempt) -> Result<Value, PlatformE
     }
 }
 
+/// One subscription: asks Stripe where it is to be asked, and takes the step.
+async fn one(
+    upkeep: &Upkeep,
+    line: &Line,
+    stripe: Option<&Stripe>,
+    now: Timestamp,
+    counts: &mut Counts,
+) -> Result<(), PlatformError> {
+    match known(stripe, line).await {
+        Ok(known) => apply(upkeep, line, known.as_ref(), now, counts).await,
+        Err(PlatformError::StripeRefused { status, message }) => {
+            refused(upkeep, line, status, &message, now).await?;
+            counts.refused += 1;
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
 async fn page(upkeep: &Upkeep, after: &str, horizon: Timestamp) -> Result<Vec<Line>, PlatformError> {
     let sql = format!(
-        "{LINE} WHERE s.status IN ('TRIAL', 'ACTIVE', 'GRACE') AND s.term_end <= $2 AND s.subscription_id > $1 \
+        "{} WHERE s.status IN ('TRIAL', 'ACTIVE', 'GRACE') AND s.term_end <= $2 AND s.subscription_id::text > $1 \
          AND NOT EXISTS (SELECT FROM ops.housekeeping_marks m WHERE m.purpose = 'subscription.refused' \
-             AND m.subject = s.subscription_id || '@' || to_char(s.term_end AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')) \
-         ORDER BY s.subscription_id LIMIT $3"
+             AND m.subject = s.subscription_id::text || '@' || to_char(s.term_end AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')) \
+         ORDER BY s.subscription_id::text LIMIT $3",
+        line_sql()
     );
     sqlx::query_as(sqlx::AssertSqlSafe(sql))
         .bind(after)
@@ -233,7 +276,11 @@ async fn apply(
 }
 
 async fn lock(transaction: &mut PgConnection, id: &str) -> Result<Option<Line>, PlatformError> {
-    let sql = format!("{LINE} WHERE s.subscription_id = $1 FOR UPDATE OF s SKIP LOCKED");
+    let sql = format!(
+        "{} WHERE s.subscription_id = {} FOR UPDATE OF s SKIP LOCKED",
+        line_sql(),
+        typed("subscriptions", "subscription_id", "$1::text")
+    );
     sqlx::query_as(sqlx::AssertSqlSafe(sql))
         .bind(id)
         .fetch_optional(transaction)
@@ -345,17 +392,20 @@ async fn set(
     grace_end: Option<Timestamp>,
     term_end: Option<Timestamp>,
 ) -> Result<(), PlatformError> {
-    sqlx::query(
-        "UPDATE subscriptions SET status = $2, grace_end = $3, term_end = COALESCE($4, term_end), updated_at = now() \
-         WHERE subscription_id = $1",
-    )
-    .bind(&line.subscription_id)
-    .bind(status)
-    .bind(grace_end.map(Timestamp::to_sqlx))
-    .bind(term_end.map(Timestamp::to_sqlx))
-    .execute(transaction)
-    .await
-    .map_err(PlatformError::database("change a subscription"))?;
+    let sql = format!(
+        "UPDATE subscriptions SET status = {}, grace_end = $3::timestamptz, \
+             term_end = COALESCE($4::timestamptz, term_end), updated_at = now() WHERE subscription_id = {}",
+        typed("subscriptions", "status", "$2::text"),
+        typed("subscriptions", "subscription_id", "$1::text")
+    );
+    sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(&line.subscription_id)
+        .bind(status)
+        .bind(grace_end.map(Timestamp::to_sqlx))
+        .bind(term_end.map(Timestamp::to_sqlx))
+        .execute(transaction)
+        .await
+        .map_err(PlatformError::database("change a subscription"))?;
     Ok(())
 }
 

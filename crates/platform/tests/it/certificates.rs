@@ -80,6 +80,13 @@ fn context(pool: &PgPool, settings: CertificateSettings) -> CertificateContext {
     CertificateContext { pool: pool.clone(), rule: voiceai_egress::Rule::default(), settings }
 }
 
+/// Without an authority.
+pub(crate) fn bare_context(pool: &PgPool) -> CertificateContext {
+    let settings =
+        CertificateSettings { ca_certificate: None, ca_key: None, ..settings(Path::new("/nonexistent")) };
+    context(pool, settings)
+}
+
 async fn upkeep(pool: &PgPool, settings: CertificateSettings) -> Result<Value, String> {
     run(&CertificateUpkeep {}, &context(pool, settings)).await
 }

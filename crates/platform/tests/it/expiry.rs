@@ -119,7 +119,12 @@ async fn who_cancelled_falls_back_when_the_term_is_over() {
     assert_eq!(history, json!([{"action": "expired", "from_tier": "pro", "to_tier": "free"}]));
     assert_eq!(house.run("subscriptions.expire", json!({})).await, json!({"users": 0}));
 
-    house.execute("DELETE FROM subscription_plans WHERE tier = 'free'").await;
+    house
+        .execute(
+            "DELETE FROM subscription_plans WHERE tier = 'free';
+             UPDATE app_users SET subscription_status = 'canceled', subscription_tier = 'pro', subscription_ends_at = now() - interval '1 day'",
+        )
+        .await;
     let ended = house.end("subscriptions.expire", json!({})).await;
     let Inline::Dead { reason: DeadReason::DiscardedByHandler, error } = ended else { panic!("{ended:?}") };
     assert!(error.contains("SUBSCRIPTION_FREE_TIER") && error.contains("`free`"), "{error}");

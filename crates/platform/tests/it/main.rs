@@ -8,6 +8,7 @@ mod escalation;
 mod expiry;
 mod figures;
 mod newsletter;
+mod odd;
 mod rollout;
 mod sla;
 mod stage;

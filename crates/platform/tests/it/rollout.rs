@@ -15,7 +15,7 @@ use crate::stage;
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
-fn context(pool: &PgPool, url: Option<String>) -> RolloutContext {
+pub(crate) fn context(pool: &PgPool, url: Option<String>) -> RolloutContext {
     RolloutContext {
         pool: pool.clone(),
         outgoing: outgoing(false),
