@@ -158,9 +158,9 @@ pub(crate) struct Room {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Share {
     /// Deliveries that wait for a slot or are being posted. What is posted already and only has to be written counts no more.
-    pub(crate) under_way: i64,
+    pub(crate) under_way: usize,
     /// So many times the endpoint's limit may be claimed while no other process has anything of it.
-    pub(crate) rounds: i64,
+    pub(crate) rounds: usize,
 }
 
 /// What a look found.
@@ -207,6 +207,10 @@ impl Busy {
     pub(crate) fn keep(&mut self, connection: PoolConnection<Postgres>, rows: usize) {
         self.0 = (rows >= BUSY).then_some(connection);
     }
+
+    const fn is_kept(&self) -> bool {
+        self.0.is_some()
+    }
 }
 
 /// Committed means on the disk.
@@ -216,7 +220,7 @@ const QUICK: &str =
     "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL jit = off; SET LOCAL synchronous_commit = off";
 /// The same behind the gate. It is taken by a statement of its own: the next one sees what was done before.
 const GATED: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL jit = off; SET LOCAL synchronous_commit = off; \
-                     SELECT pg_advisory_xact_lock(8603390863846894451)";
+                     SET LOCAL plan_cache_mode = force_generic_plan; SELECT pg_advisory_xact_lock(8603390863846894451)";
 
 /// Takes deliveries that are due, endpoints in turn. Not waited for until the disk has it: a claim that is lost with PostgreSQL's crash
 /// is made again, and the first one's end refused.
@@ -228,6 +232,8 @@ pub(crate) async fn claim(
 ) -> Result<Look, WebhookError> {
     let tried = "claim webhook deliveries";
     let (lot, spent) = (Uuid::now_v7(), claimer.spent.all());
+    // A look for those that fail finds few, and says nothing of how much there is to do.
+    let busy = room.lane == Lane::Failing && claimer.busy.is_kept();
     let mut connection = claimer.busy.take(pool, tried).await?;
     let mut transaction = match connection.begin_with(GATED).await {
         Ok(transaction) => transaction,
@@ -235,7 +241,7 @@ pub(crate) async fn claim(
         Err(error) => return Err(WebhookError::database(tried)(error)),
     };
     let rows = sqlx::query(CLAIM)
-        .bind(i64::try_from(room.limit).unwrap_or(i64::MAX))
+        .bind(number(room.limit))
         .bind(room.lane == Lane::Failing)
         .bind(i64::from(settings.endpoint_concurrency))
         .bind(i64::from(settings.tenant_concurrency))
@@ -244,10 +250,10 @@ pub(crate) async fn claim(
         .bind(lot)
         .bind(claimer.worker)
         .bind(room.shares.keys().copied().collect::<Vec<_>>())
-        .bind(room.shares.values().map(|share| share.under_way).collect::<Vec<_>>())
-        .bind(room.shares.values().map(|share| share.rounds).collect::<Vec<_>>())
+        .bind(room.shares.values().map(|share| number(share.under_way)).collect::<Vec<_>>())
+        .bind(room.shares.values().map(|share| number(share.rounds)).collect::<Vec<_>>())
         .bind(&spent)
-        .bind(i64::try_from(room.bytes).unwrap_or(i64::MAX))
+        .bind(number(room.bytes))
         .fetch_all(&mut *transaction)
         .await
         .map_err(WebhookError::database(tried))?;
@@ -270,9 +276,13 @@ pub(crate) async fn claim(
         }
     }
     transaction.commit().await.map_err(read)?;
-    claimer.busy.keep(connection, rows.len());
+    claimer.busy.keep(connection, if busy { BUSY } else { rows.len() });
     claimer.spent.forget(&spent);
     look(&rows, lot, claimer).map_err(read)
+}
+
+fn number(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 /// Another held what was waited for, for longer than a session waits.
@@ -351,7 +361,7 @@ WHERE e.id = ANY($1)";
 // and whoever else looks finds no room until it has come down to it.
 // A tenant's and an endpoint's room are filled in turn: each endpoint's first before anybody's second. `many` keeps the look from
 // sorting far more than it may take.
-// The subqueries with OFFSET 0, and the rows' own addresses, leave no plan but one look by key for each row.
+// The subqueries with OFFSET 0 leave no plan but one look by key for each row.
 // There is a row also when nothing was claimed: it tells whether anything is failing.
 const CLAIM: &str = "\
 WITH RECURSIVE clock AS MATERIALIZED (SELECT clock_timestamp() AS now), loaded (id) AS (
@@ -385,11 +395,12 @@ WITH RECURSIVE clock AS MATERIALIZED (SELECT clock_timestamp() AS now), loaded (
     SELECT *, count(*) OVER () AS many FROM roomy WHERE room > 0 AND tenant_limit > crowd
 ), due AS MATERIALIZED (
     SELECT d.*, r.crowd, r.tenant_no, r.tenant_limit, r.updated_at FROM ready r, clock, held, LATERAL (
-        SELECT w.ctid AS at, w.id, w.ticket, w.endpoint_id, w.bytes, w.due_at, row_number() OVER (ORDER BY w.due_at) AS turn
+        SELECT w.id, w.ticket, w.endpoint_id, w.event_seq, w.event_id, w.attempts, w.rung, w.bytes, w.due_at,
+            row_number() OVER (ORDER BY w.due_at) AS turn
         FROM ops.webhook_open w
         WHERE w.endpoint_id = r.id AND w.due_at <= clock.now AND w.created_at >= held.since
             AND w.ticket NOT IN (SELECT unnest(tickets) FROM ops.webhook_claims)
-        ORDER BY w.due_at LIMIT LEAST(r.room, 2 * $1 / r.many + 1)
+        ORDER BY w.due_at LIMIT LEAST(r.room, 5 * $1 / (4 * r.many) + 1)
     ) d
 ), placed AS MATERIALIZED (
     SELECT due.*, row_number() OVER (PARTITION BY tenant_no ORDER BY turn, due_at) + crowd AS place FROM due
@@ -403,14 +414,14 @@ WITH RECURSIVE clock AS MATERIALIZED (SELECT clock_timestamp() AS now), loaded (
     FROM chosen, clock HAVING count(*) > 0
 ), spent AS (
     DELETE FROM ops.webhook_claims WHERE id = ANY($12)
+), failing AS MATERIALIZED (
+    SELECT EXISTS (SELECT FROM ops.webhook_endpoints e, clock WHERE e.failures > 0 AND e.state = 'active'
+        AND (e.resting_until IS NULL OR e.resting_until <= now)) AS any
 )
-SELECT EXISTS (SELECT FROM ops.webhook_endpoints e WHERE e.failures > 0 AND e.state = 'active'
-            AND (e.resting_until IS NULL OR e.resting_until <= now)),
-    c.id, c.endpoint_id, c.ticket, c.attempts + 1, c.rung, c.event_id, c.body, c.updated_at
-FROM clock LEFT JOIN (
-    SELECT chosen.id, chosen.endpoint_id, chosen.ticket, chosen.updated_at, o.attempts, o.rung, o.event_id, v.body FROM chosen
-    CROSS JOIN LATERAL (SELECT attempts, rung, event_id, event_seq FROM ops.webhook_open WHERE ctid = chosen.at OFFSET 0) o
-    CROSS JOIN LATERAL (SELECT body FROM ops.webhook_events WHERE seq = o.event_seq OFFSET 0) v
+SELECT failing.any, c.id, c.endpoint_id, c.ticket, c.attempts + 1, c.rung, c.event_id, c.body, c.updated_at
+FROM failing LEFT JOIN (
+    SELECT chosen.*, v.body FROM chosen
+    CROSS JOIN LATERAL (SELECT body FROM ops.webhook_events WHERE seq = chosen.event_seq OFFSET 0) v
 ) c ON true";
 
 /// How long until something may be due that is not now; `None`: nothing waits.

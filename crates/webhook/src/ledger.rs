@@ -14,7 +14,7 @@ use crate::store::{self, Ended};
 use crate::{Wake, metrics};
 
 /// Most ends of one statement.
-const LOT: usize = 1_024;
+const LOT: usize = 2_048;
 
 /// From so many on, the next lot is let grow for a moment: a statement has a price of its own, and nobody waits for an end.
 const MANY: usize = 64;
@@ -72,7 +72,7 @@ impl Writer {
             self.back(&back).await;
             drop((taken, back));
             self.wake.wake();
-            if many {
+            if many && told.len() < LOT / 2 {
                 tokio::time::sleep(LINGER).await;
             }
         }

@@ -1,7 +1,7 @@
 //! How far ahead of an endpoint's limit this process claims.
 //!
-//! An endpoint that answers at once has posted everything of a look before the next one comes, and waits. So each time it has, the next
-//! look may claim twice as many rounds of it; once something of it waits for long, it is one round again. An endpoint that hangs never
+//! An endpoint that answers at once has taken most of what a look claimed before the next one comes. Each time it has, the next look
+//! may claim twice as many rounds of it; once something of it waits for long, it is one round again. An endpoint that hangs never
 //! holds more than its limit.
 
 use std::collections::HashMap;
@@ -13,13 +13,13 @@ use uuid::Uuid;
 use crate::claim::{Claimed, Share};
 
 /// Most rounds of an endpoint's limit.
-const ROUNDS_MAX: i64 = 16;
+const ROUNDS_MAX: usize = 16;
 /// What waits for longer than this was claimed too far ahead.
 const SLOW: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Clone, Copy)]
 struct Pace {
-    rounds: i64,
+    rounds: usize,
     limit: usize,
     /// The last look claimed something of it.
     claimed: bool,
@@ -40,14 +40,12 @@ impl Paces {
             let (count, oldest) = under_way.get(id).copied().unwrap_or_default();
             if oldest.is_some_and(|since| now.duration_since(since) >= SLOW) {
                 pace.rounds = 1;
-            } else if pace.claimed && count <= pace.limit {
+            } else if pace.claimed && 2 * count <= pace.limit.saturating_mul(pace.rounds) {
                 pace.rounds = (2 * pace.rounds).min(ROUNDS_MAX);
             }
             pace.claimed || count > 0
         });
-        let share = |(id, (count, _)): (&Uuid, &(usize, _))| {
-            (*id, Share { under_way: i64::try_from(*count).unwrap_or(i64::MAX), rounds: 1 })
-        };
+        let share = |(id, (count, _)): (&Uuid, &(usize, _))| (*id, Share { under_way: *count, rounds: 1 });
         let mut shares: HashMap<Uuid, Share> = under_way.iter().map(share).collect();
         for (id, pace) in &self.0 {
             shares.entry(*id).or_insert(Share { under_way: 0, rounds: 1 }).rounds = pace.rounds;

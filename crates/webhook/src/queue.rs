@@ -111,6 +111,15 @@ impl Queue {
         Some((waiting, Posting { queue: self.clone(), endpoint, tenant, limit }))
     }
 
+    /// How many of a lane may be posted before anything that waits for its endpoint or its tenant.
+    pub(crate) fn ready(&self, lane: Lane) -> usize {
+        let held = self.held();
+        let tenants = held.tenants.values().filter(|tenant| tenant.posting < held.tenant_limit);
+        let endpoints = tenants.flat_map(|tenant| &tenant.turns[lane as usize]);
+        let lines = endpoints.filter_map(|id| held.endpoints.get(id));
+        lines.map(|endpoint| endpoint.lines[lane as usize].waiting.len()).sum()
+    }
+
     /// Something of the lane may be posted now.
     pub(crate) fn is_ready(&self, lane: Lane) -> bool {
         !self.held().lanes[lane as usize].tenants.is_empty()

@@ -1,6 +1,7 @@
 //! Posting what is due, in every process: claims a lot as slots come free, posts, tells what came of it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -28,7 +29,7 @@ const FAILING_PART: usize = 4;
 const BREATH: Duration = Duration::from_millis(5);
 /// So many times the slots are claimed beside those that are posted: a slot that comes free has its next one at once, ends are
 /// committed while others are posted, and what a look costs for itself is shared by many.
-const AHEAD: usize = 20;
+const AHEAD: usize = 40;
 /// Most bytes of bodies that wait for a slot; one that is larger waits alone.
 const AHEAD_BYTES: usize = 32 * 1024 * 1024;
 /// Longest wait of a claim for a slot. Beyond it, it is given back: an attempt has to end within its claim.
@@ -58,9 +59,9 @@ struct Slots {
     claims: Arc<Semaphore>,
     /// Of posts.
     posts: Arc<Semaphore>,
-    /// While more than these wait for a slot, nothing more is claimed: one large lot costs less than two small ones, and those that
-    /// are being posted last until the next lot is there.
-    low: usize,
+    /// While more than these wait for a slot, nothing more is claimed: one large lot costs less than two small ones. Half of what
+    /// waited after the last look, which lasts until the next lot is there.
+    low: AtomicUsize,
 }
 
 impl Slots {
@@ -68,7 +69,7 @@ impl Slots {
         Self {
             claims: Arc::new(Semaphore::new(posts + ahead)),
             posts: Arc::new(Semaphore::new(posts)),
-            low: ahead / 2,
+            low: AtomicUsize::new(0),
         }
     }
 }
@@ -81,6 +82,8 @@ struct Looks {
     failing_at: Instant,
     /// The last one found so much that the next need not wait for more to come together.
     flood: bool,
+    /// The last one saw an endpoint that is failing and not at rest.
+    failing: bool,
 }
 
 /// Posts what is due.
@@ -169,8 +172,14 @@ async fn beating<F: Future>(pulse: &Pulse, waited: F) -> F::Output {
 async fn look_on(shared: &Arc<Shared>, claimer: Claimer, poll: Duration, pulse: &Pulse) {
     let mut failures = 0;
     let now = Instant::now();
-    let mut looks =
-        Looks { claimer, paces: Paces::default(), take_back_at: now, failing_at: now, flood: false };
+    let mut looks = Looks {
+        claimer,
+        paces: Paces::default(),
+        take_back_at: now,
+        failing_at: now,
+        flood: false,
+        failing: true,
+    };
     // Without a writer nothing could end: the pool begins anew.
     while !shared.stopping.is_cancelled() && !shared.ledger.is_closed() {
         pulse.beat();
@@ -207,7 +216,7 @@ async fn look(shared: &Arc<Shared>, looks: &mut Looks, poll: Duration) -> Result
     }
     let mut found = fill(shared, looks, Lane::Healthy).await?;
     looks.flood = 2 * found.claimed >= shared.settings.concurrency;
-    if found.failing && (found.claimed == 0 || Instant::now() >= looks.failing_at) {
+    if looks.failing && (found.claimed == 0 || Instant::now() >= looks.failing_at) {
         let more = fill(shared, looks, Lane::Failing).await?;
         looks.failing_at = Instant::now() + FAILING_EVERY;
         found.claimed += more.claimed;
@@ -227,8 +236,6 @@ async fn look(shared: &Arc<Shared>, looks: &mut Looks, poll: Duration) -> Result
 /// What came of a look for one lane.
 struct Found {
     claimed: usize,
-    /// There may be something to do for the failing lane.
-    failing: bool,
     /// False: another process looked at the same moment.
     whole: bool,
 }
@@ -238,17 +245,20 @@ async fn fill(shared: &Arc<Shared>, looks: &mut Looks, lane: Lane) -> Result<Fou
     let slots = shared.slots(lane);
     let (limit, (waiting, bytes)) = (slots.claims.available_permits(), shared.queue.waiting(lane));
     let bytes = AHEAD_BYTES.saturating_sub(bytes);
-    if limit == 0 || bytes == 0 || waiting > slots.low {
+    if limit == 0 || bytes == 0 || shared.queue.ready(lane) > slots.low.load(Ordering::Relaxed) {
         pump(shared, lane);
-        return Ok(Found { claimed: waiting, failing: true, whole: true });
+        return Ok(Found { claimed: waiting, whole: true });
     }
     let now = Instant::now();
     let room = Room { lane, limit, bytes, shares: looks.paces.shares(&shared.queue.under_way(), now) };
     let look = claim::claim(&shared.pool, &shared.settings, &mut looks.claimer, &room).await?;
-    if lane == Lane::Healthy && !look.shut {
-        looks.paces.looked(&look.claimed);
+    if !look.shut {
+        looks.failing = look.failing;
+        if lane == Lane::Healthy {
+            looks.paces.looked(&look.claimed);
+        }
     }
-    let found = Found { claimed: look.claimed.len(), failing: look.failing, whole: !look.shut };
+    let found = Found { claimed: look.claimed.len(), whole: !look.shut };
     // Only this loop takes claims, so each has its permit.
     let since = Instant::now();
     let waiting = look.claimed.into_iter().filter_map(|claimed| {
@@ -256,6 +266,7 @@ async fn fill(shared: &Arc<Shared>, looks: &mut Looks, lane: Lane) -> Result<Fou
         Some(Waiting { claimed, claim, since })
     });
     shared.queue.push(lane, waiting);
+    slots.low.store(shared.queue.ready(lane) / 2, Ordering::Relaxed);
     pump(shared, lane);
     Ok(found)
 }
@@ -284,7 +295,9 @@ async fn work_off(shared: Arc<Shared>, lane: Lane, mut slot: OwnedSemaphorePermi
                     pump(&shared, other);
                 }
             }
-            if shared.queue.waiting(lane).0 <= slots.low {
+            if shared.queue.waiting(lane).0 <= slots.low.load(Ordering::Relaxed)
+                || !shared.queue.is_ready(lane)
+            {
                 shared.wake.wake();
             }
         }
@@ -321,7 +334,7 @@ impl Shared {
 }
 
 async fn attempt(shared: &Arc<Shared>, waiting: Waiting, posting: Posting) {
-    let Waiting { claimed, claim, since } = waiting;
+    let Waiting { mut claimed, claim, since } = waiting;
     if since.elapsed() >= AHEAD_MAX {
         shared.ledger.tell(Entry { claimed, ended: None, claim }).await;
         return;
@@ -333,6 +346,8 @@ async fn attempt(shared: &Arc<Shared>, waiting: Waiting, posting: Posting) {
     let answer = shared.forced.run_until_cancelled(post(shared, &claimed));
     let Some(posted) = answer.instrument(span.clone()).await else { return };
     drop(posting);
+    // It may be long until the end is written, and large.
+    claimed.body.clear();
     let ended = judge(&shared.settings.policy, claimed.rung, posted, started.elapsed());
     if ended.end == End::Delivered {
         shared.ledger.tell(Entry { claimed, ended: Some(ended), claim }).await;
