@@ -7,7 +7,7 @@
 //! So what is claimed follows from two tables. Whoever claims, or gives up what is free, holds [`GATE`] before the statement that
 //! looks, so that it sees what the one before it claimed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -87,6 +87,12 @@ pub(crate) struct Lot {
     spent: Spent,
 }
 
+impl Lot {
+    const fn new(id: Uuid, open: usize, spent: Spent) -> Self {
+        Self { id, open: AtomicUsize::new(open), spent }
+    }
+}
+
 /// Lots whose rows are of no use any more.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Spent(Arc<Mutex<Vec<Uuid>>>);
@@ -121,10 +127,14 @@ impl Targets {
         self.0.get(&id).filter(|kept| kept.version == version && kept.until > now).map(|kept| &kept.target)
     }
 
-    fn keep(&mut self, target: Target, version: Timestamp, until: Instant) {
+    /// Makes room, between two looks: those of one look are all needed.
+    fn shrink(&mut self) {
         if self.0.len() >= TARGETS_KEPT {
             self.0.clear();
         }
+    }
+
+    fn keep(&mut self, target: Target, version: Timestamp, until: Instant) {
         self.0.insert(target.id, Kept { target: Arc::new(target), version, until });
     }
 }
@@ -259,18 +269,22 @@ pub(crate) async fn claim(
         .map_err(WebhookError::database(tried))?;
     let read = |error| WebhookError::database(tried)(error);
     let now = Instant::now();
-    let mut unknown = Vec::new();
+    claimer.targets.shrink();
+    let mut unknown = HashSet::new();
     for row in &rows {
         if let (Some(endpoint), version) =
             (row.try_get::<Option<Uuid>, _>(2).map_err(read)?, version(row, 8).map_err(read)?)
-            && !unknown.contains(&endpoint)
             && claimer.targets.get(endpoint, version, now).is_none()
         {
-            unknown.push(endpoint);
+            unknown.insert(endpoint);
         }
     }
     if !unknown.is_empty() {
-        let found = sqlx::query(TARGETS).bind(&unknown).fetch_all(&mut *transaction).await.map_err(read)?;
+        let found = sqlx::query(TARGETS)
+            .bind(Vec::from_iter(unknown))
+            .fetch_all(&mut *transaction)
+            .await
+            .map_err(read)?;
         for row in &found {
             keep(&mut claimer.targets, row, settings, now).map_err(read)?;
         }
@@ -300,7 +314,7 @@ fn look(rows: &[PgRow], lot: Uuid, claimer: &Claimer) -> Result<Look, sqlx::Erro
     if first.try_get::<Option<Uuid>, _>(1)?.is_none() {
         return Ok(look);
     }
-    let lot = Arc::new(Lot { id: lot, open: AtomicUsize::new(rows.len()), spent: claimer.spent.clone() });
+    let lot = Arc::new(Lot::new(lot, rows.len(), claimer.spent.clone()));
     look.claimed.reserve(rows.len());
     for row in rows {
         let endpoint: Uuid = row.try_get(2)?;
@@ -504,3 +518,25 @@ INSERT INTO ops.webhook_ended (id, endpoint_id, event_seq, tenant, event_id, eve
     last_status, last_error, replays, created_at, ended_at)
 SELECT id, endpoint_id, event_seq, tenant, event_id, event_type, 'dead', attempts, 'endpoint_disabled',
     last_status, last_error, replays, created_at, clock_timestamp() FROM over";
+
+/// A claim that no database knows of.
+#[cfg(test)]
+pub(crate) fn sample(endpoint: u128, tenant: &str, concurrency: usize, body: &'static str) -> Claimed {
+    let target = Target {
+        id: Uuid::from_u128(endpoint),
+        place: Err("nowhere".to_owned()),
+        timeout: None,
+        tenant: tenant.into(),
+        concurrency,
+    };
+    Claimed {
+        id: Uuid::now_v7(),
+        ticket: 1,
+        lot: Arc::new(Lot::new(Uuid::now_v7(), 1, Spent::default())),
+        target: Arc::new(target),
+        attempt_no: 1,
+        rung: 0,
+        event_id: "evt_1".to_owned(),
+        body: Bytes::from_static(body.as_bytes()),
+    }
+}

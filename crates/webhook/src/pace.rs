@@ -65,3 +65,39 @@ impl Paces {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::claim::sample;
+
+    fn look(paces: &mut Paces, count: usize, waited: Duration, claims: bool) -> usize {
+        let (id, now) = (Uuid::from_u128(1), Instant::now() + SLOW);
+        let under_way = HashMap::from([(id, (count, Some(now - waited)))]);
+        let rounds = paces.shares(&under_way, now)[&id].rounds;
+        paces.looked(if claims { vec![sample(1, "a", 4, "")] } else { Vec::new() }.as_slice());
+        rounds
+    }
+
+    #[test]
+    fn an_endpoint_that_keeps_pace_is_claimed_further_ahead_each_time() {
+        let mut paces = Paces::default();
+        let rounds: Vec<usize> = [4, 2, 4, 8, 17, 16, 32]
+            .into_iter()
+            .map(|count| look(&mut paces, count, Duration::ZERO, true))
+            .collect();
+        assert_eq!(rounds, [1, 2, 4, 8, 8, 16, 16]);
+        assert_eq!(look(&mut paces, 10, SLOW, true), 1, "what waits for long was claimed too far ahead");
+        assert_eq!(look(&mut paces, 0, Duration::ZERO, false), 2);
+        assert_eq!(look(&mut paces, 1, Duration::ZERO, false), 2, "only what was claimed tells of its pace");
+    }
+
+    #[test]
+    fn an_endpoint_that_has_nothing_more_is_forgotten() {
+        let mut paces = Paces::default();
+        look(&mut paces, 0, Duration::ZERO, true);
+        paces.looked(&[]);
+        assert!(paces.shares(&HashMap::new(), Instant::now()).is_empty());
+        assert!(paces.0.is_empty());
+    }
+}

@@ -271,3 +271,115 @@ impl Drop for Posting {
         self.queue.held().posted(self.endpoint, &self.tenant, self.limit);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::claim::sample;
+
+    const HEALTHY: Lane = Lane::Healthy;
+
+    /// Two posts for a tenant at once; each endpoint's own limit stands beside its name.
+    fn queue(all: &[(u128, &str, usize)]) -> Queue {
+        let queue = Queue::new(2);
+        push(&queue, HEALTHY, all);
+        queue
+    }
+
+    fn push(queue: &Queue, lane: Lane, all: &[(u128, &str, usize)]) {
+        let claims = Arc::new(Semaphore::new(all.len()));
+        queue.push(
+            lane,
+            all.iter().map(|(endpoint, tenant, limit)| Waiting {
+                claimed: sample(*endpoint, tenant, *limit, "body"),
+                claim: Arc::clone(&claims).try_acquire_owned().unwrap(),
+                since: Instant::now(),
+            }),
+        );
+    }
+
+    fn next(queue: &Queue, lane: Lane) -> Option<(u128, Posting)> {
+        queue.pop(lane).map(|(waiting, posting)| (waiting.claimed.target.id.as_u128(), posting))
+    }
+
+    fn order(queue: &Queue) -> Vec<u128> {
+        std::iter::from_fn(|| next(queue, HEALTHY).map(|(endpoint, _)| endpoint)).collect()
+    }
+
+    #[test]
+    fn tenants_and_their_endpoints_have_their_turns() {
+        let queue = queue(&[
+            (1, "a", 9),
+            (1, "a", 9),
+            (1, "a", 9),
+            (2, "a", 9),
+            (2, "a", 9),
+            (3, "b", 9),
+            (3, "b", 9),
+        ]);
+        assert_eq!(order(&queue), [1, 3, 2, 3, 1, 2, 1]);
+    }
+
+    #[test]
+    fn an_endpoint_waits_while_it_is_posted_as_much_as_it_takes() {
+        let queue = queue(&[(1, "a", 1), (1, "a", 1), (2, "a", 1)]);
+        let (first, second) = (next(&queue, HEALTHY).unwrap(), next(&queue, HEALTHY).unwrap());
+        assert_eq!((first.0, second.0), (1, 2));
+        assert!(!queue.is_ready(HEALTHY) && queue.ready(HEALTHY) == 0);
+        assert_eq!(queue.waiting(HEALTHY), (1, 4), "it waits all the same");
+        drop(second);
+        assert!(next(&queue, HEALTHY).is_none(), "what another endpoint ended is not its turn");
+        drop(first);
+        assert_eq!((queue.ready(HEALTHY), next(&queue, HEALTHY).unwrap().0), (1, 1));
+    }
+
+    #[test]
+    fn a_tenants_limit_holds_over_both_lanes() {
+        let queue = queue(&[(1, "a", 9), (1, "a", 9), (4, "b", 9)]);
+        push(&queue, Lane::Failing, &[(2, "a", 9)]);
+        let healthy = next(&queue, HEALTHY).unwrap();
+        assert_eq!(healthy.0, 1);
+        let failing = next(&queue, Lane::Failing).unwrap();
+        assert_eq!(failing.0, 2);
+        let other = next(&queue, HEALTHY).unwrap();
+        assert_eq!(other.0, 4, "the third of a would be too many");
+        assert!(next(&queue, HEALTHY).is_none());
+        assert_eq!(queue.ready(HEALTHY), 0);
+        drop(failing);
+        assert_eq!(next(&queue, HEALTHY).unwrap().0, 1);
+    }
+
+    #[test]
+    fn what_is_taken_out_is_nobodys_turn() {
+        let queue = queue(&[(1, "a", 9), (1, "a", 9), (2, "a", 9), (3, "b", 9)]);
+        assert_eq!(queue.of(Uuid::from_u128(1)).len(), 2);
+        assert!(queue.of(Uuid::from_u128(1)).is_empty());
+        assert_eq!((order(&queue), queue.waiting(HEALTHY)), (vec![3, 2], (0, 0)));
+        assert!(queue.older_than(Duration::ZERO).is_empty());
+        push(&queue, HEALTHY, &[(1, "a", 9), (5, "c", 9)]);
+        assert!(queue.older_than(Duration::from_secs(60)).is_empty());
+        assert_eq!(queue.older_than(Duration::ZERO).len(), 2);
+        assert!(next(&queue, HEALTHY).is_none());
+        push(&queue, HEALTHY, &[(1, "a", 9)]);
+        assert_eq!(order(&queue), [1], "it has its turn again");
+        let held = queue.held();
+        assert!(
+            held.endpoints.is_empty() && held.tenants.is_empty(),
+            "what has nothing takes no memory: {held:?}"
+        );
+    }
+
+    #[test]
+    fn what_waits_and_what_is_posted_is_under_way() {
+        let queue = queue(&[(1, "a", 9), (1, "a", 9)]);
+        let posting = next(&queue, HEALTHY).unwrap();
+        let (count, oldest) = queue.under_way()[&Uuid::from_u128(1)];
+        assert!(count == 2 && oldest.is_some());
+        let last = next(&queue, HEALTHY).unwrap();
+        assert_eq!(queue.under_way()[&Uuid::from_u128(1)], (2, None));
+        drop((posting, last));
+        assert!(queue.under_way().is_empty());
+    }
+}
