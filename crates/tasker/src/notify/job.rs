@@ -101,7 +101,9 @@ impl Job for Notice {
             Ok(Told::Nobody) => Ok(Outcome::DoneWith(json!({ "told": false }))),
             Ok(Told::Unwanted) => Ok(Outcome::DoneWith(json!({ "told": false, "unwanted": true }))),
             Err(error) if error.is_unavailable() => {
-                tracing::warn!(%error, "NotificationService: a notice waits for PostgreSQL");
+                // With its causes: a full disk and a server that is away want different people.
+                let error = format!("{:#}", anyhow::Error::new(error));
+                tracing::warn!(error, "NotificationService: a notice waits for PostgreSQL");
                 Ok(Outcome::Snooze(AWAY))
             }
             Err(error) if error.is_final() => Err(JobError::discard(error)),

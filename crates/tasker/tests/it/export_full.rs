@@ -1,87 +1,34 @@
 //! PostgreSQL's disk full while an order, or the row of a backup, is written: nothing is lost, and the error says it.
 
-use std::path::PathBuf;
-use std::process::Command;
-
 use serde_json::json;
-use tempfile::TempDir;
 use voiceai_postgres::sqlx::{self, PgPool};
 use voiceai_queue::Inline;
 use voiceai_tasker::jobs::export::{Export, Format, create, get};
 use voiceai_testkit::PostgresServer;
 
 use crate::export_bench::Bench;
-
-/// A file system of a few MiB, real and soon full.
-struct SmallDisk(TempDir);
-
-impl SmallDisk {
-    /// Nothing where this process may not mount.
-    fn mount() -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let mounted =
-            Command::new("mount").args(["-t", "tmpfs", "-o", "size=3m", "tmpfs"]).arg(folder.path()).output();
-        if !mounted.is_ok_and(|output| output.status.success()) {
-            eprintln!("skipped: no file system may be mounted here, so no disk can be made full");
-            return None;
-        }
-        let given = Command::new("chown").arg("postgres:").arg(folder.path()).status();
-        assert!(given.is_ok_and(|status| status.success()), "PostgreSQL may not write there");
-        Some(Self(folder))
-    }
-
-    fn path(&self) -> PathBuf {
-        self.0.path().to_owned()
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
-/// What fills the disk.
-const FILLER: &str = "CREATE TABLE public.filler (text text) TABLESPACE small; ALTER TABLE public.filler ALTER text SET STORAGE plain";
+use crate::small_disk::{self, SmallDisk, make_room};
 
 /// A server whose tables of orders and backups lie on the small disk, beside something that fills it.
 async fn server(disk: &SmallDisk) -> (PostgresServer, PgPool) {
     let server = PostgresServer::start().await;
     let pool = PgPool::connect(&server.url()).await.unwrap();
     voiceai_postgres::migrate(&pool, voiceai_postgres::ALL).await.unwrap();
-    let small = format!("CREATE TABLESPACE small LOCATION '{}'", disk.path().display());
-    sqlx::query(sqlx::AssertSqlSafe(small)).execute(&pool).await.unwrap();
+    disk.tablespace(&pool).await;
     for table in ["export_jobs", "backups"] {
         let moved = format!("ALTER TABLE ops.{table} SET TABLESPACE small");
         sqlx::query(sqlx::AssertSqlSafe(moved)).execute(&pool).await.unwrap();
     }
-    sqlx::raw_sql(FILLER).execute(&pool).await.unwrap();
+    small_disk::prepare_filler(&pool).await;
     let tables = "CREATE TABLE public.devices AS SELECT i AS device_id, repeat(md5(i::text), 31) AS note FROM generate_series(1, 30000) i";
     sqlx::raw_sql(tables).execute(&pool).await.unwrap();
     (server, pool)
 }
 
-/// Leaves no room, neither on the disk nor in the last page of a table whose rows are `filled_by`.
+/// Leaves no room, neither on the disk nor in the pages of a table whose rows are `filled_by`.
 async fn fill(pool: &PgPool, filled_by: &str) {
-    for statement in
-        ["INSERT INTO public.filler SELECT repeat('x', 7000) FROM generate_series(1, 8)", filled_by]
-    {
-        for _ in 0..10_000 {
-            match sqlx::query(sqlx::AssertSqlSafe(statement.to_owned())).execute(pool).await {
-                Ok(_) => {}
-                Err(error) => {
-                    assert!(error.to_string().contains("No space left on device"), "{error}");
-                    break;
-                }
-            }
-        }
-    }
-}
-
-async fn make_room(pool: &PgPool) {
-    // Emptying it would need room for another file first.
-    sqlx::query("DROP TABLE public.filler").execute(pool).await.unwrap();
-    sqlx::raw_sql(FILLER).execute(pool).await.unwrap();
+    small_disk::fill(pool).await;
+    small_disk::until_full(pool, filled_by).await;
 }
 
 /// Orders that are taken for others' and fill the table's page.
@@ -93,7 +40,7 @@ async fn look(pool: &PgPool, order: &Export) -> Export {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_is_full_loses_no_order_and_takes_it_up_again() {
-    let Some(disk) = SmallDisk::mount() else { return };
+    let Some(disk) = SmallDisk::mount(3) else { return };
     let (_server, pool) = server(&disk).await;
     let mut bench = Bench::new("").await;
     bench.ctx.pool = pool.clone();
@@ -131,7 +78,7 @@ async fn a_database_that_is_full_loses_no_order_and_takes_it_up_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_is_stored_although_its_row_finds_no_room() {
-    let Some(disk) = SmallDisk::mount() else { return };
+    let Some(disk) = SmallDisk::mount(3) else { return };
     let (server, pool) = server(&disk).await;
     let s3 = voiceai_testkit::s3().await;
     let mut ctx = crate::backup::context(&server.url(), &s3).await;

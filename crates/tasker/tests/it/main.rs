@@ -9,6 +9,7 @@
 mod backup;
 mod backup_commands;
 mod cron;
+mod disk_full;
 mod duty;
 mod enqueue;
 mod export;
@@ -38,6 +39,7 @@ mod process;
 mod queue;
 mod recording;
 mod replay;
+mod small_disk;
 mod stage;
 mod start;
 mod store_faults;
