@@ -75,7 +75,7 @@ impl Stripe {
     /// # Errors
     /// As [`Self::probe`]; refused also when there is no such subscription.
     pub(crate) async fn subscription(&self, id: &str) -> Result<StripeSubscription, PlatformError> {
-        let answer = self.ask(Method::GET, &format!("v1/subscriptions/{}", segment(id)), None).await?;
+        let answer = self.ask(Method::GET, &path(id)?, None).await?;
         let second = |value: &Value| value.as_i64().and_then(|second| Timestamp::from_second(second).ok());
         // Since 2025 the end stands at the items, the last of which decides.
         let of_items = answer["items"]["data"]
@@ -93,8 +93,7 @@ impl Stripe {
     /// # Errors
     /// As [`Self::subscription`].
     pub(crate) async fn pause_collection(&self, id: &str, key: &str) -> Result<(), PlatformError> {
-        let path = format!("v1/subscriptions/{}", segment(id));
-        self.ask(Method::POST, &path, Some((key, "pause_collection[behavior]=void"))).await.map(drop)
+        self.ask(Method::POST, &path(id)?, Some((key, "pause_collection[behavior]=void"))).await.map(drop)
     }
 
     async fn ask(
@@ -133,9 +132,17 @@ impl Stripe {
     }
 }
 
-/// An id as a part of a path: nothing in it can lead elsewhere.
-fn segment(id: &str) -> String {
-    url::form_urlencoded::byte_serialize(id.as_bytes()).collect()
+/// The path of a subscription. Nothing in an id can lead elsewhere, least of all to no id at all: there Stripe lists and creates.
+fn path(id: &str) -> Result<String, PlatformError> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    if (1..=255).contains(&id.len()) && id.bytes().all(is_plain) {
+        return Ok(format!("v1/subscriptions/{id}"));
+    }
+    let shown: String = id.chars().take(40).collect();
+    Err(PlatformError::invalid(
+        "stripe_subscription",
+        format!("{shown:?} is no id of Stripe's, such as sub_1MowQVLkdIwHu7ix"),
+    ))
 }
 
 fn reason(error: &reqwest::Error) -> &'static str {
@@ -218,6 +225,10 @@ mod tests {
         assert_eq!(known("past_due", Some(later)).renewed_until(now), None);
         assert_eq!(known("active", Some(now)).renewed_until(now), None);
         assert_eq!(known("active", None).renewed_until(now), None);
-        assert_eq!(segment("sub_1/../x?y"), "sub_1%2F..%2Fx%3Fy");
+        assert_eq!(path("sub_1-A").unwrap(), "v1/subscriptions/sub_1-A");
+        for odd in ["", ".", "..", "sub_1/../x?y", "a\0b", "a b", "ü", &"x".repeat(256)] {
+            let error = path(odd).unwrap_err();
+            assert!(error.is_final() && error.to_string().len() < 400, "{error}");
+        }
     }
 }

@@ -49,7 +49,7 @@ impl RetentionSweep {
             return Err(PlatformError::invalid("tables", reason));
         }
         let mut swept = serde_json::Map::new();
-        let mut failed = None;
+        let mut failed = Vec::new();
         for rule in rules {
             if !self.tables.is_empty() && self.tables.iter().all(|name| name != rule.table) {
                 continue;
@@ -57,6 +57,15 @@ impl RetentionSweep {
             if let Some(missing) = missing(&upkeep.pool, rule.needs).await? {
                 tracing::info!(kind = Self::KIND, table = rule.table, %missing, "table absent, skipped");
                 swept.insert(rule.table.to_owned(), missing.result());
+                continue;
+            }
+            if is_view(upkeep, rule).await? {
+                let reason = "not a table: a view or a foreign table is not swept";
+                tracing::info!(kind = Self::KIND, table = rule.table, reason, "a table is skipped");
+                swept.insert(
+                    rule.table.to_owned(),
+                    json!({ "skipped": true, "reason": reason, "table": rule.table }),
+                );
                 continue;
             }
             match table(upkeep, attempt, rule).await {
@@ -67,15 +76,34 @@ impl RetentionSweep {
                 // The other tables do not wait for this one to be mended.
                 Err(error) => {
                     tracing::error!(kind = Self::KIND, table = rule.table, error = %crate::text(&error), "a table was not swept");
-                    failed = Some(error);
+                    failed.push((rule.table, error));
                 }
             }
         }
-        match failed {
-            Some(error) => Err(error),
-            None => Ok(Value::Object(swept)),
-        }
+        outcome(failed).map(|()| Value::Object(swept))
     }
+}
+
+/// What a sweep ends with of which these tables failed: what may pass by itself is tried again, and then the others are named too.
+fn outcome(mut failed: Vec<(&'static str, PlatformError)>) -> Result<(), PlatformError> {
+    if let Some(passing) = failed.iter().position(|(_, error)| !error.is_final()) {
+        return Err(failed.swap_remove(passing).1);
+    }
+    let Some((first, error)) = failed.first() else { return Ok(()) };
+    let others: Vec<_> = failed.iter().skip(1).map(|(table, _)| *table).collect();
+    let others = if others.is_empty() { String::new() } else { format!("; nor were {}", others.join(", ")) };
+    Err(PlatformError::invalid(*first, format!("it was not swept: {}{others}", crate::text(error))))
+}
+
+/// Whether the platform has a view, or a table of another server, in the place of a rule's: rows are not found by where they lie there.
+async fn is_view(upkeep: &Upkeep, rule: &Rule) -> Result<bool, PlatformError> {
+    sqlx::query_scalar(
+        "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass($1) AND relkind IN ('v', 'm', 'f'))",
+    )
+    .bind(rule.table)
+    .fetch_one(&upkeep.pool)
+    .await
+    .map_err(PlatformError::database("look for the platform's tables"))
 }
 
 /// Sweeps one table, with a row of `ops.maintenance_log` from the first batch to the last.

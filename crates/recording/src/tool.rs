@@ -143,7 +143,7 @@ fn wall(cpu: Duration) -> Duration {
 /// What the end of a program means.
 fn judge(tool: &'static str, status: ExitStatus, said: &str, folder: &Path, limits: Limits) -> Stopped {
     let signal = status.signal().and_then(|signal| Signal::try_from(signal).ok());
-    let last = shown(said);
+    let last = shown(said, folder);
     // ffmpeg catches these, one a second, and ends in order; after the third it ends at once.
     let is_told_to_end =
         said.contains("received signal 24") || said.contains("system signals, terminating immediately");
@@ -192,10 +192,17 @@ fn judge(tool: &'static str, status: ExitStatus, said: &str, folder: &Path, limi
     }
 }
 
-/// The end of what was said, on one line.
-fn shown(said: &str) -> String {
+/// The end of what was said, on one line, without where on this host the file lies and where in memory its reader: tenants are told it,
+/// and the same file gives the same words.
+fn shown(said: &str, folder: &Path) -> String {
     let lines: Vec<_> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let line = lines.join("; ");
+    let place = folder.to_string_lossy();
+    let line = lines.join("; ").replace(&format!("file:{place}/"), "").replace(&format!("{place}/"), "");
+    let mut parts = line.split(" @ 0x");
+    let mut line = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        line.push_str(part.trim_start_matches(|c: char| c.is_ascii_hexdigit()));
+    }
     let from = line.char_indices().rev().nth(SHOWN_MAX).map_or(0, |(at, _)| at);
     line[from..].to_owned()
 }
@@ -282,7 +289,15 @@ mod tests {
     #[test]
     fn only_the_end_is_shown() {
         let long = format!("{}\nthe cause\n", "é".repeat(5_000));
-        assert!(shown(&long).ends_with("; the cause") && shown(&long).chars().count() <= SHOWN_MAX + 1);
+        let short = shown(&long, Path::new("/x"));
+        assert!(short.ends_with("; the cause") && short.chars().count() <= SHOWN_MAX + 1);
+    }
+
+    #[test]
+    fn neither_the_host_nor_its_memory_is_shown() {
+        let said = "[wav @ 0x564131972c80] [error] no tag\n[error] file:/x/job-1/original: Invalid data found in /x/job-1/original";
+        let wanted = "[wav] [error] no tag; [error] original: Invalid data found in original";
+        assert_eq!(shown(said, Path::new("/x/job-1")), wanted);
     }
 
     #[tokio::test]

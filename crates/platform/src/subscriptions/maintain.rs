@@ -17,6 +17,8 @@ use crate::stripe::{Stripe, StripeSubscription};
 use crate::tables::{Needs, instant, typed};
 use crate::upkeep::{HOUSEKEEPING_QUEUE, Upkeep, check_stop, enqueue, from_row, mark, notice};
 
+/// Failures in a row after which Stripe is taken to be away: each may last as long as STRIPE_TIMEOUT.
+const MISSES_MAX: u32 = 3;
 /// Subscriptions read at a time.
 const PAGE: i64 = 500;
 
@@ -159,6 +161,8 @@ async fn maintain(upkeep: &Upkeep, attempt: &Attempt) -> Result<Value, PlatformE
         now + SignedDuration::from_hours(24 * upkeep.settings.notice_days.first().copied().unwrap_or(0));
     let mut after = String::new();
     let mut failed = Vec::new();
+    // Without an answer to the first question there is none to be expected for the others.
+    let mut misses = if away.is_some() { MISSES_MAX } else { 0 };
     loop {
         let lines = page(upkeep, &after, horizon).await?;
         let Some(last) = lines.last() else { break };
@@ -171,14 +175,20 @@ async fn maintain(upkeep: &Upkeep, attempt: &Attempt) -> Result<Value, PlatformE
                 continue;
             }
             let asks = !matches!(step, Step::Remind { .. }) && stripe.is_some();
-            if asks && away.is_some() {
+            if asks
+                && (misses >= MISSES_MAX
+                    || matches!(away, Some(PlatformError::StripeAway { wait: Some(_), .. })))
+            {
                 counts.waiting += 1;
                 continue;
             }
             match one(upkeep, &line, stripe.filter(|_| asks), now, &mut counts).await {
+                Ok(()) if asks => misses = 0,
                 Ok(()) => {}
+                // One that Stripe stumbles over holds no other up, unless it asks to be left alone.
                 Err(error @ PlatformError::StripeAway { .. }) => {
                     counts.waiting += 1;
+                    misses += 1;
                     away = Some(error);
                 }
                 // One row that cannot be written keeps no other tenant from being told.
@@ -217,7 +227,13 @@ async fn one(
     match known(stripe, line).await {
         Ok(known) => apply(upkeep, line, known.as_ref(), now, counts).await,
         Err(PlatformError::StripeRefused { status, message }) => {
-            refused(upkeep, line, status, &message, now).await?;
+            refused(upkeep, line, Some(status), &message, now).await?;
+            counts.refused += 1;
+            Ok(())
+        }
+        // No id that Stripe could be asked about: a person's to correct, as with a 4xx.
+        Err(PlatformError::Invalid { reason, .. }) => {
+            refused(upkeep, line, None, &reason, now).await?;
             counts.refused += 1;
             Ok(())
         }
@@ -413,7 +429,7 @@ async fn set(
 async fn refused(
     upkeep: &Upkeep,
     line: &Line,
-    status: u16,
+    status: Option<u16>,
     message: &str,
     now: Timestamp,
 ) -> Result<(), PlatformError> {
@@ -425,9 +441,10 @@ async fn refused(
         audit(&mut transaction, &line.subject(), "BILLING_REFUSED", &before(line), &before(line), &details)
             .await?;
         let reason = format!(
-            "Stripe refuses to tell of subscription {} ({}): {status} {message}; it stays {} until its row is corrected",
+            "Stripe refuses to tell of subscription {} ({}): {}{message}; it stays {} until its row is corrected",
             line.subscription_id,
             line.stripe_id.as_deref().unwrap_or_default(),
+            status.map_or_else(String::new, |status| format!("{status} ")),
             line.status
         );
         notice(&mut transaction, "billing_refused", &line.tenant_id, &reason, now).await?;

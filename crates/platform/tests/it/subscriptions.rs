@@ -297,3 +297,39 @@ async fn a_4xx_is_asked_once_told_once_and_holds_up_nobody() {
     let Inline::Dead { reason: DeadReason::DiscardedByHandler, error } = ended else { panic!("{ended:?}") };
     assert!(error.contains("resource_missing"), "{error}");
 }
+
+#[tokio::test]
+async fn one_that_stripe_stumbles_over_and_one_that_has_no_real_id_hold_up_nobody() {
+    let stripe = Stripe::start().await;
+    let house = stripe.house(&[]).await;
+    stripe.answer("GET /v1/subscriptions/sub_odd", 200, &json!({"id": "sub_odd", "status": null}));
+    stripe.answer("GET /v1/subscriptions/sub_due", 200, &json!({"status": "past_due"}));
+    for (id, stripe) in [("1odd", "'sub_odd'"), ("2none", "'../customers'"), ("3due", "'sub_due'")] {
+        subscription(&house, id, "GRACE", "now() - interval '20 days'", "now() - interval '1 day'", stripe)
+            .await;
+    }
+    let ended = house.end("subscriptions.maintain", json!({})).await;
+    assert!(matches!(&ended, Inline::Retry { error, .. } if error.contains("`status`")), "{ended:?}");
+    assert_eq!(states(&house).await, "1odd=GRACE 2none=GRACE 3due=SUSPENDED");
+    assert!(stripe.lines().iter().all(|line| !line.contains("customers")), "{:?}", stripe.lines());
+    let told = house
+        .value("SELECT payload ->> 'reason' FROM ops.outbox WHERE payload ->> 'event' = 'billing_refused'")
+        .await;
+    assert!(told.contains("2none") && told.contains("no id of Stripe's"), "{told}");
+}
+
+#[tokio::test]
+async fn what_is_no_id_of_stripe_is_never_posted() {
+    let stripe = Stripe::start().await;
+    let house = stripe.house(&[]).await;
+    for odd in ["", "..", "a\0b", "sub_1?x=y"] {
+        let payload =
+            json!({"subscription": "s", "stripe_subscription": odd, "term_end": "2026-01-01T00:00:00Z"});
+        let ended = house.end("billing.pause", payload).await;
+        assert!(
+            matches!(&ended, Inline::Dead { error, .. } if error.contains("no id of Stripe's")),
+            "{odd:?}: {ended:?}"
+        );
+    }
+    assert!(stripe.lines().iter().all(|line| line == PROBE), "{:?}", stripe.lines());
+}

@@ -157,3 +157,34 @@ async fn a_row_that_somebody_holds_is_left_for_later_and_a_table_that_fails_fail
     let one = house.run("retention.sweep", json!({"set": "platform", "tables": ["email_logs"]})).await;
     assert_eq!(one, json!({"email_logs": {"rows": 1}}));
 }
+
+#[tokio::test]
+async fn a_view_is_passed_over_and_every_table_that_is_of_another_make_is_named() {
+    let house = House::with(&[("HOUSEKEEPING_BATCH_PAUSE", "0ms")]).await;
+    house
+        .execute(
+            "INSERT INTO email_logs (to_email, created_at) VALUES ('old', now() - interval '300 days');
+             ALTER TABLE email_logs RENAME TO email_logs_kept;
+             CREATE VIEW email_logs AS SELECT * FROM email_logs_kept;",
+        )
+        .await;
+    let swept = house.run("retention.sweep", json!({"set": "platform"})).await;
+    assert_eq!(
+        (&swept["email_logs"]["skipped"], &swept["payment_webhooks"]["rows"]),
+        (&json!(true), &json!(0)),
+        "{swept}"
+    );
+    assert_eq!(house.value("SELECT count(*) FROM email_logs_kept").await, "1");
+    house
+        .execute(
+            "ALTER TABLE usage_events ALTER occurred_at TYPE text;
+             ALTER TABLE payment_webhooks ALTER processed DROP DEFAULT, ALTER processed TYPE text;",
+        )
+        .await;
+    let ended = house.end("retention.sweep", json!({"set": "platform"})).await;
+    let Inline::Dead { reason: DeadReason::DiscardedByHandler, error } = ended else { panic!("{ended:?}") };
+    assert!(
+        error.starts_with("payment_webhooks: it was not swept") && error.ends_with("nor were usage_events"),
+        "{error}"
+    );
+}
