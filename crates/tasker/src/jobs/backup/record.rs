@@ -7,9 +7,9 @@ use sqlx::query::Query;
 use sqlx::{Postgres, Row as _};
 use voiceai_postgres::sqlx;
 
-use super::BackupContext;
 use super::error::BackupError;
 use super::manifest::{Keys, Manifest, Proof};
+use super::{BackupContext, catalogue};
 
 /// The newest backups of the service's own whole database that our tables know of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -46,12 +46,29 @@ async fn execute(ctx: &BackupContext, query: Query<'_, Postgres, PgArguments>) {
     }
 }
 
-/// The holder of the lock has just begun, so whatever else is called running is not.
+/// The holder of the lock has just begun, so whatever else is called running is not. What is whole in the bucket was taken all the
+/// same: its end found no way into its row.
 pub(super) async fn interrupted(ctx: &BackupContext) {
-    let update = "UPDATE ops.backups SET state = 'failed', finished_at = now(), error = 'the process that took it ended'
+    let Some(pool) = &ctx.pool else { return };
+    let select = "SELECT id FROM ops.backups
                   WHERE state = 'running' AND environment = $1 AND database = $2 AND target IS NOT DISTINCT FROM $3";
-    let update = sqlx::query(update).bind(&ctx.environment).bind(ctx.database.database()).bind(&ctx.target);
-    execute(ctx, update).await;
+    let select = sqlx::query_scalar(select).bind(&ctx.environment).bind(ctx.database.database());
+    let running: Vec<String> = match select.bind(&ctx.target).fetch_all(pool).await {
+        Ok(running) => running,
+        Err(error) => {
+            tracing::warn!(%error, "whether an earlier backup's row waits for its end is not known");
+            return;
+        }
+    };
+    for id in running {
+        match catalogue::find(ctx, &id).await {
+            Ok((_, manifest)) => stored(ctx, &manifest).await,
+            Err(BackupError::NotFound { .. }) => ended(ctx, &id, "the process that took it ended").await,
+            Err(error) => {
+                tracing::warn!(backup_id = id, %error, "what became of an earlier backup is not known");
+            }
+        }
+    }
 }
 
 pub(super) async fn started(ctx: &BackupContext, keys: &Keys, request: Option<&str>, at: Timestamp) {
@@ -92,8 +109,12 @@ pub(super) async fn stored(ctx: &BackupContext, manifest: &Manifest) {
 }
 
 pub(super) async fn failed(ctx: &BackupContext, id: &str, error: &BackupError) {
+    ended(ctx, id, &error.to_string()).await;
+}
+
+async fn ended(ctx: &BackupContext, id: &str, why: &str) {
     let update = "UPDATE ops.backups SET state = 'failed', finished_at = now(), error = $2 WHERE id = $1";
-    execute(ctx, sqlx::query(update).bind(id).bind(error.to_string())).await;
+    execute(ctx, sqlx::query(update).bind(id).bind(why)).await;
 }
 
 /// Records a proof, also a failed one, which takes an earlier success back: the dump may have rotted since.

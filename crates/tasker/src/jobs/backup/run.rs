@@ -92,6 +92,7 @@ async fn locked(
         && let Ok(manifest) = entry.manifest
     {
         tracing::info!(backup_id = manifest.id, request, "this request has taken its backup before");
+        record::stored(ctx, &manifest).await;
         return Ok(BackupRecord { manifest, proof: entry.proof, new: false, removed: Vec::new() });
     }
     sweep::sweep(ctx).await?;
