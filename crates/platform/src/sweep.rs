@@ -10,7 +10,7 @@ use voiceai_queue::{Attempt, Job, JobError, Outcome};
 use crate::error::PlatformError;
 use crate::sweep_rules::{Rule, SweepSet};
 use crate::tables::{Needs, missing};
-use crate::upkeep::{HOUSEKEEPING_QUEUE, Upkeep, check_stop, rest};
+use crate::upkeep::{HOUSEKEEPING_QUEUE, Upkeep, begin, check_stop, rest};
 
 /// One batch may take so long; a batch is ten thousand rows, not a table.
 const BATCH_LIMIT: Duration = Duration::from_secs(300);
@@ -136,10 +136,12 @@ async fn batches(
     let mut rows = 0_i64;
     loop {
         check_stop(attempt)?;
+        // A batch and its count are one: a killed process has deleted what the log says, and nothing beside it.
+        let mut transaction = begin(session, "delete a batch of old rows").await?;
         let done = sqlx::query(AssertSqlSafe(statement.as_str()))
             .bind(age)
             .bind(upkeep.batch())
-            .execute(&mut *session)
+            .execute(&mut *transaction)
             .await
             .map_err(PlatformError::database("delete a batch of old rows"))?;
         let batch = i64::try_from(done.rows_affected()).unwrap_or(i64::MAX);
@@ -150,9 +152,10 @@ async fn batches(
         sqlx::query("UPDATE ops.maintenance_log SET rows_affected = $2 WHERE id = $1")
             .bind(entry)
             .bind(rows)
-            .execute(&mut *session)
+            .execute(&mut *transaction)
             .await
             .map_err(PlatformError::database(LOG))?;
+        transaction.commit().await.map_err(PlatformError::database("delete a batch of old rows"))?;
         rest(attempt, upkeep.settings.pause).await?;
     }
 }

@@ -119,19 +119,27 @@ async fn round(context: &EscalationContext) -> Result<Value, PlatformError> {
     let routed = route(pool).await?;
     let requeued = requeue(pool).await?;
     let (mut delivered, mut failed, mut later, mut taken) = (0, 0, 0, 0);
+    let mut resting = Vec::new();
     while taken < ROWS_MAX {
-        let rows = claim(pool).await?;
+        let rows = claim(pool, &resting).await?;
         if rows.is_empty() {
             break;
         }
         taken += rows.len();
-        let ends = stream::iter(rows).map(|row| async move { deliver(pool, &context.outgoing, &row).await });
+        let ends = stream::iter(rows).map(|row| async move {
+            let end = deliver(pool, &context.outgoing, &row).await;
+            (row.channel_id, end)
+        });
         let ends: Vec<_> = ends.buffer_unordered(usize::try_from(BATCH).unwrap_or(1)).collect().await;
-        for end in ends {
+        for (channel, end) in ends {
             match end? {
                 End::Delivered => delivered += 1,
                 End::Failed => failed += 1,
-                End::Later => later += 1,
+                // The rest of what this channel is owed waits for the next run, so that nobody else's waits for its time-outs.
+                End::Later => {
+                    later += 1;
+                    resting.push(channel);
+                }
             }
         }
     }
@@ -193,12 +201,18 @@ async fn requeue(pool: &PgPool) -> Result<u64, PlatformError> {
     .map_err(PlatformError::database("requeue notifications that were left"))
 }
 
-async fn claim(pool: &PgPool) -> Result<Vec<Row>, PlatformError> {
+/// The next rows, of every channel the first before any channel's second, and none of the channels that are `resting`.
+async fn claim(pool: &PgPool, resting: &[i64]) -> Result<Vec<Row>, PlatformError> {
     let tried = || PlatformError::database("claim notifications");
     let rows = sqlx::query(
-        "WITH due AS ( \
-             SELECT job_id FROM notification_jobs WHERE status = 'PENDING' AND next_run_at <= now() \
-             ORDER BY next_run_at, job_id LIMIT $1 FOR UPDATE SKIP LOCKED \
+        "WITH ranked AS ( \
+             SELECT job_id, next_run_at, row_number() OVER (PARTITION BY channel_id ORDER BY next_run_at, job_id) AS place \
+             FROM notification_jobs \
+             WHERE status = 'PENDING' AND next_run_at <= now() AND NOT COALESCE(channel_id, 0)::bigint = ANY ($2) \
+         ), due AS ( \
+             SELECT j.job_id FROM notification_jobs j JOIN ranked r ON r.job_id = j.job_id \
+             WHERE j.status = 'PENDING' AND j.next_run_at <= now() \
+             ORDER BY r.place, r.next_run_at, r.job_id LIMIT $1 FOR UPDATE OF j SKIP LOCKED \
          ), taken AS ( \
              UPDATE notification_jobs j SET status = 'PROCESSING', attempts = COALESCE(j.attempts, 0) + 1, updated_at = now() \
              FROM due WHERE j.job_id = due.job_id \
@@ -211,6 +225,7 @@ async fn claim(pool: &PgPool) -> Result<Vec<Row>, PlatformError> {
          LEFT JOIN fleet_alert a ON a.id = t.alert_id",
     )
     .bind(BATCH)
+    .bind(resting)
     .fetch_all(pool)
     .await
     .map_err(tried())?;

@@ -335,3 +335,33 @@ async fn without_the_tables_they_are_skipped() {
     let post = AlertPost { alert_id: 1, level_id: 1, level: 1, on_call: None };
     assert_eq!(run(&post, &context).await.unwrap(), skipped);
 }
+
+#[tokio::test]
+async fn a_channel_that_does_not_answer_delays_no_other() {
+    let pool = stage::platform().await.pool().await;
+    let receiver = Receiver::start(|request| if request.target == "/down" { 503 } else { 200 }).await;
+    set(
+        &pool,
+        &format!(
+            "INSERT INTO notification_channels (channel_id, tenant_id, name, channel_type, config) VALUES
+                 (1, 't1', 'down', 'webhook', '{{\"url\": \"{0}/down\"}}'), (2, 't2', 'up', 'webhook', '{{\"url\": \"{0}/up\"}}');
+             INSERT INTO fleet_alert (id, tenant_id, alert_type, fingerprint) SELECT n, 't', 'A', n::text FROM generate_series(1, 40) n;
+             INSERT INTO notification_jobs (tenant_id, alert_id, channel_id, next_run_at) SELECT 't1', n, 1, now() - interval '1 hour' FROM generate_series(1, 30) n;
+             INSERT INTO notification_jobs (tenant_id, alert_id, channel_id, next_run_at) SELECT 't2', n, 2, now() FROM generate_series(31, 40) n;",
+            receiver.url()
+        ),
+    )
+    .await;
+    let result = run(&NotificationDispatch {}, &context(&pool)).await.unwrap();
+    assert_eq!(result["delivered"], 10, "{result}");
+    let received = receiver.received();
+    // The first ten of both, in turn; then those of the channel that answers.
+    assert_eq!(received.iter().filter(|request| request.target == "/down").count(), 5, "{result}");
+    let left: i64 = query_scalar(
+        "SELECT count(*) FROM notification_jobs WHERE channel_id = 1 AND status = 'PENDING' AND attempts = 0",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+    assert_eq!(left, 25, "they keep all their attempts");
+}
