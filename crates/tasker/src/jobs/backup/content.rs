@@ -1,6 +1,6 @@
 //! Counts and digests of a database's tables, as one session's snapshot sees them.
 
-use sqlx::postgres::PgConnection;
+use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Executor as _, Row as _};
 use voiceai_postgres::sqlx;
 
@@ -8,10 +8,18 @@ use super::error::BackupError;
 use super::manifest::{Content, DatabaseFacts, RowHash, TableFacts};
 
 /// Tables whose rows a dump carries: not the system's, not an extension's own, not temporary, not foreign. Of a partitioned
-/// table each partition counts for itself. Materialised views are left out: a restore fills them anew.
+/// table each partition counts for itself. Materialised views are left out: a restore fills them anew. The columns come by
+/// name: those of a table that inherits may be in another order after a restore.
 const TABLES: &str = "
-    SELECT n.nspname::text, c.relname::text, pg_catalog.format('%I.%I', n.nspname, c.relname)
+    SELECT n.nspname::text, c.relname::text, pg_catalog.format('%I.%I', n.nspname, c.relname),
+           a.names, a.texts, a.nullables
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    CROSS JOIN LATERAL (
+        SELECT COALESCE(array_agg(pg_catalog.format('t.%I', attname) ORDER BY attname::text COLLATE pg_catalog.\"C\"), '{}') AS names,
+               COALESCE(array_agg(atttypid IN ('pg_catalog.text'::pg_catalog.regtype, 'pg_catalog.varchar'::pg_catalog.regtype)
+                        ORDER BY attname::text COLLATE pg_catalog.\"C\"), '{}') AS texts,
+               COALESCE(array_agg(NOT attnotnull ORDER BY attname::text COLLATE pg_catalog.\"C\"), '{}') AS nullables
+        FROM pg_catalog.pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped) a
     WHERE c.relkind = 'r' AND c.relpersistence <> 't'
       AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
       AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d
@@ -57,6 +65,53 @@ pub(super) struct Listed {
     schema: String,
     name: String,
     quoted: String,
+    columns: Vec<Column>,
+}
+
+/// A column of a table that is called `t`.
+#[derive(Debug, Clone)]
+struct Column {
+    quoted: String,
+    is_text: bool,
+    is_nullable: bool,
+}
+
+/// More columns than this are hashed as one text: each takes a level of the server's stack.
+const COLUMNS_MAX: usize = 100;
+
+/// An expression for the 64 bits of a row of the table `t`.
+///
+/// Each column's text is hashed with the hash of those before it, so that it matters which values stand beside each other,
+/// and NULL is not the empty text. `concat` gives the text of any value, as a dump has it.
+fn row_expression(row_hash: RowHash, columns: &[Column]) -> String {
+    let hashed = |text: &str, seed: &str| {
+        format!("pg_catalog.hashtextextended({text} COLLATE pg_catalog.\"C\", {seed})")
+    };
+    match row_hash {
+        // As it always was, for the manifests that there are; a column of the name t stands for the whole row here.
+        RowHash::Md5 => {
+            "('x' || pg_catalog.\"left\"(pg_catalog.md5(t::text), 16))::pg_catalog.bit(64)::pg_catalog.int8"
+                .to_owned()
+        }
+        RowHash::HashText if columns.is_empty() || columns.len() > COLUMNS_MAX => {
+            hashed("(t.*)::pg_catalog.text", "0")
+        }
+        RowHash::HashText => columns.iter().fold("0::pg_catalog.int8".to_owned(), |before, column| {
+            let Column { quoted, is_text, is_nullable } = column;
+            let text = match (is_text, is_nullable) {
+                (true, false) => quoted.clone(),
+                (true, true) => format!("COALESCE({quoted}, '')"),
+                (false, _) => format!("pg_catalog.concat({quoted})"),
+            };
+            let seed = if *is_nullable {
+                // Not IS NULL, which of a composite value is true when all of its fields are.
+                format!("{before} # ({quoted} IS NOT DISTINCT FROM NULL)::pg_catalog.int4::pg_catalog.int8")
+            } else {
+                before
+            };
+            hashed(&text, &seed)
+        }),
+    }
 }
 
 /// The tables to be dumped: those of the schemas `only`, or all where it is empty.
@@ -69,8 +124,19 @@ pub(super) async fn tables(
         .fetch_all(session)
         .await
         .map_err(BackupError::database("list of tables", place))?;
-    let listed = rows.iter().map(|row| Listed { schema: row.get(0), name: row.get(1), quoted: row.get(2) });
+    let listed = rows.iter().map(|row| Listed {
+        schema: row.get(0),
+        name: row.get(1),
+        quoted: row.get(2),
+        columns: columns(row),
+    });
     Ok(listed.filter(|table| only.is_empty() || only.contains(&table.schema)).collect())
+}
+
+fn columns(row: &PgRow) -> Vec<Column> {
+    let (names, texts, nullables): (Vec<String>, Vec<bool>, Vec<bool>) = (row.get(3), row.get(4), row.get(5));
+    let all = names.into_iter().zip(texts).zip(nullables);
+    all.map(|((quoted, is_text), is_nullable)| Column { quoted, is_text, is_nullable }).collect()
 }
 
 /// Keeps the tables as they are defined until the transaction ends: one that is dropped meanwhile would make dump and
@@ -137,13 +203,7 @@ async fn count_and_digest(
     table: &Listed,
     row_hash: RowHash,
 ) -> Result<(u64, Option<String>), sqlx::Error> {
-    let hash = match row_hash {
-        // As it always was, for the manifests that there are; a column of the name t stands for the whole row here.
-        RowHash::Md5 => {
-            "('x' || pg_catalog.\"left\"(pg_catalog.md5(t::text), 16))::pg_catalog.bit(64)::pg_catalog.int8"
-        }
-        RowHash::HashText => "pg_catalog.hashtextextended((t.*)::text COLLATE pg_catalog.\"C\", 0)",
-    };
+    let hash = row_expression(row_hash, &table.columns);
     let statement = format!(
         "SELECT pg_catalog.count(*), COALESCE(pg_catalog.sum({hash}), 0)::text FROM ONLY {} t",
         table.quoted

@@ -99,16 +99,16 @@ pub struct Content {
     pub large_objects: u64,
 }
 
-/// How a row becomes the 64 bits that are summed up in a table's digest. In both ways the row's text is hashed, and the same
-/// row gives the same bits on every server that has the way.
+/// How a row becomes the 64 bits that are summed up in a table's digest. In both ways text is hashed, and the same row gives
+/// the same bits on every server that has the way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RowHash {
-    /// The first half of its MD5: every server has it.
+    /// The first half of the MD5 of the row's text: every server has it.
     #[default]
     Md5,
-    /// PostgreSQL's `hashtextextended`, on which its hash partitions stand: half the work. Servers from version 11 on
-    /// little-endian machines have it.
+    /// PostgreSQL's `hashtextextended`, on which its hash partitions stand, of one column's text after another: a third of
+    /// the work. Servers from version 11 on little-endian machines have it.
     HashText,
 }
 

@@ -188,7 +188,7 @@ async fn take(
         parts: uploaded.parts,
         content: Content::default(),
     };
-    let stored = store_and_count(&dump, manifest, session, (tables, row_hash), cancel).await?;
+    let stored = Box::pin(store_and_count(&dump, manifest, session, (tables, row_hash), cancel)).await?;
     lock.check().await?;
     if cancel.is_cancelled() {
         return Err(BackupError::Cancelled);
