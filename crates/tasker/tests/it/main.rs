@@ -45,3 +45,4 @@ mod start;
 mod store_faults;
 mod store_front;
 mod webhook;
+mod webhook_pair;
