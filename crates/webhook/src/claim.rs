@@ -373,8 +373,8 @@ WHERE e.id = ANY($1)";
 // A limit holds over all processes, for what is being posted: `room` is what the limit leaves beside the claims of all. While no other
 // process has anything of an endpoint, or of a tenant, this one may claim more rounds ahead; it posts within the limit all the same,
 // and whoever else looks finds no room until it has come down to it.
-// A tenant's and an endpoint's room are filled in turn: each endpoint's first before anybody's second. `many` keeps the look from
-// sorting far more than it may take.
+// Endpoints share the look evenly; what one leaves, the next look finds. A tenant's room is filled in turn, each endpoint's first before
+// anybody's second, and so is the look where it cannot take all; what is sorted for that is only what has to be.
 // The subqueries with OFFSET 0 leave no plan but one look by key for each row.
 // There is a row also when nothing was claimed: it tells whether anything is failing.
 const CLAIM: &str = "\
@@ -406,22 +406,33 @@ WITH RECURSIVE clock AS MATERIALIZED (SELECT clock_timestamp() AS now), loaded (
         k.limit * CASE WHEN $2 OR b.others > 0 THEN 1 ELSE COALESCE(b.rounds, 1) END - COALESCE(b.mine + b.others, 0) AS room
     FROM known k LEFT JOIN busy b ON b.endpoint_id = k.id LEFT JOIN crowd c ON c.tenant = k.tenant
 ), ready AS MATERIALIZED (
-    SELECT *, count(*) OVER () AS many FROM roomy WHERE room > 0 AND tenant_limit > crowd
+    SELECT *, count(*) OVER () AS many, sum(LEAST(room, $1)) OVER (PARTITION BY tenant_no) > tenant_limit - crowd AS tight
+    FROM roomy WHERE room > 0 AND tenant_limit > crowd
 ), due AS MATERIALIZED (
-    SELECT d.*, r.crowd, r.tenant_no, r.tenant_limit, r.updated_at FROM ready r, clock, held, LATERAL (
+    SELECT d.*, r.updated_at, r.crowd, r.tenant_no, r.tenant_limit, r.tight FROM ready r, clock, held, LATERAL (
         SELECT w.id, w.ticket, w.endpoint_id, w.event_seq, w.event_id, w.attempts, w.rung, w.bytes, w.due_at,
             row_number() OVER (ORDER BY w.due_at) AS turn
         FROM ops.webhook_open w
         WHERE w.endpoint_id = r.id AND w.due_at <= clock.now AND w.created_at >= held.since
             AND w.ticket NOT IN (SELECT unnest(tickets) FROM ops.webhook_claims)
-        ORDER BY w.due_at LIMIT LEAST(r.room, 5 * $1 / (4 * r.many) + 1)
+        ORDER BY w.due_at LIMIT LEAST(r.room, GREATEST($1 / r.many, 1))
     ) d
 ), placed AS MATERIALIZED (
-    SELECT due.*, row_number() OVER (PARTITION BY tenant_no ORDER BY turn, due_at) + crowd AS place FROM due
+    SELECT * FROM due WHERE NOT tight
+    UNION ALL
+    SELECT id, ticket, endpoint_id, event_seq, event_id, attempts, rung, bytes, due_at, turn, updated_at, crowd, tenant_no,
+        tenant_limit, tight
+    FROM (SELECT due.*, row_number() OVER (PARTITION BY tenant_no ORDER BY turn, due_at) + crowd AS place FROM due WHERE tight) p
+    WHERE place <= tenant_limit
+), fits AS MATERIALIZED (
+    SELECT count(*) <= $1 AND COALESCE(sum(bytes), 0) <= $13 AS all FROM placed
 ), chosen AS MATERIALIZED (
-    SELECT * FROM (
-        SELECT placed.*, sum(bytes) OVER (ORDER BY turn, due_at, id) - bytes AS before FROM placed WHERE place <= tenant_limit) p
-    WHERE before < $13 ORDER BY turn, due_at, id LIMIT $1
+    SELECT id, ticket, endpoint_id, event_seq, event_id, attempts, rung, updated_at FROM placed WHERE (SELECT fits.all FROM fits)
+    UNION ALL (
+        SELECT id, ticket, endpoint_id, event_seq, event_id, attempts, rung, updated_at FROM (
+            SELECT placed.*, sum(bytes) OVER (ORDER BY turn, due_at, id) - bytes AS before FROM placed
+            WHERE NOT (SELECT fits.all FROM fits)) p
+        WHERE before < $13 ORDER BY turn, due_at, id LIMIT $1)
 ), lot AS (
     INSERT INTO ops.webhook_claims (id, worker, deliveries, tickets, claimed_at, expires_at)
     SELECT $7, $8, array_agg(id), array_agg(ticket), min(now), min(now) + make_interval(secs => $5)

@@ -1,7 +1,7 @@
 //! How far ahead of an endpoint's limit this process claims.
 //!
 //! An endpoint that answers at once has taken most of what a look claimed before the next one comes. Each time it has, the next look
-//! may claim twice as many rounds of it; once something of it waits for long, it is one round again. An endpoint that hangs never
+//! may claim four times as many rounds of it; once something of it waits for long, it is one round again. An endpoint that hangs never
 //! holds more than its limit.
 
 use std::collections::HashMap;
@@ -12,6 +12,8 @@ use uuid::Uuid;
 
 use crate::claim::{Claimed, Share};
 
+/// By so much the rounds grow.
+const GROWTH: usize = 4;
 /// Most rounds of an endpoint's limit.
 const ROUNDS_MAX: usize = 16;
 /// What waits for longer than this was claimed too far ahead.
@@ -41,7 +43,7 @@ impl Paces {
             if oldest.is_some_and(|since| now.duration_since(since) >= SLOW) {
                 pace.rounds = 1;
             } else if pace.claimed && 2 * count <= pace.limit.saturating_mul(pace.rounds) {
-                pace.rounds = (2 * pace.rounds).min(ROUNDS_MAX);
+                pace.rounds = (GROWTH * pace.rounds).min(ROUNDS_MAX);
             }
             pace.claimed || count > 0
         });
@@ -82,14 +84,14 @@ mod tests {
     #[test]
     fn an_endpoint_that_keeps_pace_is_claimed_further_ahead_each_time() {
         let mut paces = Paces::default();
-        let rounds: Vec<usize> = [4, 2, 4, 8, 17, 16, 32]
+        let rounds: Vec<usize> = [4, 2, 9, 8, 33, 32]
             .into_iter()
             .map(|count| look(&mut paces, count, Duration::ZERO, true))
             .collect();
-        assert_eq!(rounds, [1, 2, 4, 8, 8, 16, 16]);
+        assert_eq!(rounds, [1, 4, 4, 16, 16, 16]);
         assert_eq!(look(&mut paces, 10, SLOW, true), 1, "what waits for long was claimed too far ahead");
-        assert_eq!(look(&mut paces, 0, Duration::ZERO, false), 2);
-        assert_eq!(look(&mut paces, 1, Duration::ZERO, false), 2, "only what was claimed tells of its pace");
+        assert_eq!(look(&mut paces, 0, Duration::ZERO, false), 4);
+        assert_eq!(look(&mut paces, 1, Duration::ZERO, false), 4, "only what was claimed tells of its pace");
     }
 
     #[test]

@@ -33,10 +33,9 @@ const SHOWN: usize = 1_024;
 const HEAD_MAX: usize = 64 * 1024;
 /// The body says nothing that counts: it is not waited for any longer.
 const BODY_WAIT: Duration = Duration::from_secs(2);
-/// How long a connection that worked is kept for the next delivery, how many for one host, and how many in all. Many tenants may
-/// have their endpoints at one host.
+/// How long a connection that worked is kept for the next delivery, and how many in all; of one host as many as are posted at once:
+/// many tenants may have their endpoints at one host.
 const IDLE: Duration = Duration::from_secs(15);
-const IDLE_EACH: usize = 64;
 const IDLE_ALL: usize = 1_000;
 
 const ID: HeaderName = HeaderName::from_static("webhook-id");
@@ -134,6 +133,7 @@ impl Failure {
 pub(crate) struct Limits {
     pub(crate) connect: Duration,
     pub(crate) response_bytes: usize,
+    pub(crate) idle_each: usize,
 }
 
 type Sender = SendRequest<Full<Bytes>>;
@@ -175,7 +175,7 @@ impl Shelf {
         found
     }
 
-    fn keep(&mut self, key: String, idle: Idle) {
+    fn keep(&mut self, key: String, idle: Idle, each: usize) {
         if self.count >= IDLE_ALL {
             for kept in self.kept.values_mut() {
                 kept.retain(Idle::stands);
@@ -184,12 +184,12 @@ impl Shelf {
             self.count = self.kept.values().map(Vec::len).sum();
         }
         let kept = self.kept.entry(key).or_default();
-        if kept.len() >= IDLE_EACH {
+        if kept.len() >= each {
             let before = kept.len();
             kept.retain(Idle::stands);
             self.count -= before - kept.len();
         }
-        if kept.len() < IDLE_EACH && self.count < IDLE_ALL {
+        if kept.len() < each && self.count < IDLE_ALL {
             kept.push(idle);
             self.count += 1;
         }
@@ -225,8 +225,11 @@ impl Client {
         rule: Rule,
         tls: Arc<rustls::ClientConfig>,
     ) -> Self {
-        let limits =
-            Limits { connect: settings.connect_timeout, response_bytes: settings.response_bytes_max };
+        let limits = Limits {
+            connect: settings.connect_timeout,
+            response_bytes: settings.response_bytes_max,
+            idle_each: settings.concurrency,
+        };
         Self { guard, rule, tls: tls.into(), limits, idle: Arc::default() }
     }
 
@@ -343,7 +346,7 @@ impl Client {
     }
 
     fn keep(&self, key: String, idle: Idle) {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).keep(key, idle);
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).keep(key, idle, self.limits.idle_each);
     }
 }
 
