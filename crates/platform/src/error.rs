@@ -79,15 +79,7 @@ impl PlatformError {
         match self {
             Self::Invalid { .. } | Self::StripeRefused { .. } => true,
             Self::Stopped | Self::StripeAway { .. } => false,
-            // 22: a value of the wrong kind, 23: against a constraint, 42: a table of another make, or not for this role. A table
-            // that is gone (42P01) went since it was looked for: the next attempt skips it.
-            Self::Database { source: sqlx::Error::Database(error), .. } => error.code().is_some_and(|code| {
-                ["22", "23", "42"].iter().any(|class| code.starts_with(class)) && code != "42P01"
-            }),
-            // A column of a type that this release does not read.
-            Self::Database { source, .. } => {
-                matches!(source, sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_))
-            }
+            Self::Database { source, .. } => voiceai_postgres::is_refused(source),
         }
     }
 

@@ -99,7 +99,7 @@ pub(crate) fn window(period: Period, asked: Asked, known: Known) -> Result<Optio
     };
     if asked.from.is_some() || asked.to.is_some() {
         let to = asked.to.unwrap_or(end);
-        let from = asked.from.unwrap_or(to - period.length());
+        let from = asked.from.unwrap_or_else(|| to.checked_sub(period.length()).unwrap_or(to));
         for (name, at) in [("from", from), ("to", to)] {
             if period.floor(at) != at {
                 let reason = format!("{at} is not the begin of a UTC {}", period.unit());

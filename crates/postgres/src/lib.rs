@@ -25,6 +25,20 @@ pub use sqlx;
 pub use sqlx::PgPool;
 pub use term::{NotTrusted, Tenure, Term};
 
+/// True when the same statement will never succeed with the same values: a value that cannot be kept or read, a constraint, a table of
+/// another make, a right that is lacking. A table that is gone is none of these, since it may come.
+#[must_use]
+pub fn is_refused(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => true,
+        // 22: a value of the wrong kind, 23: against a constraint, 42: names, types and rights; 42P01: no such table.
+        sqlx::Error::Database(db) => db.code().is_some_and(|code| {
+            ["22", "23", "42"].iter().any(|class| code.starts_with(class)) && code != "42P01"
+        }),
+        _ => false,
+    }
+}
+
 /// True when the error says that the server is away, restarting or full, so that the same statement may succeed later.
 #[must_use]
 pub fn is_unavailable(error: &sqlx::Error) -> bool {

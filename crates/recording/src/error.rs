@@ -133,6 +133,18 @@ impl RecordingError {
         }
     }
 
+    /// True when the database refuses what is to be written, and will again: it is for a person to mend.
+    #[must_use]
+    pub(crate) fn is_refused(&self) -> bool {
+        matches!(self, Self::Database { source, .. } if voiceai_postgres::is_refused(source))
+    }
+
+    /// The same, and it was one of these that was tried.
+    #[must_use]
+    pub(crate) fn is_refused_in(&self, which: &[&str]) -> bool {
+        self.is_refused() && matches!(self, Self::Database { tried, .. } if which.contains(tried))
+    }
+
     /// True when PostgreSQL is away.
     #[must_use]
     pub fn is_database_away(&self) -> bool {

@@ -2,7 +2,7 @@
 //! that are there, never altered.
 
 use uuid::Uuid;
-use voiceai_postgres::sqlx::{self, PgConnection, Row};
+use voiceai_postgres::sqlx::{self, Connection as _, PgConnection, Row};
 
 use crate::error::RecordingError;
 use crate::rows::Made;
@@ -224,7 +224,29 @@ pub(crate) async fn recording_keys(
 }
 
 /// Tells the platform's table of recordings, where there is one, what became of an object. Only columns that are there are written.
+///
+/// What the platform's table refuses, such as a word for a state that it does not know, is logged and left: the recording was made.
 pub(crate) async fn note(
+    connection: &mut PgConnection,
+    key: &str,
+    ended: Result<&Made, &str>,
+) -> Result<(), RecordingError> {
+    let tried = "tell the platform's table of a recording";
+    let mut nested = connection.begin().await.map_err(RecordingError::database(tried))?;
+    match write(&mut nested, key, ended).await {
+        Ok(()) => nested.commit().await.map_err(RecordingError::database(tried)),
+        Err(error) if error.is_refused() => {
+            nested.rollback().await.map_err(RecordingError::database(tried))?;
+            let error: &dyn std::error::Error = &error;
+            let reason = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+            tracing::error!(key, reason, "the platform's table of recordings was not told");
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn write(
     connection: &mut PgConnection,
     key: &str,
     ended: Result<&Made, &str>,

@@ -271,3 +271,19 @@ async fn an_alert_is_told_once_with_its_mail_and_its_history() {
     assert_eq!(house.run("llm.alerts", json!({})).await["triggered"], 0, "once a day");
     assert_eq!(house.value("SELECT trigger_count FROM llm_budget_alerts WHERE name = 'Daily'").await, "1");
 }
+
+#[tokio::test]
+async fn a_time_at_the_edge_of_time_is_refused_like_any_other() {
+    let house = House::new().await;
+    for kind in ["usage.aggregate", "analytics.aggregate", "llm.aggregate"] {
+        for period in ["hour", "day"] {
+            for edge in ["-009999-01-02T01:59:59Z", "9999-12-30T22:00:00Z"] {
+                let ended = house.end(kind, json!({"period": period, "to": edge})).await;
+                assert!(
+                    matches!(&ended, Inline::Dead { error, .. } if !error.contains("panic")),
+                    "{kind} {edge}: {ended:?}"
+                );
+            }
+        }
+    }
+}

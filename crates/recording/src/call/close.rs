@@ -30,6 +30,12 @@ const OPEN: [&str; 16] = [
 /// What a closed call is, in the platform's own word.
 const CLOSED: [&str; 4] = ["completed", "ended", "finished", "closed"];
 
+/// What is tried here.
+pub(crate) const READ: &str = "read the platform's record of a call";
+pub(crate) const WRITE: &str = "close the platform's record of a call";
+/// Longest call that is believed: a year.
+const LONGEST_SECONDS: f64 = 366.0 * 86_400.0;
+
 /// A row as it stands, locked.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Found {
@@ -95,12 +101,11 @@ pub(crate) async fn find(
         column.of_text("$1"),
         shape.ended.quoted,
     );
-    let tried = "read the platform's record of a call";
     let row = sqlx::query(sqlx::AssertSqlSafe(statement))
         .bind(id)
         .fetch_optional(connection)
         .await
-        .map_err(RecordingError::database(tried))?;
+        .map_err(RecordingError::database(READ))?;
     let read = |row: &sqlx::postgres::PgRow| -> Result<Found, sqlx::Error> {
         let at = |n: usize| row.try_get::<Option<SqlTimestamp>, _>(n).map(|at| at.map(SqlTimestamp::to_jiff));
         Ok(Found {
@@ -114,7 +119,7 @@ pub(crate) async fn find(
             recording: row.try_get(7)?,
         })
     };
-    row.as_ref().map(read).transpose().map_err(RecordingError::database(tried))
+    row.as_ref().map(read).transpose().map_err(RecordingError::database(READ))
 }
 
 /// Decides what is still to be written of a row whose call ended at `ended`. What is there stays. Pure but for the words, which are the
@@ -129,10 +134,11 @@ pub(crate) fn decide(shape: &Shape, found: &Found, ended: Timestamp, said: Optio
         let said = said.filter(|said| column.takes(said) && !OPEN.contains(&said.to_lowercase().as_str()));
         said.map(str::to_owned).or_else(|| column.word(&CLOSED, now))
     });
-    let duration_seconds = found.started_at.filter(|_| !found.has_duration && shape.duration.is_some()).map(
-        // A clock that went back is no call of negative length.
-        |started| ended.duration_since(started).as_secs_f64().max(0.0),
-    );
+    let started = found.started_at.filter(|_| !found.has_duration && shape.duration.is_some());
+    // A clock that went back is no call of negative length, and one that was never set none of a lifetime.
+    let duration_seconds = started
+        .map(|started| ended.duration_since(started).as_secs_f64().max(0.0))
+        .filter(|seconds| *seconds <= LONGEST_SECONDS);
     Closing { ended_at: found.ended_at.is_none().then_some(ended), status, duration_seconds }
 }
 
@@ -174,6 +180,6 @@ pub(crate) async fn write(
         .bind(closing.duration_seconds)
         .execute(connection)
         .await
-        .map_err(RecordingError::database("close the platform's record of a call"))?;
+        .map_err(RecordingError::database(WRITE))?;
     Ok(true)
 }

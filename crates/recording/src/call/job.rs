@@ -83,12 +83,28 @@ impl TryFrom<Wire> for PostCall {
         if call_id.is_empty() || call_id.len() > 500 || call_id.chars().any(char::is_control) {
             return Err("call_id is wanted, of 1 to 500 bytes without control characters");
         }
+        let plain = |text: Option<String>, max: usize, what: &'static str| match text {
+            Some(text) if text.len() > max || text.chars().any(char::is_control) => Err(what),
+            text => Ok(text.filter(|text| !text.is_empty())),
+        };
         Ok(Self {
             call_id,
             ended_at: wire.ended_at,
-            status: wire.status,
-            recording_key: wire.recording_key,
-            tenant: wire.tenant,
+            status: plain(
+                wire.status,
+                200,
+                "status: at most 200 bytes without control characters are wanted",
+            )?,
+            recording_key: plain(
+                wire.recording_key,
+                960,
+                "recording_key: at most 960 bytes without control characters are wanted",
+            )?,
+            tenant: plain(
+                wire.tenant,
+                500,
+                "tenant: at most 500 bytes without control characters are wanted",
+            )?,
         })
     }
 }
@@ -111,7 +127,7 @@ impl Job for PostCall {
             Err(error @ RecordingError::NoCall { .. }) if attempt.number() < LOOKS => {
                 Err(JobError::retry(error))
             }
-            Err(error) if error.is_final() => Err(JobError::discard(error)),
+            Err(error) if error.is_final() || error.is_refused_in(&RECORD) => Err(JobError::discard(error)),
             Err(error) => Err(JobError::retry(error)),
         }
     }
@@ -121,6 +137,9 @@ struct Closed {
     word: &'static str,
     result: Value,
 }
+
+/// What is done with the platform's own rows: what they refuse is for a person to mend.
+const RECORD: [&str; 2] = [close::READ, close::WRITE];
 
 /// What is known of a call before anything of ours is written.
 struct Known {

@@ -167,3 +167,26 @@ async fn calls_that_ended_while_nobody_was_there_are_found() {
     }
     assert!(missing_calls(&stage.pool, None, since, None, 10).await.unwrap().is_empty());
 }
+
+#[tokio::test]
+async fn a_clock_that_was_never_set_and_what_no_attempt_can_write() {
+    let stage = Stage::with_platform().await;
+    let sql = format!(
+        "INSERT INTO calls (id, tenant_id, started_at) VALUES ('{CALL}', 't', '1970-01-01 00:00+00')"
+    );
+    stage.database.execute(&sql).await;
+    assert_eq!(post_call(&stage, CALL).await["record"], "closed");
+    let row = "SELECT json_build_array(status, ended_at IS NOT NULL, duration_seconds)::text FROM calls";
+    assert_eq!(stage.value(row).await, json!(["completed", true, null]), "no call of a lifetime");
+
+    let sql = format!(
+        "UPDATE calls SET ended_at = NULL, status = 'active'; ALTER TABLE calls ADD CHECK (status <> 'completed')"
+    );
+    stage.database.execute(&sql).await;
+    let error = discarded(stage.run("post-call", json!({ "call_id": CALL })).await);
+    assert!(error.contains("close the platform's record of a call"), "{error}");
+    for field in ["recording_key", "tenant", "status"] {
+        let payload = json!({ "call_id": CALL, field: "a\0b" });
+        assert!(serde_json::from_value::<voiceai_recording::PostCall>(payload).is_err(), "{field}");
+    }
+}

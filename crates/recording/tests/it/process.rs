@@ -118,3 +118,20 @@ async fn an_id_leads_to_its_recording_and_an_upload_is_waited_for() {
     let waits = stage.run("recording.process", json!({ "key": "later.wav", "upload_until": later })).await;
     assert!(matches!(waits, Inline::Snoozed(_)), "{waits:?}");
 }
+
+#[tokio::test]
+async fn a_table_of_the_platform_that_refuses_what_it_is_told_loses_no_recording() {
+    let stage = Stage::with_platform().await;
+    stage.tone("calls/9.wav", 1).await;
+    stage
+        .database
+        .execute(
+            "INSERT INTO recordings (tenant_id, object_key) VALUES ('t', 'calls/9.wav');
+             ALTER TABLE recordings ADD CHECK (status IN ('pending', 'ready'))",
+        )
+        .await;
+    done(stage.process("calls/9.wav").await);
+    assert_eq!(stage.row().await["state"], "processed");
+    assert_eq!(stage.events().await, ["recording.processed"]);
+    assert_eq!(stage.value("SELECT to_json(status)::text FROM recordings").await, "pending");
+}
