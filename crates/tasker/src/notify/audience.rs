@@ -129,7 +129,7 @@ async fn rules(pool: &PgPool, tenant: &str) -> Result<Vec<Rule>, PlatformError> 
              GREATEST(COALESCE(r.throttle_minutes, 0), 0)::bigint \
          FROM notification_routing_rules r JOIN notification_channels c ON c.channel_id = r.channel_id AND c.is_enabled \
          WHERE r.tenant_id::text = $1 AND c.tenant_id::text = $1 AND r.is_enabled \
-           AND 'OPEN' = ANY (COALESCE(r.deliver_on, ARRAY['OPEN'])) \
+           AND 'OPEN' = ANY (COALESCE(r.deliver_on::text[], ARRAY['OPEN'])) \
            AND COALESCE(to_jsonb(r) ->> 'device_tag_key', '') = '' \
            AND COALESCE(to_jsonb(r) ->> 'site_ids', '[]') = '[]' AND COALESCE(to_jsonb(r) ->> 'device_prefixes', '[]') = '[]' \
          ORDER BY COALESCE((to_jsonb(r) ->> 'priority')::bigint, 100), c.channel_id",

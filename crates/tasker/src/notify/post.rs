@@ -65,22 +65,11 @@ impl Job for NoticePost {
                 tracing::warn!(%error, "NotificationService: a post waits for PostgreSQL");
                 Ok(Outcome::Snooze(AWAY))
             }
-            Err(End::Store(error)) if is_final(&error) => Err(JobError::discard(error)),
+            Err(End::Store(error)) if voiceai_postgres::is_refused(&error) => Err(JobError::discard(error)),
             Err(End::Store(error)) => Err(JobError::retry(error)),
             Err(End::Again(error)) => Err(JobError::retry(error)),
             Err(End::Never(error)) => Err(JobError::discard(error)),
         }
-    }
-}
-
-/// A value that the database cannot take or give, a table of another make, a right that is lacking: no later attempt changes that.
-fn is_final(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Database(error) => {
-            error.code().is_some_and(|code| code.starts_with("22") || code.starts_with("42"))
-        }
-        sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => true,
-        _ => false,
     }
 }
 

@@ -99,7 +99,8 @@ impl NotifyError {
         match self {
             Self::Mail(AcceptError::Store(error)) => error.is_about_the_data(),
             Self::Mail(_) => true,
-            Self::Store(_) | Self::Preferences(_) => false,
+            Self::Store(error) => voiceai_postgres::is_refused(error),
+            Self::Preferences(error) => error.is_final(),
         }
     }
 }
@@ -158,7 +159,20 @@ impl NotificationService {
         let wish = match &audience {
             Audience::Operators => None,
             Audience::Named(to) => Some(Wish { mail: to.clone(), ..Wish::default() }),
-            Audience::Tenant(tenant) => Some(audience::wish(pool, tenant, notice).await?),
+            Audience::Tenant(tenant) => match audience::wish(pool, tenant, notice).await {
+                // Preferences that cannot be read: better those who run the platform than nobody.
+                Err(error) if error.is_final() => {
+                    let error = format!("{:#}", anyhow::Error::new(error));
+                    tracing::error!(
+                        id,
+                        tenant,
+                        error,
+                        "NotificationService: a tenant's preferences cannot be read"
+                    );
+                    None
+                }
+                wish => Some(wish?),
+            },
         };
         let own_throttle = wish.as_ref().and_then(|wish| wish.throttle);
         if wish.as_ref().is_some_and(|wish| wish.unwanted) {

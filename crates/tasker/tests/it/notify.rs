@@ -196,4 +196,26 @@ async fn a_notice_that_says_nothing_is_refused_and_none_silences_its_event_for_e
     watch.stage.wait_for_state("loud", "completed").await;
     let bounded = "SELECT bool_and(open_at < now() + interval '25 hours')::text FROM ops.notice_throttles";
     assert_eq!(watch.stage.value(bounded).await, true);
+
+    // What cannot be kept is parked and not tried for hours; whose preferences cannot be read, those who run the platform hear of it.
+    watch.enqueue("odd", &json!({ "event": "e", "reason": "r", "locale": "d\0e" })).await;
+    let shown = watch.stage.wait_for_state("odd", "dead").await;
+    assert_eq!(
+        (&shown["dead_reason"], &shown["attempts"]),
+        (&json!("discarded_by_handler"), &json!(1)),
+        "{shown}"
+    );
+    watch
+        .stage
+        .database
+        .execute(
+            "CREATE TABLE notification_channels (channel_id int, tenant_id text, channel_type text, config jsonb, is_enabled bool);
+             CREATE TABLE notification_routing_rules (channel_id int, tenant_id text, min_severity int, alert_type text, deliver_on jsonb,
+                 throttle_minutes int, is_enabled bool)",
+        )
+        .await;
+    watch.enqueue("unreadable", &json!({ "event": "unreadable", "reason": "r", "tenant": "t" })).await;
+    watch.stage.wait_for_state("unreadable", "completed").await;
+    let told = "SELECT (mail_id IS NOT NULL)::text FROM ops.notices WHERE id = 'unreadable'";
+    assert_eq!(watch.stage.value(told).await, true);
 }
