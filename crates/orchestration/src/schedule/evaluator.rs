@@ -1,5 +1,7 @@
 //! The loop that fires orchestration schedules. It runs in every voiceai-tasker and acts only in the leader.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -7,7 +9,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use voiceai_postgres::{PgPool, Tenure, term};
 use voiceai_queue::outbox::Wakeups;
-use voiceai_runtime::{Pulse, boot_now};
+use voiceai_runtime::{Clock, Pulse, boot_now};
 
 use super::decide::{Decision, Reason, Standing, day_begins, decide};
 use super::row::{Malformed, Schedule, slot_job_id};
@@ -19,10 +21,39 @@ use crate::{limits, metrics, tell};
 /// An unchanged reason is written anew after so long, so that its age tells whether somebody looks.
 const NOTE_AGAIN: SignedDuration = SignedDuration::from_mins(1);
 
+/// Where a pass has its time from.
+#[derive(Clone)]
+enum Time {
+    /// The database's clock, read with the schedules. It is the one clock that every process shares: a leader whose own clock is wrong
+    /// fires neither early nor twice, and what a pass decides agrees with the times that are written in the rows it decides from.
+    Database,
+    /// Another one.
+    Given(Arc<dyn Clock>),
+}
+
+impl Time {
+    fn now(&self, database: Timestamp) -> Timestamp {
+        match self {
+            Self::Database => database,
+            Self::Given(clock) => clock.now(),
+        }
+    }
+}
+
+impl fmt::Debug for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Database => "Database",
+            Self::Given(_) => "Given",
+        })
+    }
+}
+
 /// Fires schedules: each slot once, whatever the number of evaluators, restarts and changes of leader. Time is the database's clock.
 #[derive(Debug, Clone)]
 pub struct Evaluator {
     pool: PgPool,
+    time: Time,
     poll: Duration,
     wakeups: Wakeups,
     troubled: bool,
@@ -44,7 +75,14 @@ impl Evaluator {
     /// An evaluator that has not begun. It wakes the relay of `wakeups` for what it fires, and looks at least every `poll`.
     #[must_use]
     pub const fn new(pool: PgPool, poll: Duration, wakeups: Wakeups) -> Self {
-        Self { pool, poll, wakeups, troubled: false }
+        Self { pool, time: Time::Database, poll, wakeups, troubled: false }
+    }
+
+    /// The same by another clock than the database's: what is due, admitted and written down is as of its time. It is looked at once
+    /// each `poll`.
+    #[must_use]
+    pub fn by(self, clock: Arc<dyn Clock>) -> Self {
+        Self { time: Time::Given(clock), ..self }
     }
 
     /// Fires until `stopping`, whenever `tenure` says that this process leads. A database that is away is waited for.
@@ -104,7 +142,7 @@ impl Evaluator {
             tracing::info!(jobs = ended, "orchestration jobs that ended elsewhere are written down");
         }
         let Some(loaded) = store::load(&self.pool).await? else { return Ok(self.poll) };
-        let now = loaded.now;
+        let now = self.time.now(loaded.now);
         let days: Vec<_> = loaded
             .rows
             .iter()
@@ -153,10 +191,18 @@ impl Evaluator {
                     if state.is_none() {
                         // The row that the firing moves.
                         let note = note(schedule, since, "waiting", "due".to_owned(), None);
-                        store::note(&self.pool, term, &[note]).await?;
+                        store::note(&self.pool, term, &[note], now).await?;
                     }
-                    match store::fire(&self.pool, term, &loaded.table, schedule, standing.last_slot, slot)
-                        .await?
+                    match store::fire(
+                        &self.pool,
+                        term,
+                        &loaded.table,
+                        schedule,
+                        standing.last_slot,
+                        slot,
+                        now,
+                    )
+                    .await?
                     {
                         Fired::Yes => {
                             let id = slot_job_id(schedule, slot);
@@ -180,7 +226,7 @@ impl Evaluator {
         }
         if !notes.is_empty() {
             let term = tenure.check().map_err(|_| Halt::NotLeading)?;
-            store::note(&self.pool, term, &notes).await?;
+            store::note(&self.pool, term, &notes, now).await?;
         }
         pulse.beat();
         self.keep_platform().await?;

@@ -154,17 +154,22 @@ pub(crate) struct Note {
     pub(crate) next: Option<Timestamp>,
 }
 
-/// Writes notes, under the leader's term.
-pub(crate) async fn note(pool: &PgPool, term: &Term, notes: &[Note]) -> Result<(), OrchestrationError> {
+/// Writes notes as of `now`, under the leader's term.
+pub(crate) async fn note(
+    pool: &PgPool,
+    term: &Term,
+    notes: &[Note],
+    now: Timestamp,
+) -> Result<(), OrchestrationError> {
     let column = |value: fn(&Note) -> String| notes.iter().map(value).collect::<Vec<_>>();
     sqlx::query(
         "WITH leader AS (SELECT 1 FROM ops.leader_terms WHERE name = $1 AND term = $2 FOR SHARE) \
-         INSERT INTO ops.orchestration_schedule_state AS s (schedule_id, definition, since, decision, reason, next_at) \
-         SELECT n.id, n.definition, n.since, n.decision, n.reason, n.next FROM leader, \
+         INSERT INTO ops.orchestration_schedule_state AS s (schedule_id, definition, since, decision, reason, next_at, evaluated_at) \
+         SELECT n.id, n.definition, n.since, n.decision, n.reason, n.next, $9 FROM leader, \
              unnest($3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[], $8::timestamptz[]) \
              AS n (id, definition, since, decision, reason, next) \
          ON CONFLICT (schedule_id) DO UPDATE SET definition = EXCLUDED.definition, since = EXCLUDED.since, \
-             decision = EXCLUDED.decision, reason = EXCLUDED.reason, next_at = EXCLUDED.next_at, evaluated_at = clock_timestamp()",
+             decision = EXCLUDED.decision, reason = EXCLUDED.reason, next_at = EXCLUDED.next_at, evaluated_at = EXCLUDED.evaluated_at",
     )
     .bind(&*term.name)
     .bind(term.number)
@@ -174,6 +179,7 @@ pub(crate) async fn note(pool: &PgPool, term: &Term, notes: &[Note]) -> Result<(
     .bind(column(|note| note.decision.to_owned()))
     .bind(column(|note| note.reason.clone()))
     .bind(notes.iter().map(|note| to_sql(note.next)).collect::<Vec<_>>())
+    .bind(now.to_sqlx())
     .execute(pool)
     .await
     .map(drop)
@@ -191,7 +197,7 @@ pub(crate) enum Fired {
     StaleTerm,
 }
 
-/// Fires a slot: the leader's term is read, the schedule is moved from exactly where the decision was made, and the job's row and its
+/// Fires a slot as of `now`: the leader's term is read, the schedule is moved from exactly where the decision was made, and the job's row and its
 /// outbox row are written; all of it or nothing.
 pub(crate) async fn fire(
     pool: &PgPool,
@@ -200,6 +206,7 @@ pub(crate) async fn fire(
     schedule: &Schedule,
     last_slot: Option<Timestamp>,
     slot: Timestamp,
+    now: Timestamp,
 ) -> Result<Fired, OrchestrationError> {
     let tried = "fire an orchestration schedule";
     let id = row::slot_job_id(schedule, slot);
@@ -210,7 +217,7 @@ pub(crate) async fn fire(
         agent_slug: schedule.agent.clone(),
         ..Order::new(&schedule.project, Trigger::Cron)
     };
-    let theirs = table.assignments(&[("last_run_at", "clock_timestamp()")]).map(|set| {
+    let theirs = table.assignments(&[("last_run_at", "$14::timestamptz")]).map(|set| {
         format!(
             ", theirs AS (UPDATE {} SET {set} WHERE id::text = $3 AND EXISTS (SELECT FROM job) RETURNING 1)",
             table.name
@@ -219,13 +226,13 @@ pub(crate) async fn fire(
     let statement = format!(
         "WITH leader AS (SELECT 1 FROM ops.leader_terms WHERE name = $1 AND term = $2 FOR SHARE), \
          moved AS ( \
-             UPDATE ops.orchestration_schedule_state SET last_slot = $5, last_fired_at = clock_timestamp(), last_job_id = $6, \
+             UPDATE ops.orchestration_schedule_state SET last_slot = $5, last_fired_at = $14::timestamptz, last_job_id = $6, \
                  fired_total = fired_total + 1, decision = 'fired', reason = 'fired job ' || $6 || ' for ' || $13, next_at = NULL, \
-                 evaluated_at = clock_timestamp() \
+                 evaluated_at = $14::timestamptz \
              WHERE schedule_id = $3 AND last_slot IS NOT DISTINCT FROM $4 AND EXISTS (SELECT FROM leader) RETURNING 1), \
          job AS ( \
-             INSERT INTO ops.orchestration_jobs (id, root_id, project_id, job_type, triggered_by, schedule_id, slot, status, input) \
-             SELECT $6, $6, $7, $8, 'cron', $3, $5, 'queued', $9::jsonb FROM moved ON CONFLICT DO NOTHING RETURNING 1), \
+             INSERT INTO ops.orchestration_jobs (id, root_id, project_id, job_type, triggered_by, schedule_id, slot, status, input, created_at) \
+             SELECT $6, $6, $7, $8, 'cron', $3, $5, 'queued', $9::jsonb, $14::timestamptz FROM moved ON CONFLICT DO NOTHING RETURNING 1), \
          out AS ( \
              INSERT INTO ops.outbox (id, queue, kind, payload, priority, critical) \
              SELECT $6, $10, $11, $9::json, $12, true FROM job ON CONFLICT (id) DO NOTHING RETURNING 1) \
@@ -247,6 +254,7 @@ pub(crate) async fn fire(
         .bind(kind.kind())
         .bind(i16::from(schedule.priority))
         .bind(slot.to_string())
+        .bind(now.to_sqlx())
         .fetch_one(pool)
         .await
         .map_err(OrchestrationError::database(tried))?;

@@ -7,6 +7,7 @@
 )]
 
 mod agents;
+mod clock;
 mod platform;
 mod run;
 mod schedules;

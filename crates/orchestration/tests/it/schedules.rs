@@ -14,7 +14,7 @@ use crate::agents::{Act, Agents};
 use crate::stage::{SOON, Stage};
 
 /// A leader whose term was issued by the database.
-async fn lead(stage: &Stage, holder: &str) -> Tenure {
+pub(crate) async fn lead(stage: &Stage, holder: &str) -> Tenure {
     let candidate =
         term::Candidate { name: "tasker", service: "voiceai-tasker", holder, host: "here", pid: 1 };
     let issued = term::issue(&stage.pool, &candidate, 0).await.unwrap();
@@ -41,7 +41,7 @@ async fn reason(stage: &Stage, id: &str, says: &str) {
     .await;
 }
 
-fn schedule(id: u32, columns: &str, values: &str) -> String {
+pub(crate) fn schedule(id: u32, columns: &str, values: &str) -> String {
     format!(
         "INSERT INTO ops.agent_orchestration_schedules (id, project_id{columns}) \
          VALUES ('00000000-0000-4000-8000-{id:012}', 'p{id}'{values})"
