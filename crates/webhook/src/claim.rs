@@ -223,8 +223,10 @@ impl Busy {
     }
 }
 
-/// Committed means on the disk.
-pub(crate) const DURABLE: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL jit = off; SET LOCAL plan_cache_mode = force_generic_plan";
+/// Committed means on the disk. Joins go row by row, each by its key.
+pub(crate) const DURABLE: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; \
+                                  SET LOCAL enable_mergejoin = off; SET LOCAL jit = off; \
+                                  SET LOCAL plan_cache_mode = force_generic_plan";
 /// What PostgreSQL forgets with its own crash is done once more.
 const QUICK: &str =
     "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL jit = off; SET LOCAL synchronous_commit = off";

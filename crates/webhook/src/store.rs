@@ -165,15 +165,14 @@ pub(crate) async fn deliver(
 const DELIVER: &str = "\
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now), lots AS MATERIALIZED (
     SELECT id FROM ops.webhook_claims WHERE id = ANY($3::uuid[]) ORDER BY id FOR KEY SHARE
-), found AS MATERIALIZED (
-    SELECT o.at, e.* FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::int[], $5::text[], $6::text[], $7::bigint[])
+), ends AS MATERIALIZED (
+    SELECT e.* FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::int[], $5::text[], $6::text[], $7::bigint[])
         AS e (id, ticket, lot, status, response, address, took)
-    CROSS JOIN LATERAL (SELECT ctid AS at FROM ops.webhook_open w WHERE w.id = e.id AND w.ticket = e.ticket OFFSET 0) o
-    WHERE e.lot IN (SELECT id FROM lots)
+    WHERE e.lot = ANY (ARRAY(SELECT id FROM lots))
 ), done AS (
-    DELETE FROM ops.webhook_open o USING found f WHERE o.ctid = f.at AND o.ticket = f.ticket
+    DELETE FROM ops.webhook_open o USING ends e WHERE o.id = e.id AND o.ticket = e.ticket
     RETURNING o.id, o.endpoint_id, o.event_seq, o.tenant, o.event_id, o.event_type, o.attempts, o.replays, o.created_at,
-        f.status, f.response, f.address, f.took
+        e.status, e.response, e.address, e.took
 ), kept AS (
     INSERT INTO ops.webhook_ended (id, endpoint_id, event_seq, tenant, event_id, event_type, state, attempts, last_status, replays,
         created_at, ended_at, response, address, duration_ms)
