@@ -28,7 +28,7 @@ use voiceai_queue::outbox::{self, Relay, RelaySettings, Wakeups};
 use voiceai_queue::{Client, QueueError};
 use voiceai_redis::Redis;
 use voiceai_runtime::Vitals;
-use voiceai_service::{Context, Secrets, patiently};
+use voiceai_service::{Context, Secrets, patiently, while_leading};
 
 use crate::admin::{Admin, CheckContexts};
 use crate::jobs::backup::{self, BackupContext};
@@ -292,7 +292,8 @@ fn start_leader_chores(
     let chores = Chores::new(client, context.pool.clone(), context.settings.clone());
     let (vitals, told, stop) = (context.vitals.clone(), tenure.clone(), stopping.clone());
     context.shutdown.spawn_restarting("leader chores", move || {
-        chores.clone().run(told.clone(), stop.clone(), vitals.register("leader chores", STORE_BOUND))
+        let pulse = vitals.register("leader chores", STORE_BOUND);
+        while_leading(chores.clone(), told.clone(), stop.clone(), pulse, chores::EVERY)
     });
     let (vitals, stop) = (context.vitals.clone(), stopping.clone());
     context
@@ -311,7 +312,7 @@ fn start_backup_watch(
     let (vitals, stop) = (context.vitals.clone(), stopping.clone());
     context.shutdown.spawn_restarting("backup watch", move || {
         let pulse = vitals.register("backup watch", backup::WATCH_EVERY + STORE_BOUND);
-        watch.clone().run(tenure.clone(), stop.clone(), pulse)
+        while_leading(watch.clone(), tenure.clone(), stop.clone(), pulse, backup::WATCH_EVERY)
     });
 }
 

@@ -3,17 +3,15 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
-use voiceai_postgres::{PgPool, Tenure};
+use voiceai_postgres::PgPool;
 use voiceai_queue::{Client, OutboxGauges, QueueGauges, QueueLimits, outbox};
-use voiceai_runtime::Pulse;
+use voiceai_service::Rounds;
 
 use crate::operate::limits;
 use crate::settings::TaskerSettings;
 
 /// How often the rows are compared with Redis.
-const EVERY: Duration = Duration::from_secs(5);
+pub(super) const EVERY: Duration = Duration::from_secs(5);
 /// Longest time for one round; a store that hangs is left and tried again.
 const ROUND_MAX: Duration = Duration::from_secs(60);
 
@@ -28,56 +26,7 @@ pub(super) struct Chores {
     troubled: bool,
 }
 
-impl Chores {
-    pub(super) fn new(client: Client, pool: PgPool, settings: TaskerSettings) -> Self {
-        Self {
-            client,
-            pool,
-            settings,
-            gauges: QueueGauges::new(),
-            outbox: OutboxGauges::new(),
-            troubled: false,
-        }
-    }
-
-    /// Runs until `stopping`, whenever `tenure` says that this process leads.
-    pub(super) async fn run(
-        mut self,
-        mut tenure: watch::Receiver<Option<Tenure>>,
-        stopping: CancellationToken,
-        pulse: Pulse,
-    ) {
-        let mut election_is_over = false;
-        while !stopping.is_cancelled() {
-            pulse.beat();
-            let leads = tenure.borrow_and_update().as_ref().is_some_and(Tenure::is_trusted);
-            let mut wait = EVERY;
-            if leads {
-                // What is the leader's alone is not reported for a moment longer, whatever a store keeps this round from.
-                tokio::select! {
-                    () = stopping.cancelled() => break,
-                    changed = tenure.changed(), if !election_is_over => {
-                        election_is_over = changed.is_err();
-                        continue;
-                    }
-                    until = self.round() => wait = until,
-                }
-            } else {
-                self.gauges.clear();
-                self.outbox.clear();
-            }
-            pulse.beat();
-            tokio::select! {
-                () = stopping.cancelled() => {}
-                () = tokio::time::sleep(wait) => {}
-                changed = tenure.changed(), if !election_is_over => election_is_over = changed.is_err(),
-            }
-        }
-        self.gauges.clear();
-        self.outbox.clear();
-    }
-
-    /// One round, and how long to wait for the next.
+impl Rounds for Chores {
     async fn round(&mut self) -> Duration {
         // Plain statements and single calls: cutting one off leaves nothing behind.
         let done = tokio::time::timeout(ROUND_MAX, self.work()).await;
@@ -97,6 +46,24 @@ impl Chores {
         }
         self.troubled = true;
         EVERY
+    }
+
+    fn silence(&mut self) {
+        self.gauges.clear();
+        self.outbox.clear();
+    }
+}
+
+impl Chores {
+    pub(super) fn new(client: Client, pool: PgPool, settings: TaskerSettings) -> Self {
+        Self {
+            client,
+            pool,
+            settings,
+            gauges: QueueGauges::new(),
+            outbox: OutboxGauges::new(),
+            troubled: false,
+        }
     }
 
     async fn work(&mut self) -> Result<Duration, limits::MirrorError> {

@@ -7,8 +7,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use voiceai_platform::certificates::{self, CertificateSettings};
 use voiceai_postgres::{PgPool, Tenure};
-use voiceai_runtime::{LeaderGauge, Pulse};
-use voiceai_service::Context;
+use voiceai_runtime::LeaderGauge;
+use voiceai_service::{Context, Rounds, while_leading};
 
 use super::STORE_BOUND;
 use crate::settings::TaskerSettings;
@@ -89,36 +89,6 @@ impl Gauges {
 }
 
 impl Standing {
-    /// Runs until `stopping`, whenever this process leads.
-    async fn run(
-        self,
-        mut tenure: watch::Receiver<Option<Tenure>>,
-        stopping: CancellationToken,
-        pulse: Pulse,
-    ) {
-        let mut election_is_over = false;
-        while !stopping.is_cancelled() {
-            pulse.beat();
-            let leads = tenure.borrow_and_update().as_ref().is_some_and(Tenure::is_trusted);
-            if leads {
-                let looked = tokio::time::timeout(LOOK_MAX, self.look(Timestamp::now())).await;
-                if let Err(problem) = looked.unwrap_or_else(|_| Err(format!("not done within {LOOK_MAX:?}")))
-                {
-                    tracing::warn!(problem, "how recordings and certificates stand cannot be read now");
-                }
-            } else {
-                self.gauges.clear();
-            }
-            pulse.beat();
-            tokio::select! {
-                () = stopping.cancelled() => {}
-                () = tokio::time::sleep(EVERY) => {}
-                changed = tenure.changed(), if !election_is_over => election_is_over = changed.is_err(),
-            }
-        }
-        self.gauges.clear();
-    }
-
     async fn look(&self, now: Timestamp) -> Result<(), String> {
         let gauges = &self.gauges;
         if let Some(bucket) = &self.bucket {
@@ -150,6 +120,20 @@ impl Standing {
     }
 }
 
+impl Rounds for Standing {
+    async fn round(&mut self) -> Duration {
+        let looked = tokio::time::timeout(LOOK_MAX, self.look(Timestamp::now())).await;
+        if let Err(problem) = looked.unwrap_or_else(|_| Err(format!("not done within {LOOK_MAX:?}"))) {
+            tracing::warn!(problem, "how recordings and certificates stand cannot be read now");
+        }
+        EVERY
+    }
+
+    fn silence(&mut self) {
+        self.gauges.clear();
+    }
+}
+
 /// Starts it.
 pub(super) fn start(
     context: &Context<TaskerSettings>,
@@ -166,6 +150,6 @@ pub(super) fn start(
     let (vitals, told, stop) = (context.vitals.clone(), tenure.clone(), stopping.clone());
     context.shutdown.spawn_restarting("standing of recordings and certificates", move || {
         let pulse = vitals.register("standing of recordings and certificates", EVERY + STORE_BOUND);
-        standing.clone().run(told.clone(), stop.clone(), pulse)
+        while_leading(standing.clone(), told.clone(), stop.clone(), pulse, EVERY)
     });
 }

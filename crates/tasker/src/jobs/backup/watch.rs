@@ -7,10 +7,9 @@ use jiff_sqlx::Timestamp as SqlTimestamp;
 use opentelemetry::KeyValue;
 use serde_json::json;
 use sqlx::Row as _;
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
-use voiceai_postgres::{PgPool, Tenure, sqlx};
-use voiceai_runtime::{LeaderGauge, Pulse};
+use voiceai_postgres::{PgPool, sqlx};
+use voiceai_runtime::LeaderGauge;
+use voiceai_service::Rounds;
 
 /// How often the leader looks.
 pub const EVERY: Duration = Duration::from_secs(60);
@@ -48,34 +47,6 @@ impl Watch {
         Self { pool, max_age, targets, age }
     }
 
-    /// Runs until `stopping`, whenever this process leads.
-    pub async fn run(
-        self,
-        mut tenure: watch::Receiver<Option<Tenure>>,
-        stopping: CancellationToken,
-        pulse: Pulse,
-    ) {
-        let mut election_is_over = false;
-        while !stopping.is_cancelled() {
-            pulse.beat();
-            let leads = tenure.borrow_and_update().as_ref().is_some_and(Tenure::is_trusted);
-            if !leads {
-                self.age.clear();
-            } else {
-                match tokio::time::timeout(LOOK_MAX, self.look(Timestamp::now())).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::warn!(%error, "the age of the backups cannot be read now"),
-                    Err(_) => tracing::warn!("the age of the backups was not read within {LOOK_MAX:?}"),
-                }
-            }
-            tokio::select! {
-                () = stopping.cancelled() => {}
-                () = tokio::time::sleep(EVERY) => {}
-                changed = tenure.changed(), if !election_is_over => election_is_over = changed.is_err(),
-            }
-        }
-    }
-
     /// One look: the gauge of each database, and where a proof is overdue a notice a day.
     ///
     /// # Errors
@@ -96,6 +67,21 @@ impl Watch {
             }
         }
         Ok(())
+    }
+}
+
+impl Rounds for Watch {
+    async fn round(&mut self) -> Duration {
+        match tokio::time::timeout(LOOK_MAX, self.look(Timestamp::now())).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the age of the backups cannot be read now"),
+            Err(_) => tracing::warn!("the age of the backups was not read within {LOOK_MAX:?}"),
+        }
+        EVERY
+    }
+
+    fn silence(&mut self) {
+        self.age.clear();
     }
 }
 
