@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use voiceai_aws::{ObjectStore, S3Settings};
+use voiceai_postgres::PgPool;
 use voiceai_runtime::Secret;
 use voiceai_tasker::jobs::backup::{BackupError, Tools, list, run, verify};
 use voiceai_testkit::PostgresServer;
@@ -100,14 +101,18 @@ async fn one_runs_at_a_time_and_a_killed_one_is_cleared_away() {
     let mut bench = Bench::new().await;
     let (folder, tools) = tools_with(STUCK);
     let real = std::mem::replace(&mut bench.ctx.tools, tools);
-    let ctx = bench.ctx.clone();
+    let (mut ctx, url) = (bench.ctx.clone(), bench.database.url.clone());
     // A process that ends in the middle: its runtime goes, and with it the lock's session; nothing is aborted.
     let process = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()
         .expect("a runtime");
-    process.spawn(async move { run(&ctx, None, &CancellationToken::new()).await.map(|_| ()) });
+    process.spawn(async move {
+        // Its own, as a process has it: a connection that was opened here would end with this runtime under the others.
+        ctx.pool = Some(PgPool::connect(&url).await.expect("a pool"));
+        run(&ctx, None, &CancellationToken::new()).await.map(|_| ())
+    });
     exists(&folder.path().join("begun")).await;
     let busy = run(&bench.ctx, None, &never()).await.expect_err("one at a time");
     assert!(
