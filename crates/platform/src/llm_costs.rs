@@ -103,7 +103,8 @@ SELECT $1, at, at + ('1 ' || $4)::interval, organization_id, provider, model, ti
     percentile_disc(0.5) WITHIN GROUP (ORDER BY latency_ms), percentile_disc(0.95) WITHIN GROUP (ORDER BY latency_ms),
     percentile_disc(0.99) WITHIN GROUP (ORDER BY latency_ms), now()
 FROM (
-    SELECT date_trunc($4, created_at, 'UTC') AS at, organization_id, provider::text AS provider, model::text AS model,
+    SELECT date_trunc($4, created_at, 'UTC') AS at, organization_id,
+        COALESCE(provider::text, 'unknown') AS provider, COALESCE(model::text, 'unknown') AS model,
         COALESCE(tier::text, 'unknown') AS tier, COALESCE(request_type::text, 'unknown') AS request_type,
         COALESCE(success, true) AS success, prompt_tokens, completion_tokens, total_tokens,
         estimated_cost_cents AS cents, latency_ms

@@ -201,7 +201,11 @@ fn enrollment(parameter: &str) -> String {
 }
 
 /// When a step is due after the one before it.
-const DELAY: &str = "(n.delay_value || ' ' || n.delay_unit)::interval";
+///
+/// In the units that there are, and no longer than an interval can be: one odd step must not end the statement for all.
+const DELAY: &str = "(LEAST(GREATEST(COALESCE(n.delay_value, 0), 0), 100000) * CASE rtrim(lower(n.delay_unit::text), 's') \
+    WHEN 'second' THEN interval '1 second' WHEN 'minute' THEN interval '1 minute' WHEN 'hour' THEN interval '1 hour' \
+    WHEN 'week' THEN interval '1 week' WHEN 'month' THEN interval '1 month' ELSE interval '1 day' END)";
 
 /// Gives enrollments that are new the time of their first step.
 async fn schedule(session: &mut PgConnection) -> Result<u64, PlatformError> {
@@ -245,9 +249,36 @@ async fn one(
     .await
     .map_err(PlatformError::database(tried))?;
     let Some(due) = due else { return Ok(None) };
-    let mut turn = turn(&due);
+    let turn = match carry_out(upkeep, &mut transaction, &due).await {
+        Ok(turn) => {
+            transaction.commit().await.map_err(PlatformError::database(tried))?;
+            turn
+        }
+        // What the database refuses now it would refuse in every run, and nobody after it would have a turn.
+        Err(error) if error.is_final() => {
+            transaction.rollback().await.map_err(PlatformError::database(tried))?;
+            let mut transaction = begin(session, tried).await?;
+            end(&mut transaction, &due, "failed").await?;
+            transaction.commit().await.map_err(PlatformError::database(tried))?;
+            Turn::Fail(crate::text(&error))
+        }
+        Err(error) => return Err(error),
+    };
+    if let Turn::Fail(reason) = &turn {
+        tracing::warn!(enrollment = %due.id, sequence = %due.sequence_id, step = due.step_order, reason, "a step of a sequence cannot be taken");
+    }
+    Ok(Some(turn))
+}
+
+/// What becomes of an enrollment, written in the transaction that holds it.
+async fn carry_out(
+    upkeep: &Upkeep,
+    transaction: &mut PgConnection,
+    due: &Due,
+) -> Result<Turn, PlatformError> {
+    let mut turn = turn(due);
     if let Turn::Take(action) = &turn
-        && let Err(reason) = take(upkeep, &mut transaction, &due, action).await?
+        && let Err(reason) = take(upkeep, transaction, due, action).await?
     {
         turn = Turn::Fail(reason);
     }
@@ -260,20 +291,16 @@ async fn one(
             sqlx::query(AssertSqlSafe(sql))
                 .bind(&due.id)
                 .bind(at.to_sqlx())
-                .execute(&mut *transaction)
+                .execute(transaction)
                 .await
-                .map_err(PlatformError::database(tried))?;
+                .map_err(PlatformError::database("take a step of a sequence"))?;
         }
-        Turn::Take(_) => step_on(&mut transaction, &due).await?,
-        Turn::Complete => end(&mut transaction, &due, "completed").await?,
-        Turn::Cancel => end(&mut transaction, &due, "cancelled").await?,
-        Turn::Fail(reason) => {
-            tracing::warn!(enrollment = %due.id, sequence = %due.sequence_id, step = due.step_order, reason, "a step of a sequence cannot be taken");
-            end(&mut transaction, &due, "failed").await?;
-        }
+        Turn::Take(_) => step_on(transaction, due).await?,
+        Turn::Complete => end(transaction, due, "completed").await?,
+        Turn::Cancel => end(transaction, due, "cancelled").await?,
+        Turn::Fail(_) => end(transaction, due, "failed").await?,
     }
-    transaction.commit().await.map_err(PlatformError::database(tried))?;
-    Ok(Some(turn))
+    Ok(turn)
 }
 
 /// The inner error is the step's own fault.

@@ -130,6 +130,11 @@ async fn step(context: &RolloutContext) -> Result<Value, PlatformError> {
             tracing::warn!(campaign = campaign.id, reason, "a rollout has nowhere to post its orders");
             stuck.push(json!({ "campaign": campaign.id, "reason": reason }));
         }
+        if campaign.pace.rate == 0 {
+            let reason = "its rollout_rate is not above 0, so that nothing is ordered";
+            tracing::warn!(campaign = campaign.id, reason, "a rollout cannot go on");
+            stuck.push(json!({ "campaign": campaign.id, "reason": reason }));
+        }
         let timeout = context.settings.report_timeout;
         let looked = match rows::look(&context.pool, &campaign, timeout, way.is_ok()).await {
             Ok(looked) => looked,

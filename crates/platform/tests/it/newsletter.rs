@@ -126,3 +126,28 @@ async fn a_step_that_cannot_be_taken_ends_that_enrollment_alone() {
     house.execute("UPDATE newsletter_sequences SET status = 'paused'; UPDATE newsletter_sequence_enrollments SET status = 'active', next_step_at = now()").await;
     assert_eq!(house.run("newsletter.sequences", json!({})).await["cancelled"], 0, "a paused sequence rests");
 }
+
+#[tokio::test]
+async fn one_enrollment_that_cannot_be_written_and_a_delay_beyond_all_bounds_hold_up_nobody() {
+    let house = House::new().await;
+    house
+        .execute(
+            "INSERT INTO newsletter_sequences (name, slug, active_enrollments) VALUES ('q', 'q', 2);
+             INSERT INTO newsletter_sequence_steps (sequence_id, step_order, name, delay_value, delay_unit, action_type, action_config)
+                 SELECT id, 1, 'one', 0, 'days', 'tag', '{\"tag\": \"x\"}'::jsonb FROM newsletter_sequences
+                 UNION ALL SELECT id, 2, 'two', 2147483647, 'weeks', 'tag', '{\"tag\": \"y\"}'::jsonb FROM newsletter_sequences;
+             INSERT INTO newsletter_subscribers (email) VALUES ('bad'), ('good');
+             ALTER TABLE newsletter_subscribers ADD CHECK (email <> 'bad' OR interests IS NULL);
+             INSERT INTO newsletter_sequence_enrollments (sequence_id, subscriber_id, next_step_at)
+                 SELECT q.id, s.id, now() - CASE s.email WHEN 'bad' THEN interval '1 hour' ELSE interval '1 minute' END
+                 FROM newsletter_sequences q, newsletter_subscribers s;",
+        )
+        .await;
+    let result = house.run("newsletter.sequences", json!({})).await;
+    assert_eq!((&result["taken"], &result["failed"]), (&json!(1), &json!(1)), "{result}");
+    let states = "SELECT string_agg(s.email || '=' || e.status || e.current_step, ' ' ORDER BY s.email) \
+         FROM newsletter_sequence_enrollments e JOIN newsletter_subscribers s ON s.id = e.subscriber_id";
+    assert_eq!(house.value(states).await, "bad=failed0 good=active1");
+    assert_eq!(house.value("SELECT active_enrollments FROM newsletter_sequences").await, "1");
+    assert_eq!(house.run("newsletter.sequences", json!({})).await["failed"], 0, "once");
+}
