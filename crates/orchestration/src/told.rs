@@ -14,34 +14,6 @@ const WHOLE_JOB: &str = "orchestrator";
 const CODE_MAX: usize = 50;
 /// Of an error's words.
 const WORDS_MAX: usize = 4_000;
-/// Columns that change as a job goes on; the others are written once, and stay whoever wrote them.
-const JOB_MOVES: &[&str] = &[
-    "status",
-    "started_at",
-    "completed_at",
-    "timeout_at",
-    "duration_ms",
-    "agents_executed",
-    "agents_succeeded",
-    "agents_failed",
-    "tasks_created",
-    "suggestions_created",
-    "error_message",
-    "error_code",
-    "output_summary",
-    "date_updated",
-    "updated_at",
-];
-const PHASE_MOVES: &[&str] = &[
-    "status",
-    "completed_at",
-    "duration_ms",
-    "should_act",
-    "do_nothing_reason",
-    "output_data",
-    "error_message",
-    "error_code",
-];
 /// What points at rows of others: left out where those are not there.
 const REFERENCES: &[&str] =
     &["project_id", "triggered_by_user_id", "parent_job_id", "agent_id", "schedule_id"];
@@ -74,23 +46,34 @@ pub(crate) struct Rows {
     pub(crate) rows: Vec<Map<String, Value>>,
 }
 
+/// A column of theirs and what it is to hold.
+struct Cell {
+    column: &'static str,
+    /// Whether it changes as a job goes on; else it is written once, and stays whoever wrote it.
+    moves: bool,
+    value: Value,
+}
+
+const fn once(column: &'static str, value: Value) -> Cell {
+    Cell { column, moves: false, value }
+}
+
+const fn moving(column: &'static str, value: Value) -> Cell {
+    Cell { column, moves: true, value }
+}
+
 impl Rows {
-    fn new(
-        table: &Table,
-        wanted: &[&'static str],
-        moves: &[&str],
-        mut rows: Vec<Map<String, Value>>,
-    ) -> Self {
-        let columns: Vec<_> = wanted.iter().copied().filter(|column| table.has(column)).collect();
-        for row in &mut rows {
-            row.retain(|column, _| columns.contains(&column.as_str()));
-            for (column, value) in row {
-                if !table.type_of(column).is_some_and(|kind| fits(kind, value)) {
-                    *value = Value::Null;
-                }
-            }
-        }
-        let moves = columns.iter().copied().filter(|column| moves.contains(column)).collect();
+    /// Of rows that name the same columns.
+    fn new(table: &Table, rows: Vec<Vec<Cell>>) -> Self {
+        let has = |cell: &&Cell| table.has(cell.column);
+        let shape: Vec<&Cell> = rows.first().into_iter().flatten().filter(has).collect();
+        let columns = shape.iter().map(|cell| cell.column).collect();
+        let moves = shape.iter().filter(|cell| cell.moves).map(|cell| cell.column).collect();
+        let value = |cell: &Cell| {
+            let taken = table.type_of(cell.column).is_some_and(|kind| fits(kind, &cell.value));
+            (cell.column.to_owned(), if taken { cell.value.clone() } else { Value::Null })
+        };
+        let rows = rows.iter().map(|row| row.iter().filter(has).map(value).collect()).collect();
         Self { columns, moves, rows }
     }
 
@@ -122,73 +105,39 @@ pub(crate) fn job(source: &Source, table: &Table) -> Rows {
     let runs = list(row, "agent_runs");
     let created = of("created_at");
     let input = row.get("input").and_then(Value::as_object).cloned().unwrap_or_default();
-    let mut told = Map::new();
-    let mut tell = |column: &str, value: Value| told.insert(column.to_owned(), value);
-    tell("id", json!(source.id));
-    tell("project_id", of("project_id"));
-    tell("job_type", of("job_type"));
-    tell("triggered_by", of("triggered_by"));
-    tell("triggered_by_user_id", of("user_id"));
-    tell("status", of("status"));
-    tell(
-        "scheduled_at",
-        row.get("slot").filter(|slot| !slot.is_null()).cloned().unwrap_or_else(|| created.clone()),
-    );
-    tell("started_at", of("started_at"));
-    tell("completed_at", of("ended_at"));
-    tell("timeout_at", of("timeout_at"));
-    for column in [
-        "duration_ms",
-        "agents_executed",
-        "agents_succeeded",
-        "agents_failed",
-        "tasks_created",
-        "suggestions_created",
-    ] {
-        tell(column, whole(&of(column)));
-    }
-    tell("error_message", cut(&of("error_message"), WORDS_MAX));
-    tell("error_code", cut(&of("error_code"), CODE_MAX));
-    tell("attempt_number", of("attempt_number"));
-    tell("max_attempts", of("max_attempts"));
-    tell("parent_job_id", json!(source.parent));
-    tell("input_params", Value::Object(input));
-    tell("output_summary", summary(row, &runs));
-    tell("date_created", created.clone());
-    tell("created_at", created);
     let now = of("told_now");
-    tell("date_updated", now.clone());
-    tell("updated_at", now);
-    let wanted = [
-        "id",
-        "project_id",
-        "job_type",
-        "triggered_by",
-        "triggered_by_user_id",
-        "status",
-        "scheduled_at",
-        "started_at",
-        "completed_at",
-        "timeout_at",
-        "duration_ms",
-        "agents_executed",
-        "agents_succeeded",
-        "agents_failed",
-        "tasks_created",
-        "suggestions_created",
-        "error_message",
-        "error_code",
-        "attempt_number",
-        "max_attempts",
-        "parent_job_id",
-        "input_params",
-        "output_summary",
-        "date_created",
-        "created_at",
-        "date_updated",
-        "updated_at",
+    let due = row.get("slot").filter(|slot| !slot.is_null()).cloned().unwrap_or_else(|| created.clone());
+    let count = |column| moving(column, whole(&of(column)));
+    let told = vec![
+        once("id", json!(source.id)),
+        once("project_id", of("project_id")),
+        once("job_type", of("job_type")),
+        once("triggered_by", of("triggered_by")),
+        once("triggered_by_user_id", of("user_id")),
+        moving("status", of("status")),
+        once("scheduled_at", due),
+        moving("started_at", of("started_at")),
+        moving("completed_at", of("ended_at")),
+        moving("timeout_at", of("timeout_at")),
+        count("duration_ms"),
+        count("agents_executed"),
+        count("agents_succeeded"),
+        count("agents_failed"),
+        count("tasks_created"),
+        count("suggestions_created"),
+        moving("error_message", cut(&of("error_message"), WORDS_MAX)),
+        moving("error_code", cut(&of("error_code"), CODE_MAX)),
+        once("attempt_number", of("attempt_number")),
+        once("max_attempts", of("max_attempts")),
+        once("parent_job_id", json!(source.parent)),
+        once("input_params", Value::Object(input)),
+        moving("output_summary", summary(row, &runs)),
+        once("date_created", created.clone()),
+        once("created_at", created),
+        moving("date_updated", now.clone()),
+        moving("updated_at", now),
     ];
-    Rows::new(table, &wanted, JOB_MOVES, vec![told])
+    Rows::new(table, vec![told])
 }
 
 /// What its agents did, in the shape of a job's result.
@@ -229,51 +178,31 @@ pub(crate) fn phases(source: &Source, agents: &BTreeMap<String, Agent>, table: &
         let acts = !matches!(status, "skipped" | "do_nothing");
         let http =
             phase.get("detail").and_then(|detail| detail.get("http_status")).filter(|code| !code.is_null());
-        let mut told = Map::new();
-        let mut tell = |column: &str, value: Value| told.insert(column.to_owned(), value);
-        tell("id", json!(row_id(&format!("{job}:{}", of("id")), is_uuid)));
-        tell("job_id", json!(source.id));
-        tell("project_id", of("project_id"));
-        tell("agent_id", json!(known.map(|agent| &agent.id)));
-        tell("schedule_id", source.row.get("schedule_id").cloned().unwrap_or(Value::Null));
-        tell("agent_slug", json!(slug.unwrap_or(WHOLE_JOB)));
-        tell("agent_name", json!(name));
-        tell("phase", of("phase"));
-        tell("status", json!(status));
-        tell("started_at", of("started_at"));
-        tell("completed_at", of("completed_at"));
-        tell("duration_ms", whole(&of("duration_ms")));
-        tell("should_act", json!(acts));
-        tell("do_nothing_reason", if acts { Value::Null } else { words.clone() });
-        tell("output_data", output(&of("detail"), if status == "failed" { &Value::Null } else { &words }));
-        tell("error_message", if status == "failed" { words } else { Value::Null });
-        tell("error_code", http.map_or(Value::Null, |code| json!(format!("HTTP_{code}"))));
-        tell("date_created", of("started_at"));
-        tell("created_at", of("started_at"));
-        told
+        let has_failed = status == "failed";
+        let words_of = |told: bool| if told { words.clone() } else { Value::Null };
+        vec![
+            once("id", json!(row_id(&format!("{job}:{}", of("id")), is_uuid))),
+            once("job_id", json!(source.id)),
+            once("project_id", of("project_id")),
+            once("agent_id", json!(known.map(|agent| &agent.id))),
+            once("schedule_id", source.row.get("schedule_id").cloned().unwrap_or(Value::Null)),
+            once("agent_slug", json!(slug.unwrap_or(WHOLE_JOB))),
+            once("agent_name", json!(name)),
+            once("phase", of("phase")),
+            moving("status", json!(status)),
+            once("started_at", of("started_at")),
+            moving("completed_at", of("completed_at")),
+            moving("duration_ms", whole(&of("duration_ms"))),
+            moving("should_act", json!(acts)),
+            moving("do_nothing_reason", words_of(!acts)),
+            moving("output_data", output(&of("detail"), &words_of(!has_failed))),
+            moving("error_message", words_of(has_failed)),
+            moving("error_code", http.map_or(Value::Null, |code| json!(format!("HTTP_{code}")))),
+            once("date_created", of("started_at")),
+            once("created_at", of("started_at")),
+        ]
     });
-    let wanted = [
-        "id",
-        "job_id",
-        "project_id",
-        "agent_id",
-        "schedule_id",
-        "agent_slug",
-        "agent_name",
-        "phase",
-        "status",
-        "started_at",
-        "completed_at",
-        "duration_ms",
-        "should_act",
-        "do_nothing_reason",
-        "output_data",
-        "error_message",
-        "error_code",
-        "date_created",
-        "created_at",
-    ];
-    Rows::new(table, &wanted, PHASE_MOVES, rows.collect())
+    Rows::new(table, rows.collect())
 }
 
 /// A phase's details, with its words.
