@@ -7,7 +7,7 @@
 //! So what is claimed follows from two tables. Whoever claims, or gives up what is free, holds [`GATE`] before the statement that
 //! looks, so that it sees what the one before it claimed.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,17 +15,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use jiff::Timestamp;
 use jiff_sqlx::Timestamp as SqlTimestamp;
-use tokio::time::Instant;
-use url::Url;
 use uuid::Uuid;
 use voiceai_postgres::sqlx::pool::PoolConnection;
 use voiceai_postgres::sqlx::postgres::PgRow;
 use voiceai_postgres::sqlx::{self, Connection as _, PgConnection, PgPool, Postgres, Row, Transaction};
-use voiceai_runtime::Secret;
 
 use crate::WebhookSettings;
 use crate::error::WebhookError;
-use crate::signature::Keys;
+use crate::targets::{Target, Targets};
 
 /// Beside an attempt's own limit: the wait for a slot, the body's last seconds, and the end's way into its row.
 pub(crate) const LEASE_ROOM: Duration = Duration::from_secs(30);
@@ -43,18 +40,6 @@ pub(crate) enum Lane {
 
 impl Lane {
     pub(crate) const BOTH: [Self; 2] = [Self::Healthy, Self::Failing];
-}
-
-/// An endpoint as deliveries of one lot need it, made once for all of them.
-#[derive(Debug)]
-pub(crate) struct Target {
-    pub(crate) id: Uuid,
-    /// In words, why nothing can be posted to it.
-    pub(crate) place: Result<(Url, Keys), String>,
-    pub(crate) timeout: Option<Duration>,
-    pub(crate) tenant: Arc<str>,
-    /// How many posts it takes at once.
-    pub(crate) concurrency: usize,
 }
 
 /// An attempt that this process may make.
@@ -104,38 +89,6 @@ impl Spent {
 
     fn forget(&self, gone: &[Uuid]) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|id| !gone.contains(id));
-    }
-}
-
-/// Endpoints that were claimed for lately, as they were then. One that was changed since, and one whose secret ran out, is read again.
-#[derive(Debug, Default)]
-pub(crate) struct Targets(HashMap<Uuid, Kept>);
-
-#[derive(Debug)]
-struct Kept {
-    target: Arc<Target>,
-    version: Timestamp,
-    until: Instant,
-}
-
-/// Longest time that an endpoint is kept, and how many are.
-const TARGET_KEPT: Duration = Duration::from_secs(60);
-const TARGETS_KEPT: usize = 10_000;
-
-impl Targets {
-    fn get(&self, id: Uuid, version: Timestamp, now: Instant) -> Option<&Arc<Target>> {
-        self.0.get(&id).filter(|kept| kept.version == version && kept.until > now).map(|kept| &kept.target)
-    }
-
-    /// Makes room, between two looks: those of one look are all needed.
-    fn shrink(&mut self) {
-        if self.0.len() >= TARGETS_KEPT {
-            self.0.clear();
-        }
-    }
-
-    fn keep(&mut self, target: Target, version: Timestamp, until: Instant) {
-        self.0.insert(target.id, Kept { target: Arc::new(target), version, until });
     }
 }
 
@@ -228,11 +181,8 @@ pub(crate) const DURABLE: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOC
                                   SET LOCAL enable_mergejoin = off; SET LOCAL jit = off; \
                                   SET LOCAL plan_cache_mode = force_generic_plan";
 /// What PostgreSQL forgets with its own crash is done once more.
-const QUICK: &str =
-    "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL jit = off; SET LOCAL synchronous_commit = off";
-/// The same behind the gate. It is taken by a statement of its own: the next one sees what was done before.
-const GATED: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL jit = off; SET LOCAL synchronous_commit = off; \
-                     SET LOCAL plan_cache_mode = force_generic_plan; SELECT pg_advisory_xact_lock(8603390863846894451)";
+const QUICK: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL jit = off; \
+                     SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL synchronous_commit = off";
 
 /// Takes deliveries that are due, endpoints in turn. Not waited for until the disk has it: a claim that is lost with PostgreSQL's crash
 /// is made again, and the first one's end refused.
@@ -247,11 +197,12 @@ pub(crate) async fn claim(
     // A look for those that fail finds few, and says nothing of how much there is to do.
     let busy = room.lane == Lane::Failing && claimer.busy.is_kept();
     let mut connection = claimer.busy.take(pool, tried).await?;
-    let mut transaction = match connection.begin_with(GATED).await {
-        Ok(transaction) => transaction,
+    let mut transaction = connection.begin_with(QUICK).await.map_err(WebhookError::database(tried))?;
+    match sqlx::query(GATE).execute(&mut *transaction).await {
+        Ok(_) => {}
         Err(error) if is_lock_timeout(&error) => return Ok(Look { shut: true, ..Look::default() }),
         Err(error) => return Err(WebhookError::database(tried)(error)),
-    };
+    }
     let rows = sqlx::query(CLAIM)
         .bind(number(room.limit))
         .bind(room.lane == Lane::Failing)
@@ -270,27 +221,8 @@ pub(crate) async fn claim(
         .await
         .map_err(WebhookError::database(tried))?;
     let read = |error| WebhookError::database(tried)(error);
-    let now = Instant::now();
-    claimer.targets.shrink();
-    let mut unknown = HashSet::new();
-    for row in &rows {
-        if let (Some(endpoint), version) =
-            (row.try_get::<Option<Uuid>, _>(2).map_err(read)?, version(row, 8).map_err(read)?)
-            && claimer.targets.get(endpoint, version, now).is_none()
-        {
-            unknown.insert(endpoint);
-        }
-    }
-    if !unknown.is_empty() {
-        let found = sqlx::query(TARGETS)
-            .bind(Vec::from_iter(unknown))
-            .fetch_all(&mut *transaction)
-            .await
-            .map_err(read)?;
-        for row in &found {
-            keep(&mut claimer.targets, row, settings, now).map_err(read)?;
-        }
-    }
+    let seen: Result<Vec<_>, _> = rows.iter().filter_map(seen).collect();
+    claimer.targets.refresh(&mut transaction, &seen.map_err(read)?, settings).await.map_err(read)?;
     transaction.commit().await.map_err(read)?;
     claimer.busy.keep(connection, if busy { BUSY } else { rows.len() });
     claimer.spent.forget(&spent);
@@ -303,11 +235,13 @@ fn number(count: usize) -> i64 {
 
 /// Another held what was waited for, for longer than a session waits.
 fn is_lock_timeout(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "55P03")
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03")
 }
 
-fn version(row: &PgRow, at: usize) -> Result<Timestamp, sqlx::Error> {
-    Ok(row.try_get::<Option<SqlTimestamp>, _>(at)?.map(SqlTimestamp::to_jiff).unwrap_or_default())
+/// The endpoint of a row, and its version.
+fn seen(row: &PgRow) -> Option<Result<(Uuid, Timestamp), sqlx::Error>> {
+    let read = || Ok((row.try_get::<Option<Uuid>, _>(2)?, row.try_get::<Option<SqlTimestamp>, _>(8)?));
+    read().map(|(id, version)| Some((id?, version?.to_jiff()))).transpose()
 }
 
 fn look(rows: &[PgRow], lot: Uuid, claimer: &Claimer) -> Result<Look, sqlx::Error> {
@@ -321,12 +255,12 @@ fn look(rows: &[PgRow], lot: Uuid, claimer: &Claimer) -> Result<Look, sqlx::Erro
     for row in rows {
         let endpoint: Uuid = row.try_get(2)?;
         // One that was removed in between takes its deliveries with it, and one that was changed is as it is now.
-        let Some(kept) = claimer.targets.0.get(&endpoint) else { continue };
+        let Some(target) = claimer.targets.get(endpoint) else { continue };
         look.claimed.push(Claimed {
             id: row.try_get(1)?,
             ticket: row.try_get(3)?,
             lot: Arc::clone(&lot),
-            target: Arc::clone(&kept.target),
+            target: Arc::clone(target),
             attempt_no: row.try_get(4)?,
             rung: u32::try_from(row.try_get::<i32, _>(5)?).unwrap_or(0),
             event_id: row.try_get(6)?,
@@ -335,39 +269,6 @@ fn look(rows: &[PgRow], lot: Uuid, claimer: &Claimer) -> Result<Look, sqlx::Erro
     }
     Ok(look)
 }
-
-fn keep(
-    targets: &mut Targets,
-    row: &PgRow,
-    settings: &WebhookSettings,
-    now: Instant,
-) -> Result<(), sqlx::Error> {
-    let (id, url, secrets): (Uuid, String, Option<Vec<String>>) =
-        (row.try_get(0)?, row.try_get(2)?, row.try_get(4)?);
-    let timeout: Option<i32> = row.try_get(3)?;
-    let place = Url::parse(&url).map_err(|error| format!("the URL: {error}")).and_then(|url| {
-        let keys = Keys::new(secrets.unwrap_or_default().into_iter().map(Secret::new).collect());
-        keys.map(|keys| (url, keys)).map_err(|error| format!("nothing can be signed: {error}"))
-    });
-    let timeout = timeout.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0)));
-    let left: Option<f64> = row.try_get(5)?;
-    let left = left.map_or(TARGET_KEPT, |left| Duration::try_from_secs_f64(left).unwrap_or_default());
-    let tenant: String = row.try_get(6)?;
-    let own: Option<i32> = row.try_get(7)?;
-    let concurrency = own.and_then(|own| u32::try_from(own).ok()).unwrap_or(settings.endpoint_concurrency);
-    let concurrency = usize::try_from(concurrency).unwrap_or(usize::MAX);
-    let target = Target { id, place, timeout, tenant: tenant.into(), concurrency };
-    targets.keep(target, version(row, 1)?, now + left.min(TARGET_KEPT));
-    Ok(())
-}
-
-const TARGETS: &str = "\
-SELECT e.id, e.updated_at, e.url, e.timeout_ms, s.secrets, s.seconds, e.tenant, e.concurrency
-FROM ops.webhook_endpoints e, LATERAL (
-    SELECT array_agg(s.secret ORDER BY s.number DESC) AS secrets,
-        extract(epoch FROM min(s.expires_at) - clock_timestamp())::float8 AS seconds
-    FROM ops.webhook_secrets s WHERE s.endpoint_id = e.id AND (s.expires_at IS NULL OR s.expires_at > clock_timestamp())) s
-WHERE e.id = ANY($1)";
 
 // `loaded` walks from endpoint to endpoint over the index of what is open, so that a long backlog of one costs no more than a short one.
 // What is claimed lies at the front of an endpoint's deliveries and is stepped over; how much that is, is bounded by what may be

@@ -23,6 +23,7 @@ pub mod sending;
 mod settings;
 mod signature;
 mod store;
+mod targets;
 mod tls;
 mod wake;
 

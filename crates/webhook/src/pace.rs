@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::claim::{Claimed, Share};
+use crate::queue::UnderWay;
 
 /// By so much the rounds grow.
 const GROWTH: usize = 4;
@@ -32,14 +33,10 @@ struct Pace {
 pub(crate) struct Paces(HashMap<Uuid, Pace>);
 
 impl Paces {
-    /// What the next look may claim, given how many of each endpoint wait or are being posted, and since when the oldest waits.
-    pub(crate) fn shares(
-        &mut self,
-        under_way: &HashMap<Uuid, (usize, Option<Instant>)>,
-        now: Instant,
-    ) -> HashMap<Uuid, Share> {
+    /// Before a look: judges the last one by how many of each endpoint wait or are being posted, and since when the oldest waits.
+    pub(crate) fn judge(&mut self, under_way: &HashMap<Uuid, UnderWay>, now: Instant) {
         self.0.retain(|id, pace| {
-            let (count, oldest) = under_way.get(id).copied().unwrap_or_default();
+            let UnderWay { count, oldest } = under_way.get(id).copied().unwrap_or_default();
             if oldest.is_some_and(|since| now.duration_since(since) >= SLOW) {
                 pace.rounds = 1;
             } else if pace.claimed && 2 * count <= pace.limit.saturating_mul(pace.rounds) {
@@ -47,7 +44,11 @@ impl Paces {
             }
             pace.claimed || count > 0
         });
-        let share = |(id, (count, _)): (&Uuid, &(usize, _))| (*id, Share { under_way: *count, rounds: 1 });
+    }
+
+    /// What a look may claim.
+    pub(crate) fn shares(&self, under_way: &HashMap<Uuid, UnderWay>) -> HashMap<Uuid, Share> {
+        let share = |(id, one): (&Uuid, &UnderWay)| (*id, Share { under_way: one.count, rounds: 1 });
         let mut shares: HashMap<Uuid, Share> = under_way.iter().map(share).collect();
         for (id, pace) in &self.0 {
             shares.entry(*id).or_insert(Share { under_way: 0, rounds: 1 }).rounds = pace.rounds;
@@ -75,8 +76,9 @@ mod tests {
 
     fn look(paces: &mut Paces, count: usize, waited: Duration, claims: bool) -> usize {
         let (id, now) = (Uuid::from_u128(1), Instant::now() + SLOW);
-        let under_way = HashMap::from([(id, (count, Some(now - waited)))]);
-        let rounds = paces.shares(&under_way, now)[&id].rounds;
+        let under_way = HashMap::from([(id, UnderWay { count, oldest: Some(now - waited) })]);
+        paces.judge(&under_way, now);
+        let rounds = paces.shares(&under_way)[&id].rounds;
         paces.looked(if claims { vec![sample(1, "a", 4, "")] } else { Vec::new() }.as_slice());
         rounds
     }
@@ -99,7 +101,7 @@ mod tests {
         let mut paces = Paces::default();
         look(&mut paces, 0, Duration::ZERO, true);
         paces.looked(&[]);
-        assert!(paces.shares(&HashMap::new(), Instant::now()).is_empty());
-        assert!(paces.0.is_empty());
+        paces.judge(&HashMap::new(), Instant::now());
+        assert!(paces.0.is_empty() && paces.shares(&HashMap::new()).is_empty());
     }
 }

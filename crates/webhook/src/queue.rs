@@ -23,6 +23,15 @@ pub(crate) struct Waiting {
     pub(crate) since: Instant,
 }
 
+/// What a process has of an endpoint.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct UnderWay {
+    /// Those that wait for a slot and those that are being posted.
+    pub(crate) count: usize,
+    /// Since when the oldest of them waits.
+    pub(crate) oldest: Option<Instant>,
+}
+
 /// Claims of both lanes. Cheap to clone; clones are one queue.
 #[derive(Debug, Clone)]
 pub(crate) struct Queue(Arc<Mutex<Held>>);
@@ -145,12 +154,12 @@ impl Queue {
         (turns.waiting, turns.bytes)
     }
 
-    /// By endpoint, how many wait or are being posted, and since when the oldest waits.
-    pub(crate) fn under_way(&self) -> HashMap<Uuid, (usize, Option<Instant>)> {
+    /// By endpoint; those that have nothing are not in it.
+    pub(crate) fn under_way(&self) -> HashMap<Uuid, UnderWay> {
         let count = |(id, endpoint): (&Uuid, &Endpoint)| {
             let waiting: usize = endpoint.lines.iter().map(|line| line.waiting.len()).sum();
             let oldest = endpoint.lines.iter().filter_map(|line| Some(line.waiting.front()?.since)).min();
-            (*id, (endpoint.posting + waiting, oldest))
+            (*id, UnderWay { count: endpoint.posting + waiting, oldest })
         };
         self.held().endpoints.iter().map(count).collect()
     }
@@ -375,10 +384,10 @@ mod tests {
     fn what_waits_and_what_is_posted_is_under_way() {
         let queue = queue(&[(1, "a", 9), (1, "a", 9)]);
         let posting = next(&queue, HEALTHY).unwrap();
-        let (count, oldest) = queue.under_way()[&Uuid::from_u128(1)];
-        assert!(count == 2 && oldest.is_some());
+        let one = queue.under_way()[&Uuid::from_u128(1)];
+        assert!(one.count == 2 && one.oldest.is_some());
         let last = next(&queue, HEALTHY).unwrap();
-        assert_eq!(queue.under_way()[&Uuid::from_u128(1)], (2, None));
+        assert_eq!(queue.under_way()[&Uuid::from_u128(1)], UnderWay { count: 2, oldest: None });
         drop((posting, last));
         assert!(queue.under_way().is_empty());
     }

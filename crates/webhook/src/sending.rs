@@ -13,7 +13,7 @@ use uuid::Uuid;
 use voiceai_postgres::PgPool;
 use voiceai_runtime::{Backoff, Pulse, random_unit};
 
-use crate::claim::{self, Busy, Claimed, Claimer, Lane, Room, Spent, Targets};
+use crate::claim::{self, Busy, Claimed, Claimer, Lane, Room, Spent};
 use crate::error::{WebhookError, chain};
 use crate::ledger::{self, Entry, Ledger, Writer};
 use crate::pace::Paces;
@@ -21,6 +21,7 @@ use crate::post::{Answer, Client, Failure, Request};
 use crate::queue::{Posting, Queue, Waiting};
 use crate::retry::{Policy, Step};
 use crate::store::{self, End, Ended};
+use crate::targets::Targets;
 use crate::{Wake, WebhookSettings, metrics};
 
 /// What a failing endpoint may take of the slots, as a part of them that is added.
@@ -30,6 +31,8 @@ const BREATH: Duration = Duration::from_millis(5);
 /// So many times the slots are claimed beside those that are posted: a slot that comes free has its next one at once, ends are
 /// committed while others are posted, and what a look costs for itself is shared by many.
 const AHEAD: usize = 40;
+/// Room for less than this part of the claims is a few.
+const FEW: usize = 8;
 /// Most bytes of bodies that wait for a slot; one that is larger waits alone.
 const AHEAD_BYTES: usize = 32 * 1024 * 1024;
 /// Longest wait of a claim for a slot. Beyond it, it is given back: an attempt has to end within its claim.
@@ -57,6 +60,7 @@ struct Shared {
 struct Slots {
     /// Of claims: those that wait for a slot and those whose end is being committed included.
     claims: Arc<Semaphore>,
+    most: usize,
     /// Of posts.
     posts: Arc<Semaphore>,
     /// While more than these wait for a slot, nothing more is claimed: one large lot costs less than two small ones. Half of what
@@ -68,6 +72,7 @@ impl Slots {
     fn new(posts: usize, ahead: usize) -> Self {
         Self {
             claims: Arc::new(Semaphore::new(posts + ahead)),
+            most: posts + ahead,
             posts: Arc::new(Semaphore::new(posts)),
             low: AtomicUsize::new(0),
         }
@@ -243,14 +248,20 @@ struct Found {
 /// Claims what a lane has room for, and begins it.
 async fn fill(shared: &Arc<Shared>, looks: &mut Looks, lane: Lane) -> Result<Found, WebhookError> {
     let slots = shared.slots(lane);
-    let (limit, (waiting, bytes)) = (slots.claims.available_permits(), shared.queue.waiting(lane));
+    let (limit, ready) = (slots.claims.available_permits(), shared.queue.ready(lane));
+    let (waiting, bytes) = shared.queue.waiting(lane);
     let bytes = AHEAD_BYTES.saturating_sub(bytes);
-    if limit == 0 || bytes == 0 || shared.queue.ready(lane) > slots.low.load(Ordering::Relaxed) {
+    // Ends that are being written give room for more soon: a look for a few would cost as much.
+    let few = ready > 0 && limit < slots.most / FEW;
+    if limit == 0 || bytes == 0 || few || ready > slots.low.load(Ordering::Relaxed) {
         pump(shared, lane);
         return Ok(Found { claimed: waiting, whole: true });
     }
-    let now = Instant::now();
-    let room = Room { lane, limit, bytes, shares: looks.paces.shares(&shared.queue.under_way(), now) };
+    let under_way = shared.queue.under_way();
+    if lane == Lane::Healthy {
+        looks.paces.judge(&under_way, Instant::now());
+    }
+    let room = Room { lane, limit, bytes, shares: looks.paces.shares(&under_way) };
     let look = claim::claim(&shared.pool, &shared.settings, &mut looks.claimer, &room).await?;
     if !look.shut {
         looks.failing = look.failing;
@@ -274,8 +285,7 @@ async fn fill(shared: &Arc<Shared>, looks: &mut Looks, lane: Lane) -> Result<Fou
 /// Begins as much of what waits as there are slots.
 fn pump(shared: &Arc<Shared>, lane: Lane) {
     let slots = shared.slots(lane);
-    let (waiting, _) = shared.queue.waiting(lane);
-    for _ in 0..waiting {
+    for _ in 0..shared.queue.ready(lane) {
         let Ok(slot) = Arc::clone(&slots.posts).try_acquire_owned() else { return };
         shared.attempts.spawn(work_off(Arc::clone(shared), lane, slot));
     }

@@ -110,6 +110,34 @@ async fn a_lot_of_another_process_counts_against_the_limits_until_it_expires() {
     assert_eq!(stage.state(endpoint).await.waiting, 10);
 }
 
+/// A process that is stopped between its claim and its commit keeps everybody from claiming, until PostgreSQL ends its session.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_another_holds_the_gate_it_is_looked_again_and_again() {
+    let first = Stage::new(&[]).await.pool.clone();
+    let hurry = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET lock_timeout = ''50ms''', current_database()); END $$";
+    sqlx::raw_sql(hurry).execute(&first).await.unwrap();
+    let pool = PgPool::connect_with((*first.connect_options()).clone()).await.unwrap();
+    let stage = Stage::on(pool, &[]);
+    let receiver = Receiver::always(Act::Answer(200, Vec::new())).await;
+    let endpoint = stage.endpoint("t", &receiver.url("/"), &[]).await;
+    stage.emit("t", "e").await;
+    let mut holder = first.begin().await.unwrap();
+    sqlx::raw_sql("SELECT pg_advisory_xact_lock(8603390863846894451)").execute(&mut *holder).await.unwrap();
+    stage.work();
+    let waits = "SELECT query_start::text FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()";
+    let seen = std::sync::Mutex::new(std::collections::HashSet::new());
+    wait_until(PATIENCE, "several looks", async || {
+        let now: Vec<String> = query_scalar(waits).fetch_all(&first).await.unwrap();
+        let mut seen = seen.lock().unwrap();
+        seen.extend(now);
+        seen.len() >= 3
+    })
+    .await;
+    assert!(receiver.got().is_empty());
+    holder.rollback().await.unwrap();
+    stage.until(endpoint, "delivered").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_secret_signs_the_very_next_delivery() {
     let stage = Stage::new(&[]).await;
