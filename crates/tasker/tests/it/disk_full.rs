@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use voiceai_postgres::sqlx::{self, PgPool};
 use voiceai_testkit::{Exit, PostgresServer, Process, Program, wait_for, wait_until};
 
-use crate::small_disk::{SmallDisk, fill, make_room, prepare_filler};
+use crate::small_disk::{SmallDisk, fill, prepare_filler};
 use crate::stage::{PATIENCE, Stage, answer};
 
 /// As PostgreSQL says it.
@@ -25,7 +25,7 @@ struct Crowded {
     pool: PgPool,
     url: String,
     _server: PostgresServer,
-    _disk: SmallDisk,
+    disk: SmallDisk,
 }
 
 impl Crowded {
@@ -40,7 +40,7 @@ impl Crowded {
         let pool = PgPool::connect(&url).await.unwrap();
         voiceai_postgres::migrate(&pool, voiceai_postgres::ALL).await.unwrap();
         prepare_filler(&pool).await;
-        Some(Self { stage: Stage::new().await, pool, url, _server: server, _disk: disk })
+        Some(Self { stage: Stage::new().await, pool, url, _server: server, disk })
     }
 
     fn program(&self) -> Program {
@@ -143,7 +143,7 @@ async fn webhooks_that_were_told_before_the_disk_was_full_are_delivered_once_the
     Crowded::has_said(&tasker, "voiceai_webhook").await;
     assert_eq!(tasker.exit(), None, "a full disk ends no process");
 
-    make_room(&crowded.pool).await;
+    crowded.disk.make_room(&crowded.pool).await;
     wait_for(RECOVERY, "all that was told is delivered", async || {
         let open =
             crowded.count("SELECT count(*) FROM ops.webhook_deliveries WHERE state <> 'delivered'").await;
@@ -200,7 +200,7 @@ async fn notices_that_were_told_before_the_disk_was_full_arrive_once_there_is_ro
     Crowded::has_said(&tasker, "NotificationService: a notice waits for PostgreSQL").await;
     assert_eq!(tasker.exit(), None, "a full disk ends no process");
 
-    make_room(&crowded.pool).await;
+    crowded.disk.make_room(&crowded.pool).await;
     wait_for(RECOVERY, "every notice is posted", async || {
         let have = came.lock().unwrap().len();
         if have == TOLD { Ok(()) } else { Err(format!("{have} of {TOLD}")) }

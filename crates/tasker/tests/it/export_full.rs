@@ -10,7 +10,7 @@ use voiceai_tasker::jobs::export::{Export, Format, create, get};
 use voiceai_testkit::{PostgresServer, S3, TcpProxy, wait_for, wait_until};
 
 use crate::export_bench::Bench;
-use crate::small_disk::{self, SmallDisk, make_room};
+use crate::small_disk::{self, SmallDisk};
 use crate::stage::PATIENCE;
 
 /// A server whose tables of orders and backups lie on the small disk, beside something that fills it.
@@ -78,7 +78,7 @@ async fn a_database_that_is_full_loses_no_order_and_takes_it_up_again() {
         another.unwrap_err().to_string().contains("No space left on device"),
         "an order that is not kept is refused"
     );
-    make_room(&pool).await;
+    disk.make_room(&pool).await;
     let end = bench.run(&order).await;
     assert!(matches!(end, Inline::Done(Some(_))), "{end:?}");
     assert_eq!((look(&pool, &order).await.row_count, bench.s3.keys().await.len()), (Some(30_000), 1));
@@ -102,7 +102,7 @@ async fn a_backup_is_stored_although_its_row_finds_no_room() {
     assert_eq!(known, 0, "there was no room for the row");
     let listed = voiceai_tasker::jobs::backup::list(&ctx, 10, None).await.unwrap().backups;
     assert_eq!(listed.iter().map(|entry| entry.keys.id()).collect::<Vec<_>>(), [taken.id.as_str()]);
-    make_room(&pool).await;
+    disk.make_room(&pool).await;
     assert!(voiceai_tasker::jobs::backup::verify(&ctx, "latest", &never).await.unwrap().proved);
 }
 
@@ -132,7 +132,7 @@ async fn an_export_whose_end_finds_no_room_is_made_again_and_leaves_one_object()
     assert_eq!(look(&pool, &order).await.status, "PROCESSING", "its end could not be written");
     assert_eq!(bench.s3.keys().await.len(), 1, "it was stored in vain");
 
-    make_room(&pool).await;
+    disk.make_room(&pool).await;
     let made = wait_for(PATIENCE, "the order is taken up once its claim is over", async || {
         match bench.run(&order).await {
             Inline::Done(Some(_)) => Ok(look(&pool, &order).await),
@@ -175,7 +175,7 @@ async fn a_backup_whose_end_finds_no_room_is_stored_once_and_known_once_there_is
     assert_eq!(state().await, ["running"], "its end could not be written");
     let listed = voiceai_tasker::jobs::backup::list(&ctx, 10, None).await.unwrap().backups;
     assert_eq!(listed.iter().map(|entry| entry.keys.id()).collect::<Vec<_>>(), [taken.id.as_str()]);
-    make_room(&pool).await;
+    disk.make_room(&pool).await;
     assert!(voiceai_tasker::jobs::backup::verify(&ctx, "latest", &never).await.unwrap().proved);
     assert_eq!(s3.unfinished_uploads().await, 0);
     // The next one, which knows that nobody else is at work, finds it whole: it was not a failure.

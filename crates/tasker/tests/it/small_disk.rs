@@ -5,7 +5,12 @@ use std::process::Command;
 
 use tempfile::TempDir;
 use voiceai_postgres::sqlx::{self, PgPool};
+use voiceai_testkit::wait_for;
 
+use crate::stage::PATIENCE;
+
+/// What is thrown overboard first where room is made, in bytes.
+const BALLAST: usize = 256 * 1024;
 /// What fills the disk: rows that are never moved aside.
 const FILLER: &str = "CREATE TABLE public.filler (text text) TABLESPACE small; ALTER TABLE public.filler ALTER text SET STORAGE plain";
 
@@ -23,19 +28,37 @@ impl SmallDisk {
             eprintln!("skipped: no file system may be mounted here, so no disk can be made full");
             return None;
         }
-        let given = Command::new("chown").arg("postgres:").arg(folder.path()).status();
+        let disk = Self(folder);
+        std::fs::create_dir(disk.space()).unwrap();
+        let given = Command::new("chown").arg("postgres:").arg(disk.space()).status();
         assert!(given.is_ok_and(|status| status.success()), "PostgreSQL may not write there");
-        Some(Self(folder))
+        std::fs::write(disk.ballast(), vec![1; BALLAST]).unwrap();
+        Some(disk)
     }
 
     /// Makes the tablespace `small` of it.
     pub(crate) async fn tablespace(&self, pool: &PgPool) {
-        let small = format!("CREATE TABLESPACE small LOCATION '{}'", self.path().display());
+        let small = format!("CREATE TABLESPACE small LOCATION '{}'", self.space().display());
         sqlx::query(sqlx::AssertSqlSafe(small)).execute(pool).await.unwrap();
     }
 
-    fn path(&self) -> PathBuf {
-        self.0.path().to_owned()
+    fn space(&self) -> PathBuf {
+        self.0.path().join("space")
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.0.path().join("ballast")
+    }
+
+    /// Room for everything again, once.
+    pub(crate) async fn make_room(&self, pool: &PgPool) {
+        // Emptying the table would need room for another file, and even dropping it may need some.
+        std::fs::remove_file(self.ballast()).unwrap();
+        wait_for(PATIENCE, "the filler is dropped", async || {
+            sqlx::query("DROP TABLE public.filler").execute(pool).await.map_err(|error| error.to_string())
+        })
+        .await;
+        prepare_filler(pool).await;
     }
 }
 
@@ -71,11 +94,4 @@ pub(crate) async fn until_full(pool: &PgPool, statement: &str) {
         }
     }
     panic!("there is no end of room for {statement}");
-}
-
-/// Room for everything again.
-pub(crate) async fn make_room(pool: &PgPool) {
-    // Emptying it would need room for another file first.
-    sqlx::query("DROP TABLE public.filler").execute(pool).await.unwrap();
-    prepare_filler(pool).await;
 }
