@@ -179,10 +179,7 @@ async fn a_clock_that_was_never_set_and_what_no_attempt_can_write() {
     let row = "SELECT json_build_array(status, ended_at IS NOT NULL, duration_seconds)::text FROM calls";
     assert_eq!(stage.value(row).await, json!(["completed", true, null]), "no call of a lifetime");
 
-    let sql = format!(
-        "UPDATE calls SET ended_at = NULL, status = 'active'; ALTER TABLE calls ADD CHECK (status <> 'completed')"
-    );
-    stage.database.execute(&sql).await;
+    stage.database.execute("UPDATE calls SET ended_at = NULL, status = 'active'; ALTER TABLE calls ADD CHECK (status <> 'completed')").await;
     let error = discarded(stage.run("post-call", json!({ "call_id": CALL })).await);
     assert!(error.contains("close the platform's record of a call"), "{error}");
     for field in ["recording_key", "tenant", "status"] {
