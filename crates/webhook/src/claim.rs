@@ -18,7 +18,7 @@ use jiff_sqlx::Timestamp as SqlTimestamp;
 use uuid::Uuid;
 use voiceai_postgres::sqlx::pool::PoolConnection;
 use voiceai_postgres::sqlx::postgres::PgRow;
-use voiceai_postgres::sqlx::{self, Connection as _, PgConnection, PgPool, Postgres, Row, Transaction};
+use voiceai_postgres::sqlx::{self, Connection as _, PgPool, Postgres, Row, Transaction};
 
 use crate::WebhookSettings;
 use crate::error::WebhookError;
@@ -176,12 +176,13 @@ impl Busy {
     }
 }
 
-/// Committed means on the disk. Joins go row by row, each by its key.
+/// Committed means on the disk. Joins go row by row, each by its key; there is memory enough for the tickets of all lots, however many
+/// the planner takes them for.
 pub(crate) const DURABLE: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; \
-                                  SET LOCAL enable_mergejoin = off; SET LOCAL jit = off; \
+                                  SET LOCAL enable_mergejoin = off; SET LOCAL jit = off; SET LOCAL work_mem = '64MB'; \
                                   SET LOCAL plan_cache_mode = force_generic_plan";
 /// What PostgreSQL forgets with its own crash is done once more.
-const QUICK: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL jit = off; \
+const QUICK: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL jit = off; SET LOCAL work_mem = '64MB'; \
                      SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL synchronous_commit = off";
 
 /// Takes deliveries that are due, endpoints in turn. Not waited for until the disk has it: a claim that is lost with PostgreSQL's crash
@@ -279,7 +280,7 @@ fn look(rows: &[PgRow], lot: Uuid, claimer: &Claimer) -> Result<Look, sqlx::Erro
 // Endpoints share the look evenly; what one leaves, the next look finds. A tenant's room is filled in turn, each endpoint's first before
 // anybody's second, and so is the look where it cannot take all; what is sorted for that is only what has to be.
 // The subqueries with OFFSET 0 leave no plan but one look by key for each row.
-// There is a row also when nothing was claimed: it tells whether anything is failing.
+// There is a row also when nothing was claimed: it tells whether there is anything to do for those that fail.
 const CLAIM: &str = "\
 WITH RECURSIVE clock AS MATERIALIZED (SELECT clock_timestamp() AS now), loaded (id) AS (
     (SELECT endpoint_id FROM ops.webhook_open ORDER BY endpoint_id LIMIT 1)
@@ -305,7 +306,7 @@ WITH RECURSIVE clock AS MATERIALIZED (SELECT clock_timestamp() AS now), loaded (
     WHERE e.state = 'active' AND (e.failures > 0) = $2 AND (e.resting_until IS NULL OR e.resting_until <= now)
 ), roomy AS MATERIALIZED (
     SELECT k.*, dense_rank() OVER (ORDER BY k.tenant) AS tenant_no,
-        COALESCE(c.count, 0) AS crowd, $4 * CASE WHEN $2 THEN 1 ELSE COALESCE(c.rounds, 1) END AS tenant_limit,
+        COALESCE(c.count, 0) AS crowd, $4 * COALESCE(c.rounds, 1) AS tenant_limit,
         k.limit * CASE WHEN $2 OR b.others > 0 THEN 1 ELSE COALESCE(b.rounds, 1) END - COALESCE(b.mine + b.others, 0) AS room
     FROM known k LEFT JOIN busy b ON b.endpoint_id = k.id LEFT JOIN crowd c ON c.tenant = k.tenant
 ), ready AS MATERIALIZED (
@@ -344,7 +345,8 @@ WITH RECURSIVE clock AS MATERIALIZED (SELECT clock_timestamp() AS now), loaded (
     DELETE FROM ops.webhook_claims WHERE id = ANY($12)
 ), failing AS MATERIALIZED (
     SELECT EXISTS (SELECT FROM ops.webhook_endpoints e, clock WHERE e.failures > 0 AND e.state = 'active'
-        AND (e.resting_until IS NULL OR e.resting_until <= now)) AS any
+        AND (e.resting_until IS NULL OR e.resting_until <= now)
+        AND EXISTS (SELECT FROM ops.webhook_open o WHERE o.endpoint_id = e.id AND o.due_at <= now)) AS any
 )
 SELECT failing.any, c.id, c.endpoint_id, c.ticket, c.attempts + 1, c.rung, c.event_id, c.body, c.updated_at
 FROM failing LEFT JOIN (
@@ -390,43 +392,73 @@ UPDATE ops.webhook_open o SET ticket = DEFAULT FROM back WHERE o.ctid = back.at 
 /// Takes back what processes held that are gone, or too slow to be waited for. Answers how many deliveries.
 pub(crate) async fn take_back(pool: &PgPool) -> Result<u64, WebhookError> {
     let tried = "take back webhook deliveries of processes that are gone";
-    let mut transaction = begin(pool, DURABLE, tried).await?;
-    let done =
-        sqlx::query(TAKE_BACK).execute(&mut *transaction).await.map_err(WebhookError::database(tried))?;
-    transaction.commit().await.map_err(WebhookError::database(tried))?;
-    Ok(done.rows_affected())
+    let mut all = 0;
+    loop {
+        let mut transaction = begin(pool, DURABLE, tried).await?;
+        let row = sqlx::query(TAKE_BACK).bind(LOTS).fetch_one(&mut *transaction).await;
+        let row = row.map_err(WebhookError::database(tried))?;
+        transaction.commit().await.map_err(WebhookError::database(tried))?;
+        let count = |at: usize| row.try_get::<i64, _>(at).map_err(WebhookError::database(tried));
+        all += u64::try_from(count(1)?).unwrap_or(0);
+        if count(0)? < LOTS {
+            return Ok(all);
+        }
+    }
 }
 
+/// Most lots that are taken back in one statement.
+const LOTS: i64 = 10;
+
+// Each draws another ticket, so that nothing the process still does with the old one meets it. The tickets are named by themselves: a row
+// that is locked beside a lot would carry all of the lot with it.
 const TAKE_BACK: &str = "\
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now), expired AS MATERIALIZED (
     SELECT c.id, c.deliveries, c.tickets, c.claimed_at FROM ops.webhook_claims c, clock
-    WHERE c.expires_at < now LIMIT 10 FOR UPDATE OF c SKIP LOCKED
+    WHERE c.expires_at < now ORDER BY c.expires_at LIMIT $1 FOR UPDATE OF c SKIP LOCKED
+), named AS MATERIALIZED (
+    SELECT d.id, d.ticket, x.claimed_at FROM expired x CROSS JOIN LATERAL unnest(x.deliveries, x.tickets) AS d (id, ticket)
 ), lost AS MATERIALIZED (
-    SELECT o.id, x.claimed_at FROM expired x CROSS JOIN LATERAL unnest(x.deliveries, x.tickets) AS d (id, ticket)
-    JOIN ops.webhook_open o ON o.id = d.id AND o.ticket = d.ticket FOR UPDATE OF o
+    SELECT o.id, n.claimed_at FROM named n JOIN ops.webhook_open o ON o.id = n.id AND o.ticket = n.ticket FOR UPDATE OF o
 ), back AS (
-    UPDATE ops.webhook_open o SET attempts = o.attempts + 1 FROM lost WHERE o.id = lost.id RETURNING o.id, o.attempts, lost.claimed_at
+    UPDATE ops.webhook_open o SET ticket = DEFAULT, attempts = o.attempts + 1 FROM lost WHERE o.id = lost.id
+    RETURNING o.id, o.attempts, lost.claimed_at
+), told AS (
+    INSERT INTO ops.webhook_failures (delivery_id, attempt_no, started_at, ended_at, outcome, error)
+    SELECT id, attempts, claimed_at, now, 'lost', 'the process ended before it could say what came of it' FROM back, clock
+    ON CONFLICT DO NOTHING
 ), gone AS (
     DELETE FROM ops.webhook_claims WHERE id IN (SELECT id FROM expired)
 )
-INSERT INTO ops.webhook_failures (delivery_id, attempt_no, started_at, ended_at, outcome, error)
-SELECT id, attempts, claimed_at, now, 'lost', 'the process ended before it could say what came of it' FROM back, clock
-ON CONFLICT DO NOTHING";
+SELECT (SELECT count(*) FROM expired), (SELECT count(*) FROM back)";
 
-/// Ends what waits for an endpoint that was disabled, but for what is claimed. Answers how many deliveries.
-///
-/// Within the transaction that disabled it, and nothing else follows in it but the commit.
-pub(crate) async fn give_up(connection: &mut PgConnection, endpoint: Uuid) -> Result<u64, sqlx::Error> {
-    sqlx::query(GATE).execute(&mut *connection).await?;
-    Ok(sqlx::query(GIVE_UP).bind(endpoint).execute(connection).await?.rows_affected())
+/// Ends what waits for an endpoint that is disabled, but for what is claimed. Answers how many deliveries. A large backlog goes in
+/// parts, so that nobody waits long at the gate.
+pub(crate) async fn give_up(pool: &PgPool, endpoint: Uuid) -> Result<u64, WebhookError> {
+    let tried = "give up webhooks of a disabled endpoint";
+    let mut all = 0;
+    loop {
+        let mut transaction = begin(pool, DURABLE, tried).await?;
+        sqlx::query(GATE).execute(&mut *transaction).await.map_err(WebhookError::database(tried))?;
+        let done = sqlx::query(GIVE_UP).bind(endpoint).bind(GIVEN_UP).execute(&mut *transaction).await;
+        let count = done.map_err(WebhookError::database(tried))?.rows_affected();
+        transaction.commit().await.map_err(WebhookError::database(tried))?;
+        all += count;
+        if count < GIVEN_UP.unsigned_abs() {
+            return Ok(all);
+        }
+    }
 }
 
+/// Most deliveries that are given up in one statement.
+const GIVEN_UP: i64 = 5_000;
+
 const GIVE_UP: &str = "\
-WITH over AS (
-    DELETE FROM ops.webhook_open o USING ops.webhook_endpoints e
-    WHERE e.id = $1 AND e.state = 'disabled' AND o.endpoint_id = e.id
+WITH waiting AS MATERIALIZED (
+    SELECT o.id FROM ops.webhook_endpoints e, ops.webhook_open o WHERE e.id = $1 AND e.state = 'disabled' AND o.endpoint_id = e.id
         AND o.ticket NOT IN (SELECT unnest(tickets) FROM ops.webhook_claims)
-    RETURNING o.*
+    LIMIT $2
+), over AS (
+    DELETE FROM ops.webhook_open o USING waiting w WHERE o.id = w.id RETURNING o.*
 )
 INSERT INTO ops.webhook_ended (id, endpoint_id, event_seq, tenant, event_id, event_type, state, attempts, dead_reason,
     last_status, last_error, replays, created_at, ended_at)

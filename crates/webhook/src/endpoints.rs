@@ -264,7 +264,6 @@ pub async fn enable(pool: &PgPool, id: Uuid) -> Result<(), WebhookError> {
 /// [`WebhookError::NoEndpoint`]; else as the database says.
 pub async fn disable(pool: &PgPool, id: Uuid, by: &str, reason: &str) -> Result<u64, WebhookError> {
     let tried = "disable a webhook endpoint";
-    let mut transaction = pool.begin().await.map_err(WebhookError::database(tried))?;
     let off = sqlx::query(
         "UPDATE ops.webhook_endpoints SET state = 'disabled', disabled_reason = $2, disabled_by = $3, \
              disabled_at = now(), updated_at = now() WHERE id = $1",
@@ -272,15 +271,13 @@ pub async fn disable(pool: &PgPool, id: Uuid, by: &str, reason: &str) -> Result<
     .bind(id)
     .bind(reason)
     .bind(by)
-    .execute(&mut *transaction)
+    .execute(pool)
     .await
     .map_err(WebhookError::database(tried))?;
     if off.rows_affected() == 0 {
         return Err(WebhookError::NoEndpoint(id));
     }
-    let dead = give_up(&mut transaction, id).await.map_err(WebhookError::database(tried))?;
-    transaction.commit().await.map_err(WebhookError::database(tried))?;
-    Ok(dead)
+    give_up(pool, id).await
 }
 
 /// Removes an endpoint with its secrets, deliveries and attempts.

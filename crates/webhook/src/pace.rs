@@ -33,17 +33,32 @@ struct Pace {
 pub(crate) struct Paces(HashMap<Uuid, Pace>);
 
 impl Paces {
-    /// Before a look: judges the last one by how many of each endpoint wait or are being posted, and since when the oldest waits.
-    pub(crate) fn judge(&mut self, under_way: &HashMap<Uuid, UnderWay>, now: Instant) {
+    /// Before a look: judges the last one by how many of each endpoint wait or are being posted.
+    pub(crate) fn judge(&mut self, under_way: &HashMap<Uuid, UnderWay>) {
         self.0.retain(|id, pace| {
-            let UnderWay { count, oldest } = under_way.get(id).copied().unwrap_or_default();
-            if oldest.is_some_and(|since| now.duration_since(since) >= SLOW) {
-                pace.rounds = 1;
-            } else if pace.claimed && 2 * count <= pace.limit.saturating_mul(pace.rounds) {
+            let count = under_way.get(id).map_or(0, |one| one.count);
+            if pace.claimed && 2 * count <= pace.limit.saturating_mul(pace.rounds) {
                 pace.rounds = (GROWTH * pace.rounds).min(ROUNDS_MAX);
             }
             pace.claimed || count > 0
         });
+    }
+
+    /// Endpoints that were claimed too far ahead: what waits of them belongs to nobody again, and they begin with one round.
+    pub(crate) fn slow(&mut self, under_way: &HashMap<Uuid, UnderWay>, now: Instant) -> Vec<Uuid> {
+        let waits = |id| under_way.get(id).and_then(|one: &UnderWay| one.oldest);
+        let slow: Vec<Uuid> = self
+            .0
+            .iter()
+            .filter(|(id, pace)| {
+                pace.rounds > 1 && waits(id).is_some_and(|since| now.duration_since(since) >= SLOW)
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for id in &slow {
+            self.0.remove(id);
+        }
+        slow
     }
 
     /// What a look may claim.
@@ -77,7 +92,9 @@ mod tests {
     fn look(paces: &mut Paces, count: usize, waited: Duration, claims: bool) -> usize {
         let (id, now) = (Uuid::from_u128(1), Instant::now() + SLOW);
         let under_way = HashMap::from([(id, UnderWay { count, oldest: Some(now - waited) })]);
-        paces.judge(&under_way, now);
+        let slow = paces.slow(&under_way, now);
+        assert_eq!(slow.len(), usize::from(waited >= SLOW));
+        paces.judge(&under_way);
         let rounds = paces.shares(&under_way)[&id].rounds;
         paces.looked(if claims { vec![sample(1, "a", 4, "")] } else { Vec::new() }.as_slice());
         rounds
@@ -101,7 +118,7 @@ mod tests {
         let mut paces = Paces::default();
         look(&mut paces, 0, Duration::ZERO, true);
         paces.looked(&[]);
-        paces.judge(&HashMap::new(), Instant::now());
+        paces.judge(&HashMap::new());
         assert!(paces.0.is_empty() && paces.shares(&HashMap::new()).is_empty());
     }
 }

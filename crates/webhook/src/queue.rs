@@ -123,7 +123,7 @@ impl Queue {
     /// How many of a lane may be posted before anything that waits for its endpoint or its tenant.
     pub(crate) fn ready(&self, lane: Lane) -> usize {
         let held = self.held();
-        let tenants = held.tenants.values().filter(|tenant| tenant.posting < held.tenant_limit);
+        let tenants = held.tenants.values().filter(|tenant| tenant.has_room(lane, held.tenant_limit));
         let endpoints = tenants.flat_map(|tenant| &tenant.turns[lane as usize]);
         let lines = endpoints.filter_map(|id| held.endpoints.get(id));
         lines.map(|endpoint| endpoint.lines[lane as usize].waiting.len()).sum()
@@ -180,10 +180,10 @@ impl Held {
 
     fn list_tenant(&mut self, lane: Lane, name: &Arc<str>) {
         let Some(tenant) = self.tenants.get_mut(name) else { return };
-        let lane = lane as usize;
-        if !tenant.listed[lane] && !tenant.turns[lane].is_empty() && tenant.posting < self.tenant_limit {
-            tenant.listed[lane] = true;
-            self.lanes[lane].tenants.push_back(Arc::clone(name));
+        let at = lane as usize;
+        if !tenant.listed[at] && !tenant.turns[at].is_empty() && tenant.has_room(lane, self.tenant_limit) {
+            tenant.listed[at] = true;
+            self.lanes[at].tenants.push_back(Arc::clone(name));
         }
     }
 
@@ -193,7 +193,7 @@ impl Held {
             let name = self.lanes[lane as usize].tenants.pop_front()?;
             let Some(tenant) = self.tenants.get_mut(&name) else { continue };
             tenant.listed[lane as usize] = false;
-            if tenant.posting >= self.tenant_limit {
+            if !tenant.has_room(lane, self.tenant_limit) {
                 continue;
             }
             let Some(id) = tenant.turns[lane as usize].pop_front() else { continue };
@@ -249,23 +249,42 @@ impl Held {
         }
     }
 
-    /// Takes out what `wanted` says. Places that were given for it are found empty when their turn comes.
+    /// Takes out what `wanted` says, and the places of what has nothing left.
     fn remove(&mut self, wanted: impl Fn(Uuid, &Waiting) -> bool) -> Vec<Waiting> {
         let mut removed = Vec::new();
         for (id, endpoint) in &mut self.endpoints {
-            for (line, turns) in endpoint.lines.iter_mut().zip(&mut self.lanes) {
+            for ((line, turns), lane) in endpoint.lines.iter_mut().zip(&mut self.lanes).zip(Lane::BOTH) {
+                let before = removed.len();
                 // Older ones stand in front.
                 while let Some(one) = line.waiting.pop_front_if(|one| wanted(*id, one)) {
                     turns.waiting -= 1;
                     turns.bytes -= one.claimed.body.len();
                     removed.push(one);
                 }
+                if line.waiting.is_empty()
+                    && line.listed
+                    && let Some(one) = removed.get(before)
+                    && let Some(tenant) = self.tenants.get_mut(&one.claimed.target.tenant)
+                {
+                    line.listed = false;
+                    tenant.turns[lane as usize].retain(|listed| listed != id);
+                }
             }
         }
-        for one in &removed {
-            self.forget(one.claimed.target.id, &one.claimed.target.tenant);
+        for target in removed.iter().map(|one| &one.claimed.target) {
+            // A place that was kept for what fails may be free.
+            self.list_tenant(Lane::Healthy, &target.tenant);
+            self.forget(target.id, &target.tenant);
         }
         removed
+    }
+}
+
+impl Tenant {
+    /// What fails has one attempt at a time, in its turn: while one waits, the others leave it a place.
+    fn has_room(&self, lane: Lane, limit: usize) -> bool {
+        let kept = lane == Lane::Healthy && !self.turns[Lane::Failing as usize].is_empty();
+        self.posting + usize::from(kept) < limit
     }
 }
 
@@ -361,11 +380,32 @@ mod tests {
     }
 
     #[test]
+    fn what_fails_is_kept_a_place_beside_a_busy_endpoint_of_its_tenant() {
+        let queue = queue(&[(1, "a", 9), (1, "a", 9), (1, "a", 9)]);
+        let (one, two) = (next(&queue, HEALTHY).unwrap(), next(&queue, HEALTHY).unwrap());
+        push(&queue, Lane::Failing, &[(2, "a", 9)]);
+        assert!(next(&queue, Lane::Failing).is_none(), "both places are taken");
+        drop(one);
+        assert!(next(&queue, HEALTHY).is_none() && queue.ready(HEALTHY) == 0);
+        let failing = next(&queue, Lane::Failing).unwrap();
+        drop(two);
+        assert_eq!(next(&queue, HEALTHY).unwrap().0, 1);
+        drop(failing);
+        push(&queue, HEALTHY, &[(1, "a", 9), (1, "a", 9)]);
+        let busy = next(&queue, HEALTHY).unwrap();
+        push(&queue, Lane::Failing, &[(2, "a", 9)]);
+        assert!(next(&queue, HEALTHY).is_none());
+        assert_eq!(queue.of(Uuid::from_u128(2)).len(), 1);
+        assert_eq!(next(&queue, HEALTHY).unwrap().0, 1, "a place that nobody wants is nobody's");
+        drop(busy);
+    }
+
+    #[test]
     fn what_is_taken_out_is_nobodys_turn() {
         let queue = queue(&[(1, "a", 9), (1, "a", 9), (2, "a", 9), (3, "b", 9)]);
         assert_eq!(queue.of(Uuid::from_u128(1)).len(), 2);
         assert!(queue.of(Uuid::from_u128(1)).is_empty());
-        assert_eq!((order(&queue), queue.waiting(HEALTHY)), (vec![3, 2], (0, 0)));
+        assert_eq!((order(&queue), queue.waiting(HEALTHY)), (vec![2, 3], (0, 0)));
         assert!(queue.older_than(Duration::ZERO).is_empty());
         push(&queue, HEALTHY, &[(1, "a", 9), (5, "c", 9)]);
         assert!(queue.older_than(Duration::from_secs(60)).is_empty());

@@ -35,8 +35,8 @@ const OLD: [&str; 3] = [
      SELECT count(*) FROM old",
 ];
 
-/// Endpoints that are disabled and still have deliveries: some were claimed when it was disabled and came back, or their event was
-/// being written.
+/// Endpoints that are disabled and still have deliveries: they were claimed when it was disabled and came back, or their event was being
+/// written, or whoever disabled it ended before it had given them up.
 const LEFT: &str = "\
 SELECT e.id FROM ops.webhook_endpoints e
 WHERE e.state = 'disabled' AND EXISTS (SELECT FROM ops.webhook_open o WHERE o.endpoint_id = e.id
@@ -118,9 +118,7 @@ impl Retention {
         let endpoints: Vec<Uuid> =
             sqlx::query_scalar(LEFT).fetch_all(&self.pool).await.map_err(WebhookError::database(tried))?;
         for endpoint in endpoints {
-            let mut transaction = self.pool.begin().await.map_err(WebhookError::database(tried))?;
-            claim::give_up(&mut transaction, endpoint).await.map_err(WebhookError::database(tried))?;
-            transaction.commit().await.map_err(WebhookError::database(tried))?;
+            claim::give_up(&self.pool, endpoint).await?;
         }
         Ok(())
     }

@@ -39,6 +39,10 @@ const AHEAD_BYTES: usize = 32 * 1024 * 1024;
 const AHEAD_MAX: Duration = Duration::from_secs(10);
 /// How often failing endpoints are looked for while others keep the worker busy.
 const FAILING_EVERY: Duration = Duration::from_millis(20);
+/// Longest time that they are not looked for because there was no need to look for the others.
+const UNSEEN_MAX: Duration = Duration::from_millis(250);
+/// How often it is looked for what has waited for too long.
+const SLOW_EVERY: Duration = Duration::from_millis(100);
 /// How often it is looked for what dead processes held.
 const TAKE_BACK_EVERY: Duration = Duration::from_secs(5);
 
@@ -85,6 +89,7 @@ struct Looks {
     paces: Paces,
     take_back_at: Instant,
     failing_at: Instant,
+    slow_at: Instant,
     /// The last one found so much that the next need not wait for more to come together.
     flood: bool,
     /// The last one saw an endpoint that is failing and not at rest.
@@ -182,6 +187,7 @@ async fn look_on(shared: &Arc<Shared>, claimer: Claimer, poll: Duration, pulse: 
         paces: Paces::default(),
         take_back_at: now,
         failing_at: now,
+        slow_at: now,
         flood: false,
         failing: true,
     };
@@ -211,17 +217,32 @@ async fn look_on(shared: &Arc<Shared>, claimer: Claimer, poll: Duration, pulse: 
 
 /// Fills the free slots. Answers how long nothing need be looked for unless somebody calls.
 async fn look(shared: &Arc<Shared>, looks: &mut Looks, poll: Duration) -> Result<Duration, WebhookError> {
-    give_back(shared, shared.queue.older_than(AHEAD_MAX));
-    if Instant::now() >= looks.take_back_at {
-        let lost = claim::take_back(&shared.pool).await?;
-        if lost > 0 {
-            tracing::warn!(lost, "webhook deliveries of a process that is gone taken back");
+    let now = Instant::now();
+    if now >= looks.slow_at {
+        // First those that wait for too long: they tell how slow their endpoint is.
+        for endpoint in looks.paces.slow(&shared.queue.under_way(), now) {
+            give_back(shared, shared.queue.of(endpoint));
         }
-        looks.take_back_at = Instant::now() + TAKE_BACK_EVERY;
+        give_back(shared, shared.queue.older_than(AHEAD_MAX));
+        looks.slow_at = now + SLOW_EVERY;
+    }
+    if now >= looks.take_back_at {
+        looks.take_back_at = now + TAKE_BACK_EVERY;
+        match claim::take_back(&shared.pool).await {
+            Ok(0) => {}
+            Ok(lost) => tracing::warn!(lost, "webhook deliveries of a process that is gone taken back"),
+            // What others held must not hold up what is free.
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "webhook deliveries of processes that are gone stay theirs for now");
+            }
+        }
     }
     let mut found = fill(shared, looks, Lane::Healthy).await?;
     looks.flood = 2 * found.claimed >= shared.settings.concurrency;
-    if looks.failing && (found.claimed == 0 || Instant::now() >= looks.failing_at) {
+    let now = Instant::now();
+    // Only a claim learns whether there is anything for those that fail.
+    let unseen = !found.looked && now >= looks.failing_at + UNSEEN_MAX;
+    if unseen || looks.failing && (found.claimed == 0 || now >= looks.failing_at) {
         let more = fill(shared, looks, Lane::Failing).await?;
         looks.failing_at = Instant::now() + FAILING_EVERY;
         found.claimed += more.claimed;
@@ -241,6 +262,8 @@ async fn look(shared: &Arc<Shared>, looks: &mut Looks, poll: Duration) -> Result
 /// What came of a look for one lane.
 struct Found {
     claimed: usize,
+    /// False: there was no need to, or no room.
+    looked: bool,
     /// False: another process looked at the same moment.
     whole: bool,
 }
@@ -255,11 +278,11 @@ async fn fill(shared: &Arc<Shared>, looks: &mut Looks, lane: Lane) -> Result<Fou
     let few = ready > 0 && limit < slots.most / FEW;
     if limit == 0 || bytes == 0 || few || ready > slots.low.load(Ordering::Relaxed) {
         pump(shared, lane);
-        return Ok(Found { claimed: waiting, whole: true });
+        return Ok(Found { claimed: waiting, looked: false, whole: true });
     }
     let under_way = shared.queue.under_way();
     if lane == Lane::Healthy {
-        looks.paces.judge(&under_way, Instant::now());
+        looks.paces.judge(&under_way);
     }
     let room = Room { lane, limit, bytes, shares: looks.paces.shares(&under_way) };
     let look = claim::claim(&shared.pool, &shared.settings, &mut looks.claimer, &room).await?;
@@ -269,7 +292,7 @@ async fn fill(shared: &Arc<Shared>, looks: &mut Looks, lane: Lane) -> Result<Fou
             looks.paces.looked(&look.claimed);
         }
     }
-    let found = Found { claimed: look.claimed.len(), whole: !look.shut };
+    let found = Found { claimed: look.claimed.len(), looked: true, whole: !look.shut };
     // Only this loop takes claims, so each has its permit.
     let since = Instant::now();
     let waiting = look.claimed.into_iter().filter_map(|claimed| {
@@ -461,6 +484,11 @@ async fn failed(shared: &Shared, claimed: &Claimed, ended: &Ended) {
     if !written.ours {
         ledger::refused(claimed);
         return;
+    }
+    if written.disabled.is_some()
+        && let Err(error) = claim::give_up(&shared.pool, claimed.target.id).await
+    {
+        tracing::warn!(error = %chain(&error), "what waits for a disabled webhook endpoint is given up later");
     }
     let dead = matches!(ended.end, End::Dead { .. });
     metrics::get().ended(ended.outcome, ended.took, dead, written.disabled.is_some());

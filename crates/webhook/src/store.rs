@@ -6,7 +6,7 @@ use std::time::Duration;
 use uuid::Uuid;
 use voiceai_postgres::sqlx::{self, Connection as _, PgPool, Row};
 
-use crate::claim::{Busy, Claimed, DURABLE, begin, give_up};
+use crate::claim::{Busy, Claimed, DURABLE, begin};
 use crate::error::WebhookError;
 use crate::retry::Policy;
 
@@ -87,15 +87,12 @@ pub(crate) async fn fail(
         ours: row.try_get("ours").map_err(WebhookError::database(tried))?,
         disabled: row.try_get("disabled").map_err(WebhookError::database(tried))?,
     };
-    if written.disabled.is_some() {
-        give_up(&mut transaction, claimed.target.id).await.map_err(WebhookError::database(tried))?;
-    }
     transaction.commit().await.map_err(WebhookError::database(tried))?;
     Ok(written)
 }
 
 // The lot is locked against whoever takes it back: while it stands, its deliveries are ours. When the endpoint is disabled, by 410 or by
-// its long failure, this delivery is dead with it; what waits follows it. A replay brings them back.
+// its long failure, this delivery is dead with it; what waits is given up afterwards. A replay brings them back.
 const FAIL: &str = "\
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now), lot AS MATERIALIZED (
     SELECT id FROM ops.webhook_claims WHERE id = $2 FOR KEY SHARE
@@ -181,6 +178,6 @@ WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now), lots AS MATERIALIZ
     FROM done, clock
 ), recovered AS (
     UPDATE ops.webhook_endpoints e SET failures = 0, failing_since = NULL, resting_until = NULL, updated_at = now
-    FROM clock WHERE (e.failures > 0 OR e.resting_until IS NOT NULL) AND e.id IN (SELECT endpoint_id FROM done)
+    FROM clock WHERE (e.failures > 0 OR e.resting_until IS NOT NULL) AND e.id = ANY (ARRAY(SELECT DISTINCT endpoint_id FROM done))
 )
 SELECT COALESCE(array_agg(id), '{}') FROM done";

@@ -1,6 +1,6 @@
 //! What is claimed beyond an endpoint's limit, and what becomes of it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -161,4 +161,115 @@ async fn keep_for(stage: &Stage, keep: Duration, done: impl AsyncFn() -> bool) {
     wait_until(PATIENCE, "the worker to have done it", done).await;
     stopping.cancel();
     worker.await.unwrap();
+}
+
+/// What a process hands back late meets nobody's ticket any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_taken_back_draws_another_ticket() {
+    let stage = Stage::new(&[]).await;
+    let receiver = Receiver::always(Act::Hang).await;
+    stage.endpoint("t", &receiver.url("/"), &[]).await;
+    for n in 0..25 {
+        stage.emit("t", &format!("e{n}")).await;
+    }
+    // A lot for each, as a process leaves them that claimed little at a time.
+    sqlx::raw_sql(
+        "INSERT INTO ops.webhook_claims (id, worker, deliveries, tickets, claimed_at, expires_at) \
+         SELECT gen_random_uuid(), gen_random_uuid(), ARRAY[id], ARRAY[ticket], now(), now() - interval '1 second' FROM ops.webhook_open; \
+         CREATE TABLE before AS SELECT id, ticket FROM ops.webhook_open",
+    )
+    .execute(&stage.pool)
+    .await
+    .unwrap();
+    stage.work();
+    wait_until(PATIENCE, "all of them to be taken back", async || {
+        number(&stage.pool, "SELECT count(*) FROM ops.webhook_failures WHERE outcome = 'lost'").await == 25
+    })
+    .await;
+    let same = "SELECT count(*) FROM ops.webhook_open o JOIN before b ON b.id = o.id AND b.ticket = o.ticket";
+    assert_eq!(number(&stage.pool, same).await, 0);
+    let posts = "SELECT count(*) FROM ops.webhook_failures f JOIN ops.webhook_open o ON o.id = f.delivery_id WHERE o.attempts = 1";
+    assert_eq!(number(&stage.pool, posts).await, 25);
+}
+
+/// A backlog as large as an endpoint may leave when it is gone: it is given up in parts, and nobody waits at the gate meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_backlog_is_given_up_in_parts() {
+    let stage = Stage::new(&[]).await;
+    let endpoint = stage.endpoint("t", "http://127.0.0.1:1/", &[]).await;
+    stage.emit("t", "e").await;
+    sqlx::raw_sql(
+        "INSERT INTO ops.webhook_open (id, endpoint_id, event_seq, tenant, event_id, event_type, bytes, due_at) \
+         SELECT gen_random_uuid(), endpoint_id, event_seq, tenant, event_id, event_type, bytes, due_at \
+         FROM ops.webhook_open, generate_series(1, 12000)",
+    )
+    .execute(&stage.pool)
+    .await
+    .unwrap();
+    assert_eq!(endpoints::disable(&stage.pool, endpoint, "kim", "asked to").await.unwrap(), 12_001);
+    let parts = "SELECT count(DISTINCT xmin::text) FROM ops.webhook_ended";
+    assert_eq!(number(&stage.pool, parts).await, 3);
+}
+
+/// Fast at first, then slow but never failing, with large bodies: what was claimed ahead of it takes the memory of nobody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_becomes_slow_keeps_nobody_from_being_claimed() {
+    let own = [
+        ("WEBHOOK_TIMEOUT", "60s"),
+        ("WEBHOOK_ENDPOINT_CONCURRENCY", "16"),
+        ("WEBHOOK_TENANT_CONCURRENCY", "16"),
+    ];
+    let stage = Stage::new(&own).await;
+    let never = CancellationToken::new();
+    let slow = Receiver::script(move |n, _| if n < 600 { ok() } else { Act::Once(200, never.clone()) }).await;
+    let quick = Receiver::always(ok()).await;
+    stage.endpoint("large", &slow.url("/"), &[]).await;
+    let other = stage.endpoint("other", &quick.url("/"), &[]).await;
+    let large = serde_json::json!({ "text": "x".repeat(250_000) });
+    let small = serde_json::json!({});
+    for n in 0..760 {
+        let data = if n < 600 { &small } else { &large };
+        voiceai_webhook::emit(&stage.pool, "large", "call.ended", &format!("l{n}"), data).await.unwrap();
+    }
+    stage.work();
+    // Much of it is claimed, or was, and came back.
+    let ahead = "SELECT count(*) FROM ops.webhook_open \
+                 WHERE ticket > 760 OR ticket IN (SELECT unnest(tickets) FROM ops.webhook_claims)";
+    wait_until(PATIENCE, "it to become slow", async || {
+        slow.got().len() > 600 && number(&stage.pool, ahead).await >= 100
+    })
+    .await;
+    stage.emit("other", "o").await;
+    let begun = Instant::now();
+    stage.until(other, "delivered").await;
+    assert!(begun.elapsed() < Duration::from_secs(5), "took {:?}", begun.elapsed());
+    wait_until(PATIENCE, "it to hold no more than its limit", async || {
+        number(&stage.pool, ACTIVE).await <= 16
+    })
+    .await;
+}
+
+/// One tenant: an endpoint with a long backlog has claimed more than the tenant's limit, another one fails and is due.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_endpoint_has_its_turn_beside_a_busy_one_of_its_tenant() {
+    let own = [
+        ("WEBHOOK_TENANT_CONCURRENCY", "2"),
+        ("WEBHOOK_ENDPOINT_CONCURRENCY", "2"),
+        ("WEBHOOK_TIMEOUT", "60s"),
+        ("WEBHOOK_RETRY_LADDER", "0s,10ms,10ms,10ms"),
+    ];
+    let stage = Stage::new(&own).await;
+    let busy = Receiver::always(ok()).await;
+    let failing = Receiver::script(|n, _| if n < 2 { Act::Answer(500, Vec::new()) } else { ok() }).await;
+    let long = stage.endpoint("t", &busy.url("/"), &["call.ended"]).await;
+    let broken = stage.endpoint("t", &failing.url("/"), &["call.begun"]).await;
+    for n in 0..1_500 {
+        stage.emit("t", &format!("e{n}")).await;
+    }
+    voiceai_webhook::emit(&stage.pool, "t", "call.begun", "b", &serde_json::json!({})).await.unwrap();
+    stage.work();
+    stage.until(broken, "delivered").await;
+    assert_eq!(failing.got().len(), 3);
+    let left = stage.state(long).await.waiting;
+    assert!(left > 0, "the backlog was gone before: this proves nothing");
 }
