@@ -4,6 +4,7 @@
 //! PostgreSQL alone knows what that is, so neither a crash nor the loss of Redis loses a delivery. A delivery arrives at least
 //! once; its `webhook-id` is the same each time.
 
+mod attempt;
 mod backlog;
 mod claim;
 pub mod deliveries;

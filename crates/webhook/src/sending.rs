@@ -8,21 +8,19 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::Instrument as _;
 use uuid::Uuid;
 use voiceai_postgres::PgPool;
 use voiceai_runtime::{Backoff, Pulse, random_unit};
 
-use crate::claim::{self, Busy, Claimed, Claimer, Lane, Room, Spent};
+use crate::attempt::attempt;
+use crate::claim::{self, Busy, Claimer, Lane, Room, Spent};
 use crate::error::{WebhookError, chain};
-use crate::ledger::{self, Entry, Ledger, Writer};
+use crate::ledger::{Entry, Ledger, Writer};
 use crate::pace::Paces;
-use crate::post::{Answer, Client, Failure, Request};
-use crate::queue::{Posting, Queue, Waiting};
-use crate::retry::{Policy, Step};
-use crate::store::{self, End, Ended};
+use crate::post::Client;
+use crate::queue::{Queue, Waiting};
 use crate::targets::Targets;
-use crate::{Wake, WebhookSettings, metrics};
+use crate::{Wake, WebhookSettings};
 
 /// What a failing endpoint may take of the slots, as a part of them that is added.
 const FAILING_PART: usize = 4;
@@ -36,7 +34,7 @@ const FEW: usize = 8;
 /// Most bytes of bodies that wait for a slot; one that is larger waits alone.
 const AHEAD_BYTES: usize = 32 * 1024 * 1024;
 /// Longest wait of a claim for a slot. Beyond it, it is given back: an attempt has to end within its claim.
-const AHEAD_MAX: Duration = Duration::from_secs(10);
+pub(crate) const AHEAD_MAX: Duration = Duration::from_secs(10);
 /// How often failing endpoints are looked for while others keep the worker busy.
 const FAILING_EVERY: Duration = Duration::from_millis(20);
 /// Longest time that they are not looked for because there was no need to look for the others.
@@ -46,22 +44,23 @@ const SLOW_EVERY: Duration = Duration::from_millis(100);
 /// How often it is looked for what dead processes held.
 const TAKE_BACK_EVERY: Duration = Duration::from_secs(5);
 
-struct Shared {
-    pool: PgPool,
-    client: Client,
-    settings: WebhookSettings,
-    wake: Wake,
-    ledger: Ledger,
-    healthy: Slots,
-    failing: Slots,
-    queue: Queue,
-    attempts: TaskTracker,
-    stopping: CancellationToken,
-    forced: CancellationToken,
+/// What looks and attempts have in common.
+pub(crate) struct Shared {
+    pub(crate) pool: PgPool,
+    pub(crate) client: Client,
+    pub(crate) settings: WebhookSettings,
+    pub(crate) wake: Wake,
+    pub(crate) ledger: Ledger,
+    pub(crate) healthy: Slots,
+    pub(crate) failing: Slots,
+    pub(crate) queue: Queue,
+    pub(crate) attempts: TaskTracker,
+    pub(crate) stopping: CancellationToken,
+    pub(crate) forced: CancellationToken,
 }
 
 /// The slots of one lane.
-struct Slots {
+pub(crate) struct Slots {
     /// Of claims: those that wait for a slot and those whose end is being committed included.
     claims: Arc<Semaphore>,
     most: usize,
@@ -306,7 +305,7 @@ async fn fill(shared: &Arc<Shared>, looks: &mut Looks, lane: Lane) -> Result<Fou
 }
 
 /// Begins as much of what waits as there are slots.
-fn pump(shared: &Arc<Shared>, lane: Lane) {
+pub(crate) fn pump(shared: &Arc<Shared>, lane: Lane) {
     let slots = shared.slots(lane);
     for _ in 0..shared.queue.ready(lane) {
         let Ok(slot) = Arc::clone(&slots.posts).try_acquire_owned() else { return };
@@ -345,7 +344,7 @@ async fn work_off(shared: Arc<Shared>, lane: Lane, mut slot: OwnedSemaphorePermi
 }
 
 /// Hands back what was claimed and not begun. Not waited for: the ledger may be full while PostgreSQL is away.
-fn give_back(shared: &Arc<Shared>, all: Vec<Waiting>) {
+pub(crate) fn give_back(shared: &Arc<Shared>, all: Vec<Waiting>) {
     if all.is_empty() {
         return;
     }
@@ -363,156 +362,5 @@ impl Shared {
             Lane::Healthy => &self.healthy,
             Lane::Failing => &self.failing,
         }
-    }
-}
-
-async fn attempt(shared: &Arc<Shared>, waiting: Waiting, posting: Posting) {
-    let Waiting { mut claimed, claim, since } = waiting;
-    if since.elapsed() >= AHEAD_MAX {
-        shared.ledger.tell(Entry { claimed, ended: None, claim }).await;
-        return;
-    }
-    let span =
-        tracing::info_span!("webhook.attempt", delivery.id = %claimed.id, attempt = claimed.attempt_no);
-    let started = Instant::now();
-    // Cut off, nobody knows whether it arrived: the claim runs out and it is posted again under the same id.
-    let answer = shared.forced.run_until_cancelled(post(shared, &claimed));
-    let Some(posted) = answer.instrument(span.clone()).await else { return };
-    drop(posting);
-    // It may be long until the end is written, and large.
-    claimed.body.clear();
-    let ended = judge(&shared.settings.policy, claimed.rung, posted, started.elapsed());
-    if ended.end == End::Delivered {
-        shared.ledger.tell(Entry { claimed, ended: Some(ended), claim }).await;
-        return;
-    }
-    // What was claimed ahead for it waits with the rest of it: for the pause of its circuit, or until it has worked once.
-    give_back(shared, shared.queue.of(claimed.target.id));
-    // Another may be posted while this one's end is committed.
-    let own = Arc::clone(shared);
-    let failed = async move {
-        failed(&own, &claimed, &ended).await;
-        drop(claim);
-        own.wake.wake();
-    };
-    shared.attempts.spawn(failed.instrument(span));
-}
-
-async fn post(shared: &Shared, claimed: &Claimed) -> Result<Answer, Failure> {
-    let (url, keys) = claimed.target.place.as_ref().map_err(|reason| Failure::Broken(reason.clone()))?;
-    let timeout = claimed.target.timeout.unwrap_or(shared.settings.timeout).min(shared.settings.timeout);
-    let request = Request {
-        url: url.clone(),
-        id: claimed.event_id.clone(),
-        body: claimed.body.clone(),
-        keys: Some(keys.clone()),
-        timeout,
-    };
-    shared.client.post(&request).await
-}
-
-/// What an answer, or the lack of one, means for a delivery that stood on `rung`.
-fn judge(policy: &Policy, rung: u32, posted: Result<Answer, Failure>, took: Duration) -> Ended {
-    let ended = Ended {
-        end: End::Delivered,
-        outcome: "delivered",
-        status: None,
-        error: None,
-        response: None,
-        address: None,
-        retry_after: None,
-        took,
-        rest: None,
-        gone: false,
-    };
-    let after = |wish| match policy.after(rung, wish, random_unit()) {
-        Step::Again(wait) => End::Again { wait },
-        Step::Exhausted => End::Dead { reason: "exhausted" },
-    };
-    match posted {
-        Ok(answer) => {
-            let taken = answer.is_taken();
-            let ended = Ended {
-                status: Some(answer.status),
-                address: Some(answer.address.to_string()),
-                response: (!answer.text.is_empty()).then_some(answer.text),
-                ..ended
-            };
-            if taken {
-                return ended;
-            }
-            let gone = answer.status == 410;
-            let error = match answer.status {
-                410 => "answered 410: it wants no more events".to_owned(),
-                300..=399 => format!("answered {}: redirects are not followed", answer.status),
-                status => format!("answered {status}"),
-            };
-            Ended {
-                end: if gone { End::Dead { reason: "gone" } } else { after(answer.retry_after) },
-                outcome: "refused",
-                error: Some(error),
-                retry_after: answer.retry_after,
-                rest: policy.rest(answer.retry_after),
-                gone,
-                ..ended
-            }
-        }
-        Err(failure) => {
-            Ended { end: after(None), outcome: failure.word(), error: Some(chain(&failure)), ..ended }
-        }
-    }
-}
-
-/// Writes a failure down: until it is written, or the process is forced to end.
-async fn failed(shared: &Shared, claimed: &Claimed, ended: &Ended) {
-    let mut tries = 0;
-    let written = loop {
-        match store::fail(&shared.pool, &shared.settings.policy, claimed, ended).await {
-            Ok(written) => break written,
-            Err(error) if error.is_about_the_data() => {
-                tracing::error!(error = %chain(&error), "the end of a webhook attempt cannot be written");
-                return;
-            }
-            Err(error) => {
-                if !ledger::again(&shared.forced, &error, &mut tries).await {
-                    return;
-                }
-            }
-        }
-    };
-    claimed.is_written();
-    if !written.ours {
-        ledger::refused(claimed);
-        return;
-    }
-    if written.disabled.is_some()
-        && let Err(error) = claim::give_up(&shared.pool, claimed.target.id).await
-    {
-        tracing::warn!(error = %chain(&error), "what waits for a disabled webhook endpoint is given up later");
-    }
-    let dead = matches!(ended.end, End::Dead { .. });
-    metrics::get().ended(ended.outcome, ended.took, dead, written.disabled.is_some());
-    tell(claimed, ended, written.disabled.as_deref());
-}
-
-fn tell(claimed: &Claimed, ended: &Ended, disabled: Option<&str>) {
-    let endpoint = claimed.target.id;
-    let error = ended.error.as_deref().unwrap_or_default();
-    match ended.end {
-        End::Delivered => {}
-        End::Again { wait } => {
-            let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-            tracing::info!(endpoint.id = %endpoint, status = ended.status, wait_ms, "webhook is tried again: {error}");
-        }
-        End::Dead { reason } => {
-            tracing::warn!(endpoint.id = %endpoint, status = ended.status, reason, "webhook given up: {error}");
-        }
-    }
-    if let Some(reason) = disabled {
-        tracing::error!(
-            endpoint.id = %endpoint,
-            reason,
-            "webhook endpoint disabled; `webhook endpoints enable {endpoint}` once it is mended"
-        );
     }
 }
