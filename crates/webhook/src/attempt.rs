@@ -143,8 +143,10 @@ async fn failed(shared: &Shared, claimed: &Claimed, ended: &Ended) {
         ledger::refused(claimed);
         return;
     }
+    // A long backlog does not hold up the process's end: whoever leads then goes on with it.
     if written.disabled.is_some()
-        && let Err(error) = claim::give_up(&shared.pool, claimed.target.id).await
+        && let Some(Err(error)) =
+            shared.stopping.run_until_cancelled(claim::give_up(&shared.pool, claimed.target.id)).await
     {
         tracing::warn!(error = %chain(&error), "what waits for a disabled webhook endpoint is given up later");
     }
