@@ -90,14 +90,7 @@ async fn what_comes_back_to_a_disabled_endpoint_dies_with_the_rest() {
     for n in 0..3 {
         stage.emit("t", &format!("e{n}")).await;
     }
-    sqlx::raw_sql(
-        "INSERT INTO ops.webhook_claims (id, worker, deliveries, tickets, claimed_at, expires_at) \
-         SELECT gen_random_uuid(), gen_random_uuid(), array_agg(id), array_agg(ticket), now(), now() + interval '1 hour' \
-         FROM (SELECT id, ticket FROM ops.webhook_open ORDER BY due_at LIMIT 2) two",
-    )
-    .execute(&stage.pool)
-    .await
-    .unwrap();
+    stage.held_by_another(2, 3_600).await;
     assert_eq!(
         endpoints::disable(&stage.pool, endpoint, "kim", "asked to").await.unwrap(),
         1,

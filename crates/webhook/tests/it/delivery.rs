@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
-use voiceai_postgres::sqlx;
 use voiceai_replay::{Begin, Candidate, Pace, Plan, Stopped, Store, run};
 use voiceai_testkit::wait_until;
 use voiceai_webhook::endpoints::{self, NewEndpoint};
@@ -166,14 +165,7 @@ async fn a_claim_of_a_process_that_is_gone_runs_out_and_is_taken_up_again() {
     let receiver = Receiver::always(ok()).await;
     let endpoint = stage.endpoint("t", &receiver.url("/"), &[]).await;
     stage.emit("t", "e1").await;
-    sqlx::raw_sql(
-        "INSERT INTO ops.webhook_claims (id, worker, deliveries, tickets, claimed_at, expires_at) \
-             SELECT gen_random_uuid(), gen_random_uuid(), array_agg(id), array_agg(ticket), \
-                 now() - interval '1 minute', now() - interval '1 second' FROM ops.webhook_open",
-    )
-    .execute(&stage.pool)
-    .await
-    .unwrap();
+    stage.held_by_another(1, -1).await;
     stage.work();
     let (_, attempts) = stage.until(endpoint, "delivered").await;
     let outcomes: Vec<_> = attempts.iter().map(|attempt| attempt.outcome.clone().unwrap()).collect();

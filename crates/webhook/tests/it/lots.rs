@@ -94,14 +94,7 @@ async fn a_lot_of_another_process_counts_against_the_limits_until_it_expires() {
     for n in 0..10 {
         stage.emit("t", &format!("e{n}")).await;
     }
-    sqlx::raw_sql(
-        "INSERT INTO ops.webhook_claims (id, worker, deliveries, tickets, claimed_at, expires_at) \
-         SELECT gen_random_uuid(), gen_random_uuid(), array_agg(id), array_agg(ticket), now(), now() + interval '1 hour' \
-         FROM (SELECT id, ticket FROM ops.webhook_open ORDER BY due_at LIMIT 2) two",
-    )
-    .execute(&stage.pool)
-    .await
-    .unwrap();
+    stage.held_by_another(2, 3_600).await;
     stage.work();
     wait_until(PATIENCE, "the third one", async || receiver.got().len() == 1).await;
     let active = "SELECT count(*) FROM ops.webhook_deliveries WHERE state = 'active'";

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use voiceai_config::{Binary, Resolved};
 use voiceai_egress::Rule;
 use voiceai_postgres::PgPool;
+use voiceai_postgres::sqlx;
 use voiceai_runtime::Vitals;
 use voiceai_testkit::{database, wait_until};
 use voiceai_webhook::deliveries::{self, AttemptRow, Delivery, Filter};
@@ -102,6 +103,21 @@ impl Stage {
 
     pub(crate) async fn emit(&self, tenant: &str, id: &str) -> u64 {
         emit(&self.pool, tenant, "call.ended", id, &json!({ "call": id })).await.unwrap().deliveries
+    }
+
+    /// One lot of another process: the oldest `count` deliveries, for so many seconds from now; below zero it has run out.
+    pub(crate) async fn held_by_another(&self, count: i64, seconds: i64) {
+        sqlx::query(
+            "INSERT INTO ops.webhook_claims (id, worker, deliveries, tickets, claimed_at, expires_at) \
+             SELECT gen_random_uuid(), gen_random_uuid(), array_agg(id), array_agg(ticket), \
+                 now() - interval '1 minute', now() + $2 * interval '1 second' \
+             FROM (SELECT id, ticket FROM ops.webhook_open ORDER BY due_at LIMIT $1) oldest",
+        )
+        .bind(count)
+        .bind(seconds)
+        .execute(&self.pool)
+        .await
+        .unwrap();
     }
 
     pub(crate) async fn state(&self, endpoint: Uuid) -> Endpoint {
